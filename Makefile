@@ -1,0 +1,64 @@
+# Every target sets itself up in .venv from a fresh clone: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
+# The exact pin: a looser requirement may choose another build of torch, gigabytes larger.
+TORCH := $(shell grep '^torch==' constraints.txt)
+SMOKE := runs/smoke
+SMOKE_TRAINING := training.max_steps=2 training.per_device_train_batch_size=4 data.length=64
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test style quality smoke
+
+help:
+	@echo "make demo     draw a grid of pictures with the packaged model: demo.png"
+	@echo "make test     run the tests, offline"
+	@echo "make style    format the code and fix what ruff can fix"
+	@echo "make quality  check lint, format and the layer contract; change nothing"
+	@echo "make smoke    train every tiny stage for two steps and draw with the result"
+
+demo: $(VENV)/.demo
+	$(BIN)/blip3o-hf demo
+
+test: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+style: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+quality: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+smoke: export HF_HUB_OFFLINE = 1
+smoke: $(VENV)/.demo
+	rm -rf $(SMOKE)
+	$(BIN)/blip3o-hf train recipes/tiny/understanding.yaml output_dir=$(SMOKE)/backbone $(SMOKE_TRAINING)
+	$(BIN)/blip3o-hf train recipes/tiny/encoder.yaml output_dir=$(SMOKE)/encoder $(SMOKE_TRAINING)
+	$(BIN)/blip3o-hf train recipes/tiny/decoder.yaml output_dir=$(SMOKE)/decoder $(SMOKE_TRAINING) \
+		inputs.encoder=$(SMOKE)/encoder
+	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml output_dir=$(SMOKE)/generation $(SMOKE_TRAINING) \
+		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		training.compile_transformer=false
+	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation --steps 2 -o $(SMOKE)/out.png
+
+# One stamp per set of packages; a change of versions or of the package's metadata sets up again.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,49 @@
+"""The command `blip3o-hf`: a parser and thin commands. Nothing heavy is imported before a command runs."""
+
+import argparse
+import sys
+from importlib import import_module
+
+from .. import __version__
+
+COMMANDS = {
+    "demo": "draw a grid of pictures and describe one, with the packaged model",
+    "generate": "draw images from a prompt",
+    "describe": "answer a question about an image",
+    "train": "run one training stage from a recipe",
+    "evaluate": "score a model on the tiny world's held-out prompts and questions",
+    "export": "round a pipeline's weights for shipping",
+    "env": "print versions for a bug report",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command's options."""
+    parser = argparse.ArgumentParser(prog="blip3o-hf", description="BLIP3-o: one model that understands and draws.")
+    parser.add_argument("--version", action="version", version=f"blip3o-hf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = import_module(f".{name}", __name__)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: runs one command; bad input ends it with one line on stderr and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"blip3o-hf {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

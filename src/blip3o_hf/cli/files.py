@@ -1,0 +1,80 @@
+"""Reading and writing files for the commands: checked before any work, and never half-written."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def check_writable(path: str | os.PathLike) -> Path:
+    """
+    The path of a file that can be written.
+
+    Raises:
+        OSError: when it names a folder, or its folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"The output must be a file. {path} is a folder. Add a file name, such as {path}/a.png."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"The output's folder must exist. There is no {path.parent.absolute()}. Create it first."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"The output's folder must be writable. {path.parent.absolute()} is not. Choose another."
+        )
+    return path
+
+
+def check_picture_path(path: str | os.PathLike) -> Path:
+    """
+    As `check_writable`, for a picture.
+
+    Raises:
+        ValueError: when the ending is not one of a picture format.
+    """
+    from PIL import Image
+
+    path = check_writable(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(
+            f"The output must be a picture file. {path.name!r} has no ending of one. Use a name like 'out.png'."
+        )
+    return path
+
+
+def save_picture(image, path: Path) -> None:
+    """Write a PIL image under a temporary name, then rename it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    os.close(handle)
+    try:
+        image.save(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def open_picture(path: str | os.PathLike):
+    """
+    An image as RGB, upright.
+
+    Raises:
+        OSError: when the file does not exist, is empty, or is no picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The image must be a file. There is none at {path.absolute()}. Check the path.")
+    if path.stat().st_size == 0:
+        raise OSError(f"The image must be a picture file. {path} is empty (0 bytes). Save it again.")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise OSError(
+            f"The image must be a picture file. {path} is none that Pillow can read. Use PNG or JPEG."
+        ) from error

@@ -1,0 +1,51 @@
+"""`blip3o-hf generate`: a prompt to one image file or several."""
+
+import argparse
+from pathlib import Path
+
+from .files import check_picture_path, save_picture
+from .models import add_model_argument, load_pipeline
+
+EXAMPLES = """examples:
+  blip3o-hf generate "two red circles" -o out.png
+  blip3o-hf generate "a blue square above a green triangle" -o out.png -n 4 --seed 7 --guidance 3
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("-o", "--output", default="out.png", help="picture file (default: %(default)s)")
+    parser.add_argument(
+        "-n", "--num-images", type=int, default=1, help="images to draw; files are numbered from the second on"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="image i is drawn with seed + i (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
+    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    add_model_argument(parser)
+
+
+def numbered(path: Path, index: int) -> Path:
+    """`out.png`, `out-2.png`, `out-3.png`, ..."""
+    return path if index == 0 else path.with_stem(f"{path.stem}-{index + 1}")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    output = check_picture_path(arguments.output)
+    if arguments.num_images < 1:
+        raise ValueError(f"-n must be at least 1. Got {arguments.num_images}. Use -n 1 for one image.")
+    pipe = load_pipeline(arguments.model)
+
+    import torch
+
+    seeds = [arguments.seed + index for index in range(arguments.num_images)]
+    images = pipe(
+        arguments.prompt,
+        num_images_per_prompt=arguments.num_images,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    ).images
+    for index, image in enumerate(images):
+        save_picture(image, numbered(output, index))
+        print(numbered(output, index))
+    return 0

@@ -1,0 +1,232 @@
+"""What can be said about a scene: prompts with their meaning, and captions that are true by construction."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from .scene import (
+    BACKGROUNDS,
+    HELD_OUT_COMBINATIONS,
+    HELD_OUT_RELATIONS,
+    IMAGE_SIZE,
+    RELATIONS,
+    SEEN_COLORS,
+    SHAPES,
+    SPLITS,
+    Scene,
+    SceneObject,
+    check_choice,
+    is_held_out_text,
+)
+
+GENEVAL_FAMILIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+TRAINING_FAMILIES = (*GENEVAL_FAMILIES, "mixed")
+UNSEEN_FAMILIES = ("unseen_combination", "unseen_relation")
+EVALUATION_FAMILIES = (*GENEVAL_FAMILIES, *UNSEEN_FAMILIES)
+FAMILIES = (*TRAINING_FAMILIES, *UNSEEN_FAMILIES)
+
+NUMBER_WORDS = ("zero", "one", "two", "three", "four")
+OPENERS = ("a picture of", "an image of", "a drawing of", "a photo of", "a painting of")
+_MIXED_COUNTS = ((1, 1, 1), (2, 1), (1, 1, 1, 1), (2, 1, 1), (2, 2), (3, 1))
+_SEEN_COMBINATIONS = tuple((color, shape) for shape in SHAPES for color in SEEN_COLORS[shape])
+_MAX_DRAWS = 1000
+"""Bound of every rejection loop; the acceptance rates here are one in ten or better."""
+
+
+@dataclass(frozen=True)
+class ObjectGroup:
+    """`count` objects of one shape that a prompt asks for; `color` is `None` where any colour will do."""
+
+    shape: str
+    color: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt text with its machine-readable meaning.
+
+    Args:
+        text: Lower-case words without a final period.
+        family: One of `FAMILIES`, the GenEval tag for most.
+        objects: Exactly what the picture must show, in the order of the text; groups never overlap.
+        relation: How the first object stands to the second, or `None`.
+        background: The background asked for, or `None` where any will do.
+    """
+
+    text: str
+    family: str
+    objects: tuple[ObjectGroup, ...]
+    relation: str | None = None
+    background: str | None = None
+
+    @property
+    def num_objects(self) -> int:
+        """How many objects the picture must show."""
+        return sum(group.count for group in self.objects)
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the meaning itself, by combination or relation, is kept from training."""
+        if self.relation is not None:
+            triple = (self.objects[0].shape, self.relation, self.objects[1].shape)
+            if triple in HELD_OUT_RELATIONS:
+                return True
+        return any((group.color, group.shape) in HELD_OUT_COMBINATIONS for group in self.objects)
+
+
+def pick(rng: np.random.Generator, items):
+    """A uniform choice from a sequence, several times faster than `rng.choice`."""
+    return items[int(rng.random() * len(items))]
+
+
+def shuffled(rng: np.random.Generator, items) -> list:
+    """The items in random order."""
+    items = list(items)
+    for i in range(len(items) - 1, 0, -1):
+        j = int(rng.random() * (i + 1))
+        items[i], items[j] = items[j], items[i]
+    return items
+
+
+def plural(shape: str) -> str:
+    """The plural of a shape's name."""
+    return shape + "es" if shape == "cross" else shape + "s"
+
+
+def with_article(words: str) -> str:
+    """The words after "a" or "an"."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def join_phrases(phrases: list[str]) -> str:
+    """`"x, y and z"`."""
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1]
+
+
+def _group_phrase(group: ObjectGroup) -> str:
+    color = f"{group.color} " if group.color else ""
+    if group.count == 1:
+        return with_article(color + group.shape)
+    return f"{NUMBER_WORDS[group.count]} {color}{plural(group.shape)}"
+
+
+def _draw_meaning(rng: np.random.Generator, family: str) -> tuple[tuple[ObjectGroup, ...], str | None]:
+    """The groups and the relation of a new prompt; all are seen ones unless the family says otherwise."""
+    if family == "unseen_combination":
+        color, shape = pick(rng, sorted(HELD_OUT_COMBINATIONS))
+        return (ObjectGroup(shape, color),), None
+    if family == "unseen_relation":
+        a, relation, b = pick(rng, sorted(HELD_OUT_RELATIONS))
+    else:
+        a, b = shuffled(rng, SHAPES)[:2]
+        relation = pick(rng, RELATIONS)
+        while (a, relation, b) in HELD_OUT_RELATIONS:
+            relation = pick(rng, RELATIONS)
+    color_a, color_b = pick(rng, SEEN_COLORS[a]), pick(rng, SEEN_COLORS[b])
+    has_colors = rng.random() < 0.5
+    if family == "single_object":
+        return (ObjectGroup(a),), None
+    if family == "colors":
+        return (ObjectGroup(a, color_a),), None
+    if family == "two_object":
+        return (ObjectGroup(a), ObjectGroup(b)), None
+    if family == "counting":
+        return (ObjectGroup(a, color_a if has_colors else None, pick(rng, (2, 3, 4))),), None
+    if family == "color_attr":
+        color_b = pick(rng, [color for color in SEEN_COLORS[b] if color != color_a])
+        return (ObjectGroup(a, color_a), ObjectGroup(b, color_b)), None
+    if family == "mixed":
+        counts = pick(rng, _MIXED_COUNTS)
+        kinds = shuffled(rng, _SEEN_COMBINATIONS)[: len(counts)]
+        kinds_and_counts = shuffled(rng, zip(kinds, counts, strict=True))
+        return tuple(ObjectGroup(shape, color, count) for (color, shape), count in kinds_and_counts), None
+    if not has_colors:
+        color_a = color_b = None
+    return (ObjectGroup(a, color_a), ObjectGroup(b, color_b)), relation
+
+
+def sample_prompt(rng: np.random.Generator, family: str, *, split: str) -> Prompt:
+    """Draw a prompt of a family.
+
+    Args:
+        rng: Source of randomness; equal states give equal prompts.
+        family: One of `FAMILIES`; `"mixed"` is for training only, the unseen families for testing only.
+        split: `"train"` never gives a held-out text, `"test"` only such texts. An unseen family's meaning is
+            held out whatever its text, so its texts are not filtered.
+
+    Raises:
+        ValueError: If the family or the split is unknown, or the split does not have the family.
+    """
+    check_choice("split", split, SPLITS)
+    check_choice("family", family, FAMILIES)
+    families = TRAINING_FAMILIES if split == "train" else EVALUATION_FAMILIES
+    if family not in families:
+        raise ValueError(f"Family {family!r} has no {split!r} split. Available in it: {', '.join(families)}.")
+    for _ in range(_MAX_DRAWS):
+        groups, relation = _draw_meaning(rng, family)
+        phrases = [_group_phrase(group) for group in groups]
+        if family == "single_object" and rng.random() < 0.25:
+            phrases = [f"one {groups[0].shape}"]
+        text = f" {relation} ".join(phrases) if relation else join_phrases(phrases)
+        background = pick(rng, tuple(BACKGROUNDS)) if rng.random() < 1 / 3 else None
+        if background is not None:
+            text += f" on a {background} background"
+        if rng.random() < 0.5:
+            text = f"{pick(rng, OPENERS)} {text}"
+        if family in UNSEEN_FAMILIES or is_held_out_text(text) == (split == "test"):
+            return Prompt(text, family, groups, relation, background)
+    raise RuntimeError(f"No {split!r} text of family {family!r} in {_MAX_DRAWS} draws. Check the state of `rng`.")
+
+
+def describe(scene: Scene, rng: np.random.Generator, *, split: str = "train") -> str:
+    """The plain caption of a scene, its equal objects counted: the answer to "describe the image".
+
+    Args:
+        scene: The scene.
+        rng: Decides the order of the objects.
+        split: In `"train"`, a held-out text is reordered or given an opener until it is none.
+    """
+    check_choice("split", split, SPLITS)
+    counts = Counter((o.color, o.shape) for o in scene.objects)
+    groups = [_group_phrase(ObjectGroup(shape, color, count)) for (color, shape), count in counts.items()]
+    for draw in range(_MAX_DRAWS):
+        text = f"{join_phrases(shuffled(rng, groups))} on a {scene.background} background"
+        if draw >= 2 * len(groups) - 1:
+            text = f"{pick(rng, OPENERS)} {text}"
+        if split == "test" or not is_held_out_text(text):
+            return text
+    raise RuntimeError(f"Every wording of the scene {scene.key!r} is held out. Leave it out of training.")
+
+
+def zone(o: SceneObject) -> str:
+    """The place of an object's centre on a 3x3 grid, such as "top left", "bottom" or "center"."""
+    x, y = (int(3 * value // IMAGE_SIZE) for value in o.center)
+    vertical, horizontal = ("top", "", "bottom")[y], ("left", "", "right")[x]
+    return f"{vertical} {horizontal}".strip() or "center"
+
+
+def long_caption(scene: Scene, rng: np.random.Generator, split: str = "train") -> str:
+    """A full description: size, colour, shape and place of every object, and the background.
+
+    Args:
+        scene: The scene.
+        rng: Decides the order of the objects and the wording.
+        split: In `"train"`, the text is never a held-out one.
+    """
+    check_choice("split", split, SPLITS)
+    phrases = [f"{with_article(f'{o.size} {o.color} {o.shape}')} at the {zone(o)}" for o in scene.objects]
+    for _ in range(_MAX_DRAWS):
+        text = join_phrases(shuffled(rng, phrases))
+        opener = f"{pick(rng, OPENERS)} " if rng.random() < 0.25 else ""
+        wording = rng.random()
+        if wording < 0.7:
+            text = f"{opener}{text} on a {scene.background} background"
+        elif wording < 0.85:
+            text = f"{opener}{text}. the background is {scene.background}"
+        else:
+            text = f"{opener}a {scene.background} background with {text}"
+        if split == "test" or not is_held_out_text(text):
+            return text
+    raise RuntimeError(f"Every wording of the scene {scene.key!r} is held out. Leave it out of training.")

@@ -1,0 +1,1 @@
+"""Evaluation: generators and scorers per benchmark, and their statistics."""

@@ -1,0 +1,161 @@
+"""The tiny world's benchmark: held-out prompts drawn and verified, held-out questions answered."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data.shapes import (
+    EVALUATION_FAMILIES,
+    QUESTION_KINDS,
+    Prompt,
+    question_kinds,
+    render,
+    sample_example,
+    sample_question,
+    sample_scene,
+    verify,
+)
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from ..models.target_encoder import extract_features
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from .statistics import Rate
+
+
+def held_out_prompts(
+    num_per_family: int, seed: int = 0, families: Sequence[str] = EVALUATION_FAMILIES
+) -> list[Prompt]:
+    """Held-out prompts, `num_per_family` of each family; one seed always gives the same ones."""
+    return [
+        sample_example(np.random.default_rng((seed, index, position)), split="test", family=family).prompt
+        for position, family in enumerate(families)
+        for index in range(num_per_family)
+    ]
+
+
+def _by_family(prompts: Sequence[Prompt], passed: Sequence[bool]) -> dict[str, Rate]:
+    rates: dict[str, Rate] = {}
+    for prompt, ok in zip(prompts, passed, strict=True):
+        rates[prompt.family] = rates.get(prompt.family, Rate(0, 0)) + Rate(int(ok), 1)
+    return rates
+
+
+def draw(
+    pipe: Blip3oPipeline, prompts: Sequence[Prompt], seed: int = 0, batch_size: int = 32, **call
+) -> list[np.ndarray]:
+    """One uint8 image `[64, 64, 3]` per prompt; image `i` has the generator seeded `seed + i`."""
+    images: list[np.ndarray] = []
+    pipe.set_progress_bar_config(disable=True)
+    for start in tqdm(range(0, len(prompts), batch_size), desc="drawing", leave=False):
+        batch = prompts[start : start + batch_size]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+        pictures = pipe([prompt.text for prompt in batch], generator=generators, **call).images
+        images += [np.asarray(picture) for picture in pictures]
+    return images
+
+
+def score_generation(
+    pipe: Blip3oPipeline, prompts: Sequence[Prompt], seed: int = 0, batch_size: int = 32, **call
+) -> tuple[dict[str, Rate], list[np.ndarray]]:
+    """Verifier pass rates by family, and the images."""
+    images = draw(pipe, prompts, seed, batch_size, **call)
+    passed = [verify(image, prompt).passed for image, prompt in zip(images, prompts, strict=True)]
+    return _by_family(prompts, passed), images
+
+
+def chance_rates(prompts: Sequence[Prompt], seed: int = 0) -> dict[str, Rate]:
+    """Pass rates of clean pictures of a random prompt of the same family: what a model deaf to the prompt reaches."""
+    passed = []
+    for index, prompt in enumerate(prompts):
+        rng = np.random.default_rng((seed, 7, index))
+        other = sample_example(rng, split="test", family=prompt.family).scene
+        passed.append(verify(render(other), prompt).passed)
+    return _by_family(prompts, passed)
+
+
+def reconstruct(
+    encoder, image_processor, decode: Callable[[torch.Tensor], torch.Tensor], images: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Images through features and back: what the decoder makes of the encoder's own features."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        sample = decode(extract_features(encoder, (pixels - mean) / std))
+    sample = ((sample.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    return list(sample.permute(0, 2, 3, 1).numpy())
+
+
+def ceiling_rates(
+    encoder,
+    image_processor,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    prompts: Sequence[Prompt],
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Rate]:
+    """Pass rates of true pictures of the prompts after reconstruction: what a perfect generator would reach."""
+    passed: list[bool] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        truths = []
+        for index, prompt in enumerate(batch, start):
+            truths.append(render(sample_scene(prompt, np.random.default_rng((seed, 11, index)), split="test")))
+        pictures = reconstruct(encoder, image_processor, decode, truths)
+        passed += [verify(picture, prompt).passed for picture, prompt in zip(pictures, batch, strict=True)]
+    return _by_family(prompts, passed)
+
+
+def answer(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    images: Sequence,
+    questions: Sequence[str],
+    max_new_tokens: int = 40,
+) -> list[str]:
+    """Greedy answers to one question about each image, as text."""
+    conversations = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        for question in questions
+    ]
+    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
+    inputs = processor(text=texts, images=list(images), padding=True, padding_side="left", return_tensors="pt")
+    inputs = inputs.to(model.device)
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return [
+        text.strip() for text in processor.post_process_image_text_to_text(output[:, inputs["input_ids"].shape[1] :])
+    ]
+
+
+def score_understanding(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    num_per_kind: int = 100,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Rate]:
+    """Exact-match accuracy by kind of question, on scenes and captions held out of all training."""
+    items = []
+    for position, kind in enumerate(QUESTION_KINDS):
+        index = 0
+        while len(items) < (position + 1) * num_per_kind:
+            rng = np.random.default_rng((seed, position, index))
+            index += 1
+            scene = sample_example(rng, split="test").scene
+            if kind in question_kinds(scene):
+                items.append((render(scene), sample_question(scene, rng, kind)))
+    rates = {kind: Rate(0, 0) for kind in QUESTION_KINDS}
+    for start in tqdm(range(0, len(items), batch_size), desc="asking", leave=False):
+        batch = items[start : start + batch_size]
+        replies = answer(model, processor, [image for image, _ in batch], [q.text for _, q in batch], max_new_tokens=6)
+        for reply, (_, question) in zip(replies, batch, strict=True):
+            rates[question.kind] += Rate(int(reply == question.answer), 1)
+    return rates
+
+
+def overall(rates: dict[str, Rate]) -> Rate:
+    """All families together."""
+    return sum(rates.values(), Rate(0, 0))

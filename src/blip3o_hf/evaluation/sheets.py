@@ -1,0 +1,68 @@
+"""Pictures of pictures: contact sheets and curves, for those who would rather look than read."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], captions: Sequence[str], columns: int = 4, size: int = 192
+) -> Image.Image:
+    """
+    Images in a grid, each with its caption underneath.
+
+    Args:
+        images: PIL images of any size, shown `size` x `size`.
+        captions: one per image.
+    """
+    font = ImageFont.load_default(size=13)
+    lines = [textwrap.wrap(caption, width=max(8, size // 7)) for caption in captions]
+    text_height = 16 * max(len(wrapped) for wrapped in lines) + 10
+    margin = 12
+    rows = -(-len(images) // columns)
+    sheet = Image.new(
+        "RGB",
+        (columns * (size + margin) + margin, rows * (size + text_height + margin) + margin),
+        (236, 236, 236),
+    )
+    pen = ImageDraw.Draw(sheet)
+    for index, (image, wrapped) in enumerate(zip(images, lines, strict=True)):
+        left = margin + (index % columns) * (size + margin)
+        top = margin + (index // columns) * (size + text_height + margin)
+        sheet.paste(image.convert("RGB").resize((size, size), Image.Resampling.NEAREST), (left, top))
+        for line, text in enumerate(wrapped):
+            pen.text((left, top + size + 4 + 16 * line), text, fill=(20, 20, 20), font=font)
+    return sheet
+
+
+def curves(history: Sequence[dict], path: Path) -> None:
+    """
+    Loss and evaluation curves of a training run, as a PNG.
+
+    Args:
+        history: the Trainer's log history, dictionaries with `step` and named numbers.
+        path: where to write.
+    """
+    from matplotlib.figure import Figure
+
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    names = sorted({name for entry in history for name in entry if name.startswith("eval_")})
+    figure = Figure(figsize=(10, 4))
+    left, right = figure.subplots(1, 2)
+    left.plot(*zip(*losses, strict=True) if losses else ([], []))
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
+    for name in names:
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        right.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("eval_"))
+    right.set(xlabel="step", ylim=(0, 1), title="held-out evaluation")
+    if names:
+        right.legend(fontsize=7)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)

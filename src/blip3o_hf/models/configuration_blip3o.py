@@ -1,0 +1,107 @@
+"""Configuration of a BLIP3-o model: which backbone, which transformer, which objective."""
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from ..objectives import check_objective
+
+
+class Blip3oConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`Blip3oForConditionalGeneration`] (paper section 5.1).
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any Hugging Face autoregressive model: Qwen2.5-VL (default), Llama for the paper's study, or another.
+        transformer_config (`dict`, *optional*):
+            Arguments of [`Blip3oTransformer2DModel`]. `in_channels`, `sample_size` and `condition_dim` are filled
+            in from `feature_dim`, `feature_size` and the backbone's hidden size.
+        num_queries (`int`, defaults to 64):
+            Number of learned query tokens that follow the prompt.
+        objective (`str`, defaults to `"feature_flow"`):
+            `feature_flow` (CLIP + flow matching), `feature_regression` (CLIP + MSE, a linear head and no
+            transformer) or `latent_flow` (VAE + flow matching); paper section 3.3.
+        feature_dim (`int`, defaults to 1792):
+            Channels of the target features.
+        feature_size (`int`, defaults to 8):
+            Height and width of the grid of target features.
+        feature_mean, feature_std (`list[float]`, *optional*):
+            Per-channel statistics, `feature_dim` long, by which target features are standardised before the flow.
+            `None` leaves features as the encoder gives them, as the reference does.
+        condition_dropout (`float`, defaults to 0.1):
+            Probability in [0, 1) that a training sample's condition is replaced by zeros, the null condition of
+            classifier-free guidance.
+        noise_distribution (`str`, defaults to `"discrete_uniform"`):
+            How training draws noise levels; see [`~objectives.noise_levels.sample_noise_levels`].
+        noise_shift (`float`, defaults to 1.0):
+            Shift of training noise levels towards noise (> 1).
+        initializer_range (`float`, defaults to 1.0):
+            Standard deviation of freshly initialised query tokens.
+        tie_word_embeddings (`bool`, defaults to `False`):
+            Whether the backbone's output layer shares the input embeddings; read from the backbone's config.
+
+    Raises:
+        ValueError: on an unknown `objective`, on statistics of the wrong length, or on a `condition_dropout`
+            outside [0, 1).
+    """
+
+    model_type = "blip3o"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_5_vl")}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    transformer_config: dict | None = None
+    num_queries: int = 64
+    objective: str = "feature_flow"
+    feature_dim: int = 1792
+    feature_size: int = 8
+    feature_mean: list[float] | None = None
+    feature_std: list[float] | None = None
+    condition_dropout: float = 0.1
+    noise_distribution: str = "discrete_uniform"
+    noise_shift: float = 1.0
+    initializer_range: float = 1.0
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_objective(self.objective, where="key `objective` of Blip3oConfig")
+        if not 0.0 <= self.condition_dropout < 1.0:
+            raise ValueError(
+                f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout}. The paper's recipe uses 0.1."
+            )
+        for name in ("feature_mean", "feature_std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.feature_dim:
+                raise ValueError(
+                    f"`{name}` must hold one number per feature channel. Got {len(values)} numbers for "
+                    f"feature_dim={self.feature_dim}. Leave it out to use the encoder's features as they are."
+                )
+        self.tie_word_embeddings = bool(getattr(self.backbone_config, "tie_word_embeddings", False))
+        if self.uses_transformer:
+            self.transformer_config = {
+                **(self.transformer_config or {}),
+                "in_channels": self.feature_dim,
+                "sample_size": self.feature_size,
+                "condition_dim": self.hidden_size,
+            }
+
+    @property
+    def uses_transformer(self) -> bool:
+        """Whether the objective needs the diffusion transformer (all but `feature_regression`)."""
+        return self.objective != "feature_regression"
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the backbone's hidden states, and so of the condition."""
+        return self.backbone_config.get_text_config().hidden_size
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the backbone can read images."""
+        return getattr(self.backbone_config, "vision_config", None) is not None
+
+    def get_text_config(self, *args, **kwargs):
+        return self.backbone_config.get_text_config(*args, **kwargs)
+
+
+__all__ = ["Blip3oConfig"]

@@ -1,0 +1,379 @@
+"""The BLIP3-o model: a frozen autoregressive backbone, learned query tokens and a diffusion transformer."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import ModelOutput
+
+from ..objectives.feature_flow import add_noise, flow_loss
+from ..objectives.feature_regression import regression_loss
+from ..objectives.noise_levels import sample_noise_levels
+from .configuration_blip3o import Blip3oConfig
+from .transformer_next_dit import Blip3oTransformer2DModel
+
+
+class Blip3oQueries(nn.Module):
+    """Learned query tokens (paper section 3.2, Q). A module of its own, so that PEFT can train and save it."""
+
+    def __init__(self, num_queries: int, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_queries, hidden_size))
+
+    def forward(self, batch_size: int) -> torch.Tensor:
+        """Query embeddings `[batch_size, num_queries, hidden_size]`."""
+        return self.weight.expand(batch_size, -1, -1)
+
+
+@dataclass
+class Blip3oOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `()`): the generation loss in fp32.
+        prediction (`torch.Tensor` `[B, C, H, W]`): predicted velocity, or predicted features under
+            `feature_regression`.
+        condition (`torch.Tensor` `[B, num_queries, hidden_size]`): the backbone's hidden states at the queries.
+    """
+
+    loss: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    condition: torch.Tensor | None = None
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids `[B, L]` counting real tokens only, so that padding changes nothing."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _vision_or_text_model(backbone_config):
+    """The Auto class that builds `backbone_config`: image-text-to-text where it exists, else causal LM."""
+    if type(backbone_config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+class Blip3oPreTrainedModel(PreTrainedModel):
+    config_class = Blip3oConfig
+    config: Blip3oConfig
+    base_model_prefix = "blip3o"
+    input_modalities = ("image", "text")
+    output_modalities = ("text", "image")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ("Blip3oTransformerBlock",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the queries (normal) and, as PyTorch does by default, the transformer and the linear head."""
+        if isinstance(module, Blip3oQueries):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(getattr(module, "gate", None), nn.Parameter):
+            init.constant_(module.gate, self.config.transformer_config.get("gate_init", 0.0))
+        elif "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+
+
+class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
+    """
+    One model that understands and draws (paper section 5.1).
+
+    Understanding is the backbone's own: `generate` and a `forward` without `target_features` are delegated to it
+    whole. Generation reads the prompt and the query tokens with the backbone (`encode_condition`) and flow-matches
+    image features with the transformer (`forward` with `target_features` trains it; [`Blip3oPipeline`] samples).
+
+    Example:
+
+    ```python
+    >>> from blip3o_hf import Blip3oForConditionalGeneration, Blip3oProcessor, packaged_model_path
+
+    >>> path = packaged_model_path("blip3o-tiny")
+    >>> model = Blip3oForConditionalGeneration.from_pretrained(path, subfolder="model")
+    >>> processor = Blip3oProcessor.from_pretrained(path, subfolder="processor")
+    >>> inputs = processor.encode_prompts(["a red circle"])
+    >>> tuple(model.encode_condition(**inputs).shape) == (1, model.config.num_queries, model.config.hidden_size)
+    True
+
+    ```
+    """
+
+    def __init__(self, config: Blip3oConfig):
+        super().__init__(config)
+        self.backbone = _vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+        self.queries = Blip3oQueries(config.num_queries, config.hidden_size)
+        if config.uses_transformer:
+            self.transformer = Blip3oTransformer2DModel(**config.transformer_config)
+        else:
+            self.feature_head = nn.Linear(config.hidden_size, config.feature_dim)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        As in transformers, but a checkpoint that lacks tensors is refused: it would draw noise without a word.
+
+        Raises:
+            ValueError: naming the tensors that the checkpoint lacks.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(
+                f"A checkpoint must hold every tensor of the model. {pretrained_model_name_or_path} lacks "
+                f"{len(missing)}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Save or download "
+                f"it again; to build on a backbone, use `Blip3oForConditionalGeneration.from_backbone`."
+            )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_backbone(cls, backbone: str, config: Blip3oConfig | None = None, **kwargs):
+        """
+        A BLIP3-o on top of a trained backbone, with new queries and a new transformer (paper section 5.1).
+
+        Args:
+            backbone: folder or Hub id of any Hugging Face autoregressive model, such as
+                `Qwen/Qwen2.5-VL-3B-Instruct`.
+            config (*optional*): everything but the backbone; by default the paper's sizes.
+            kwargs: passed on to the backbone's `from_pretrained` (`dtype`, `attn_implementation`, ...).
+        """
+        settings = {} if config is None else config.to_dict()
+        settings.pop("model_type", None)
+        settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
+        auto_class = _vision_or_text_model(settings["backbone_config"])
+        pretrained = auto_class.from_pretrained(backbone, **kwargs)
+        model = cls(Blip3oConfig(**settings))
+        model.backbone = pretrained
+        model.generation_config = pretrained.generation_config
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.backbone.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        """The backbone's text stack, without its output layer."""
+        return self.backbone.get_decoder()
+
+    # Understanding
+
+    def generate(self, *args, **kwargs):
+        """
+        Answer in text: the backbone's own `generate`, with this model's generation config.
+
+        Raises:
+            ValueError: when given an image and the backbone reads text only.
+        """
+        self._check_image_inputs(kwargs)
+        kwargs.setdefault("generation_config", self.generation_config)
+        return self.backbone.generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
+
+    # Generation
+
+    def encode_condition(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        **image_inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        The condition Q: the backbone's hidden states at the query tokens, after the final norm (paper section 3.2).
+
+        The prompt runs first and leaves its keys and values in a cache; the queries run after it. Attention is
+        causal, so nothing of the prompt depends on the queries: unless the backbone itself trains, the prompt runs
+        without gradient, and the gradient of the queries is that of the full sequence.
+
+        Args:
+            input_ids (`[B, L]`): prompts that end with the `[IMG]` token, padded on either side.
+            attention_mask (`[B, L]`, *optional*): 1 for real tokens. Positions count real tokens only.
+            image_inputs: what the processor returns for input images (`pixel_values`, `image_grid_thw`, ...).
+
+        Returns:
+            `torch.Tensor` `[B, num_queries, hidden_size]`.
+
+        Raises:
+            ValueError: when given an image and the backbone reads text only.
+        """
+        self._check_image_inputs(image_inputs)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        batch_size, device = input_ids.shape[0], input_ids.device
+        decoder = self.get_decoder()
+        backbone_trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        cache = DynamicCache(config=decoder.config)
+
+        with torch.set_grad_enabled(torch.is_grad_enabled() and backbone_trains):
+            decoder(
+                inputs_embeds=self._embed_prompt(input_ids, **image_inputs),
+                attention_mask=attention_mask,
+                position_ids=_positions(attention_mask),
+                past_key_values=cache,
+                use_cache=True,
+            )
+
+        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
+        full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
+        positions = attention_mask.long().sum(-1, keepdim=True) + torch.arange(queries.shape[1], device=device)
+        return decoder(
+            inputs_embeds=queries,
+            attention_mask=full_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        target_features: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        sigma: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        num_noise_draws: int = 1,
+        **backbone_inputs,
+    ):
+        """
+        Args:
+            input_ids (`[B, L]`), attention_mask (`[B, L]`): prompts, as in `encode_condition`.
+            target_features (`[B, C, H, W]`, *optional*): features X of the images to learn to generate, as the
+                target encoder gives them. Without them the call is the backbone's own forward.
+            noise (`[B, C, H, W]`, *optional*): drawn from N(0, 1) when left out.
+            sigma (`[B]` in (0, 1], *optional*): noise levels, drawn from the config's distribution when left out.
+            condition (`[B, num_queries, hidden_size]`, *optional*): a condition computed earlier; the backbone is
+                then not run.
+            num_noise_draws: noises and noise levels drawn per image. The backbone runs once for all of them; the
+                batch of everything after it, and of `noise` and `sigma` where given, is `B * num_noise_draws`.
+
+        Returns:
+            [`Blip3oOutput`], or the backbone's output when `target_features` is left out.
+
+        Raises:
+            ValueError: when features do not have the config's shape, or an image meets a text-only backbone.
+        """
+        if target_features is None:
+            self._check_image_inputs(backbone_inputs)
+            return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs)
+
+        expected = (self.config.feature_dim, self.config.feature_size, self.config.feature_size)
+        if tuple(target_features.shape[1:]) != expected:
+            raise ValueError(
+                f"`target_features` must have shape [batch, {', '.join(map(str, expected))}]. Got "
+                f"{list(target_features.shape)}. Encode images with the target encoder this model was made for."
+            )
+        target = self.normalize_features(target_features)
+        if condition is None:
+            condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
+        if self.config.objective == "feature_regression":
+            prediction = self.regress_features(condition)
+            return Blip3oOutput(regression_loss(prediction, target), prediction, condition)
+
+        target = target.repeat_interleave(num_noise_draws, dim=0)
+        condition = condition.repeat_interleave(num_noise_draws, dim=0)
+        noise = torch.randn_like(target) if noise is None else noise
+        if sigma is None:
+            sigma = sample_noise_levels(
+                target.shape[0],
+                distribution=self.config.noise_distribution,
+                shift=self.config.noise_shift,
+                device=target.device,
+            )
+        visible = condition
+        if self.training and self.config.condition_dropout > 0:
+            keep = torch.rand(condition.shape[0], device=condition.device) >= self.config.condition_dropout
+            visible = condition * keep[:, None, None].to(condition.dtype)
+        timestep = 1000 * sigma
+        if self.config.noise_distribution == "discrete_uniform" and self.config.noise_shift == 1.0:
+            timestep = timestep.round()
+        velocity = self.transformer(
+            hidden_states=add_noise(target, noise, sigma).to(self.transformer.dtype),
+            timestep=timestep,
+            encoder_hidden_states=visible.to(self.transformer.dtype),
+        ).sample
+        return Blip3oOutput(flow_loss(velocity, target, noise), velocity, condition)
+
+    def regress_features(self, condition: torch.Tensor) -> torch.Tensor:
+        """WQ of the CLIP + MSE design (paper section 3.2): `[B, num_queries, hidden]` to `[B, C, H, W]`."""
+        size = self.config.feature_size
+        if condition.shape[1] != size * size:
+            raise ValueError(
+                f"`feature_regression` needs one query per feature: {size * size}. This model has "
+                f"{condition.shape[1]} queries. Set `num_queries={size * size}`."
+            )
+        return self.feature_head(condition).transpose(1, 2).unflatten(2, (size, size))
+
+    def normalize_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Standardise encoder features `[B, C, H, W]` per channel by the config's statistics, if it has any."""
+        mean, std = self._feature_statistics(features)
+        return features if mean is None else (features - mean) / std
+
+    def denormalize_features(self, features: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize_features`."""
+        mean, std = self._feature_statistics(features)
+        return features if mean is None else features * std + mean
+
+    def _feature_statistics(self, like: torch.Tensor):
+        if self.config.feature_mean is None or self.config.feature_std is None:
+            return None, None
+        mean, std = (
+            torch.tensor(values, dtype=like.dtype, device=like.device)[None, :, None, None]
+            for values in (self.config.feature_mean, self.config.feature_std)
+        )
+        return mean, std
+
+    def _embed_prompt(self, input_ids: torch.LongTensor, **image_inputs: torch.Tensor) -> torch.Tensor:
+        """Token embeddings `[B, L, hidden]`, with image features in the place of image placeholders."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        if image_inputs.get("pixel_values") is None:
+            return embeddings
+        image_inputs.pop("mm_token_type_ids", None)
+        features = self.backbone.get_image_features(**image_inputs, return_dict=True).pooler_output
+        features = torch.cat(tuple(features)).to(embeddings)
+        slots = (input_ids == self.config.backbone_config.image_token_id)[..., None].expand_as(embeddings)
+        if int(slots.sum()) != features.numel():
+            raise ValueError(
+                f"The prompt must hold one image placeholder per image feature. It holds "
+                f"{int(slots.sum()) // embeddings.shape[-1]} for {features.shape[0]} features. "
+                f"Prepare prompts and images together with the processor."
+            )
+        return embeddings.masked_scatter(slots, features)
+
+    def _check_image_inputs(self, inputs: dict) -> None:
+        if inputs.get("pixel_values") is not None and not self.config.has_vision:
+            raise ValueError(
+                f"This model's backbone ({self.config.backbone_config.model_type}) reads text only. Got an image. "
+                f"Use a model with a vision-language backbone such as Qwen2.5-VL."
+            )
+
+
+AutoConfig.register("blip3o", Blip3oConfig, exist_ok=True)
+AutoModelForImageTextToText.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
+
+__all__ = ["Blip3oForConditionalGeneration", "Blip3oOutput", "Blip3oPreTrainedModel", "Blip3oQueries"]

@@ -1,0 +1,159 @@
+"""The processor: chat template, the paper's generation instruction, tokens by name, images."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoProcessor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .configuration_blip3o import Blip3oConfig
+
+GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
+
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}"
+    "{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif item['type'] == 'text' -%}{{- item['text'] -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{{- '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+class Blip3oProcessor(ProcessorMixin):
+    r"""
+    Prepares text and images for [`Blip3oForConditionalGeneration`].
+
+    `processor(text=..., images=...)` and `apply_chat_template` prepare understanding inputs, as for any
+    vision-language model. `encode_prompts` prepares prompts for image generation.
+
+    Args:
+        image_processor (`BaseImageProcessor`, *optional*): `None` for a backbone that reads text only.
+        tokenizer (`PreTrainedTokenizerBase`): must know the token `image_start_token`.
+        chat_template (`str`, *optional*): jinja template; ChatML with images by default.
+        image_start_token (`str`, defaults to `"[IMG]"`): the token after which an image is generated.
+        instruction (`str`): the user turn of a generation prompt; `{caption}` stands for the caption (the paper's
+            instruction by default).
+        max_prompt_length (`int`, *optional*): longest generation prompt in tokens, `[IMG]` included.
+    """
+
+    return_mm_token_type_ids = True
+    text_kwargs = {"padding_side": "left"}
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        image_start_token: str = "[IMG]",
+        instruction: str = GENERATION_INSTRUCTION,
+        max_prompt_length: int | None = None,
+        **kwargs,
+    ):
+        self.image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        if "{caption}" not in instruction:
+            raise ValueError(
+                f"`instruction` must contain '{{caption}}', the place of the prompt. Got {instruction!r}. "
+                f"The paper's is {GENERATION_INSTRUCTION!r}."
+            )
+        if image_start_token not in tokenizer.get_vocab():
+            raise ValueError(
+                f"The tokenizer must know the token that starts an image. It has no {image_start_token!r}. Add it "
+                f"with `tokenizer.add_special_tokens` and resize the backbone's embeddings."
+            )
+        self.image_start_token = image_start_token
+        self.instruction = instruction
+        self.max_prompt_length = max_prompt_length
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "mm_token_type_ids"]
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """One placeholder per merged patch of image `image_idx`."""
+        num_patches = int(image_inputs["image_grid_thw"][image_idx].prod())
+        return self.image_token * (num_patches // self.image_processor.merge_size**2)
+
+    def render_prompt(self, caption: str, num_images: int = 0) -> str:
+        """The chat text of one generation prompt, up to and without the token that starts the image."""
+        content = [{"type": "image"}] * num_images
+        content = [*content, {"type": "text", "text": self.instruction.format(caption=caption)}]
+        return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def encode_prompts(self, prompts: Sequence[str], images=None, raw: bool = False) -> BatchFeature:
+        """
+        Prompts for `encode_condition`: instruction, chat template, left padding, `[IMG]` at the end.
+
+        Args:
+            prompts: captions, one string each.
+            images (*optional*): one list of input images per prompt (or one image per prompt).
+            raw: take `prompts` as they are, with no instruction and no template (the reference's null prompt is
+                the raw string `" "`).
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` `[B, L]`, and image inputs where there are images.
+
+        Raises:
+            TypeError, ValueError: on a prompt that is not a string, is empty, or is longer than the context.
+        """
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(
+                    f"A prompt must be a string. Got {type(prompt).__name__}. Pass one string, or a list of strings."
+                )
+            if not prompt.strip() and not raw:
+                raise ValueError(f"A prompt must say something. Got {prompt!r}. Describe the image to draw.")
+        image_lists = [[] for _ in prompts]
+        if images is not None:
+            image_lists = [list(item) if isinstance(item, (list, tuple)) else [item] for item in images]
+            if len(image_lists) != len(prompts):
+                raise ValueError(
+                    f"`images` must hold one entry per prompt. Got {len(image_lists)} for {len(prompts)} prompts. "
+                    f"Use an empty list for a prompt without images."
+                )
+        texts = [
+            (prompt if raw else self.render_prompt(prompt, len(own))) + self.image_start_token
+            for prompt, own in zip(prompts, image_lists, strict=True)
+        ]
+        flat = [image for own in image_lists for image in own]
+        inputs = self(
+            text=texts,
+            **({"images": flat} if flat else {}),
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_tensors="pt",
+            return_mm_token_type_ids=False,
+        )
+        longest = int(torch.as_tensor(inputs["attention_mask"]).sum(-1).max())
+        if self.max_prompt_length is not None and longest > self.max_prompt_length:
+            index = int(torch.as_tensor(inputs["attention_mask"]).sum(-1).argmax())
+            raise ValueError(
+                f"A prompt must fit the context: at most {self.max_prompt_length} tokens with its template. Prompt "
+                f"{index} has {longest}. Shorten it: {prompts[index][:60]!r}..."
+            )
+        return BatchFeature({name: value for name, value in inputs.items() if name != "token_type_ids"})
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+        """Decode the token ids `[B, L]` of `generate` to strings."""
+        kwargs.pop("clean_up_tokenization_spaces", None)
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+AutoProcessor.register(Blip3oConfig, Blip3oProcessor, exist_ok=True)
+
+__all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor"]

@@ -1,0 +1,46 @@
+"""Target features: what any CLIP-style vision tower says about an image, on the grid the model generates."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoImageProcessor, CLIPVisionModel, PreTrainedModel
+
+
+def load_target_encoder(folder: str) -> tuple[PreTrainedModel, object]:
+    """The CLIP-style vision tower saved in `folder`, frozen and in evaluation mode, and its image processor."""
+    encoder = CLIPVisionModel.from_pretrained(folder).eval().requires_grad_(False)
+    return encoder, AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+@torch.no_grad()
+def extract_features(encoder: PreTrainedModel, pixel_values: torch.Tensor, feature_size: int = 8) -> torch.Tensor:
+    """
+    Features X that the model learns to generate (paper section 3.1).
+
+    The encoder's last hidden states, without the class token, averaged over windows down to the grid (the
+    reference's `early_pool2d_4`: 32 x 32 to 8 x 8).
+
+    Args:
+        encoder: a vision tower with `last_hidden_state` `[B, N (+ 1), C]` (CLIP, SigLIP, EVA-CLIP).
+        pixel_values (`[B, 3, H, W]`): images as the encoder's image processor prepares them.
+        feature_size: height and width of the grid.
+
+    Returns:
+        `torch.Tensor` `[B, C, feature_size, feature_size]`, row-major: token index = feature_size * row + column.
+
+    Raises:
+        ValueError: when the encoder's grid is no multiple of `feature_size`.
+    """
+    tokens = encoder(pixel_values=pixel_values).last_hidden_state
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        tokens = tokens[:, 1:]
+        side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1] or side % feature_size != 0:
+        raise ValueError(
+            f"The encoder must give a square grid of features that divides into {feature_size} x {feature_size}. "
+            f"It gave {tokens.shape[1]} tokens. Choose its image and patch size accordingly."
+        )
+    grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+    return F.avg_pool2d(grid, side // feature_size) if side != feature_size else grid

@@ -1,0 +1,1 @@
+"""Inference: prompts to features to pixels."""

@@ -1,0 +1,1 @@
+"""Sampling-time noise levels and steps; the only owner of them."""

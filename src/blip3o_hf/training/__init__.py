@@ -1,0 +1,1 @@
+"""Training: recipes, stages (what trains, what is frozen), the Trainer and its callbacks."""

@@ -1,0 +1,37 @@
+"""Training arguments: those of transformers, and the few a BLIP3-o stage adds."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class Blip3oTrainingArguments(TrainingArguments):
+    """
+    [`TrainingArguments`] plus:
+
+    Args:
+        muon_learning_rate: learning rate of Muon for weight matrices; `None` trains everything with AdamW.
+        ema_decay: decay in (0, 1) of the exponential moving average of trainable weights; `None` keeps none. The
+            average is what is evaluated and saved at the end.
+        compile_transformer: compile the diffusion transformer with `torch.compile`.
+        noise_draws: noise levels and noises drawn per image and step; the backbone and the target encoder run once
+            for all of them.
+        evaluation_steps: steps between two runs of the stage's own evaluation; 0 evaluates at the end only.
+    """
+
+    muon_learning_rate: float | None = field(default=None)
+    ema_decay: float | None = field(default=None)
+    compile_transformer: bool = field(default=False)
+    noise_draws: int = field(default=1)
+    evaluation_steps: int = field(default=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(
+                f"`ema_decay` must be between 0 and 1. Got {self.ema_decay}. Typical values are 0.995 to 0.9999; "
+                f"leave it out to keep no average."
+            )
+        if self.noise_draws < 1:
+            raise ValueError(f"`noise_draws` must be at least 1. Got {self.noise_draws}. Use 1 for the plain loss.")

@@ -1,0 +1,63 @@
+"""One optimizer object for Muon on weight matrices and AdamW on everything else."""
+
+import torch
+from torch import nn
+
+
+class CombinedOptimizer(torch.optim.Optimizer):
+    """
+    Several optimizers behind one interface, so that one learning-rate schedule and one checkpoint serve them all.
+
+    Args:
+        optimizers: optimizers over disjoint parameters.
+    """
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]):
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+
+def _is_hidden_matrix(name: str, parameter: torch.Tensor, embeddings: set[int]) -> bool:
+    """Muon is for matrices between hidden layers: not embeddings, not the first or the last projection."""
+    edges = ("embed", "queries", "position", "lm_head", "proj_in", "proj_out", "norm_out", "_projection")
+    return parameter.ndim == 2 and id(parameter) not in embeddings and not any(edge in name for edge in edges)
+
+
+def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
+    """
+    AdamW over the trainable parameters of `model`, with Muon for hidden matrices where asked for.
+
+    Args:
+        model: parameters with `requires_grad` are trained, others are left out.
+        arguments ([`Blip3oTrainingArguments`]): learning rates, betas, epsilon and weight decay.
+    """
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adamw = {
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+        "weight_decay": arguments.weight_decay,
+    }
+    if arguments.muon_learning_rate is None:
+        return torch.optim.AdamW(trainable.values(), **adamw)
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    matrices = [p for name, p in trainable.items() if _is_hidden_matrix(name, p, embeddings)]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in trainable.values() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, lr=arguments.muon_learning_rate, weight_decay=arguments.weight_decay)
+    return CombinedOptimizer([muon, torch.optim.AdamW(others, **adamw)])

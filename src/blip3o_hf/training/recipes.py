@@ -1,0 +1,92 @@
+"""Recipes: one YAML per stage of one model, strict, so that a typo is an error and never a silent default."""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .arguments import Blip3oTrainingArguments
+
+
+@dataclass
+class Recipe:
+    """
+    One training stage.
+
+    Args:
+        stage: name of a stage, a key of [`~training.stages.STAGES`].
+        output_dir: folder for the trained part, its checkpoints under `checkpoints/` and its curves.
+        inputs: folders written by earlier stages, by the name the stage gives them.
+        model: settings of the part that this stage builds.
+        data: settings of the data.
+        training: fields of [`Blip3oTrainingArguments`].
+        evaluation: settings of the stage's own evaluation.
+        source: where the recipe was read from.
+    """
+
+    stage: str
+    output_dir: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def training_arguments(self) -> Blip3oTrainingArguments:
+        """The resolved training arguments; checkpoints go under `output_dir`/checkpoints."""
+        return Blip3oTrainingArguments(output_dir=str(Path(self.output_dir) / "checkpoints"), **self.training)
+
+
+def check_keys(given, known, where: str) -> None:
+    """
+    Raises:
+        ValueError: naming the first key of `given` that is not in `known`, the nearest known one, and all of them.
+    """
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"Unknown key '{key}' in {where}.{hint} Available: {', '.join(sorted(known))}.")
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """
+    Read a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `key=value` or `section.key=value` strings that replace values of the file; values are YAML.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: on invalid YAML, an unknown key or a missing one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"A recipe is a YAML file. There is none at {path}. See the folder recipes/.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"A recipe must be valid YAML. {path} is not: {error}. Correct that line.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"A recipe must be a mapping of keys. {path} holds {type(content).__name__}. See recipes/.")
+    for override in overrides or []:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"An override must be written key=value. Got {override!r}. Example: training.seed=1.")
+        *sections, name = key.split(".")
+        target = content
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[name] = yaml.safe_load(value)
+    known = {f.name for f in fields(Recipe)} - {"source"}
+    check_keys(content, known, str(path))
+    for key in ("stage", "output_dir"):
+        if key not in content:
+            raise ValueError(f"A recipe must have the key '{key}'. {path} has not. Add it.")
+    training_keys = {f.name for f in fields(Blip3oTrainingArguments)} - {"output_dir"}
+    check_keys(content.get("training", {}), training_keys, f"section 'training' of {path}")
+    return Recipe(**content, source=str(path))

@@ -1,0 +1,380 @@
+"""Stages as data: what each one builds, what trains and what is frozen, which loss applies, what it leaves behind."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModel,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from ..data.shapes_dataset import ShapesDataset, ShapesRecord
+from ..models.configuration_blip3o import Blip3oConfig
+from ..models.decoder_patch import Blip3oPatchDecoder
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from ..models.target_encoder import extract_features, load_target_encoder
+from .recipes import Recipe, check_keys
+from .tokenizers import train_tokenizer
+
+IGNORED = -100
+DESCRIBE = "describe the image"
+
+
+def pixels_for(image_processor, images: Sequence[np.ndarray]) -> torch.Tensor:
+    """Normalise uint8 images `[H, W, 3]` that already have the encoder's size: `[B, 3, H, W]`, fp32."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
+    return (pixels - mean) / std
+
+
+class Stage:
+    """
+    Base of all stages.
+
+    A stage reads a recipe, builds the module to train (`build`), turns records into batches (`collate`), computes
+    the loss (`loss`), and writes the trained part (`save`). Parameters with `requires_grad` train; nothing else does.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    model_keys: ClassVar[tuple[str, ...]] = ()
+    data_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate")
+    evaluation_keys: ClassVar[tuple[str, ...]] = ()
+    num_questions: ClassVar[int] = 0
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        where = recipe.source or "the recipe"
+        check_keys(recipe.inputs, self.inputs, f"section 'inputs' of {where}")
+        check_keys(recipe.model, self.model_keys, f"section 'model' of {where}")
+        check_keys(recipe.data, self.data_keys, f"section 'data' of {where}")
+        check_keys(recipe.evaluation, self.evaluation_keys, f"section 'evaluation' of {where}")
+        for name in self.inputs:
+            if name not in recipe.inputs:
+                raise ValueError(
+                    f"Stage '{self.name}' starts from the folder '{name}'. {where} names none. Add it to 'inputs'."
+                )
+            if not Path(recipe.inputs[name]).is_dir():
+                raise FileNotFoundError(
+                    f"Stage '{self.name}' starts from '{name}' in {recipe.inputs[name]}. There is no such folder. "
+                    f"Run the stage that writes it first."
+                )
+        self.arguments = recipe.training_arguments()
+
+    def build(self) -> nn.Module:
+        raise NotImplementedError
+
+    def dataset(self) -> ShapesDataset:
+        return ShapesDataset(**self.recipe.data, num_questions=self.num_questions)
+
+    def collate(self, records: Sequence[ShapesRecord]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        raise NotImplementedError
+
+
+class EncoderStage(Stage):
+    """A CLIP-style encoder from nothing: image and caption towers, contrastive loss. Leaves the image tower."""
+
+    name = "encoder"
+    model_keys = ("vision", "text", "projection_dim")
+
+    def build(self) -> nn.Module:
+        vision, text = self.recipe.model["vision"], self.recipe.model["text"]
+        corpus = ShapesDataset(length=2000, seed=1, long_caption_rate=0.5)
+        captions = (corpus[index].caption for index in range(len(corpus)))
+        self.tokenizer = train_tokenizer(captions, 400, text["max_position_embeddings"])
+        config = CLIPConfig(
+            vision_config=vision,
+            text_config={
+                **text,
+                "vocab_size": len(self.tokenizer),
+                "eos_token_id": self.tokenizer.eos_token_id,
+                "pad_token_id": self.tokenizer.pad_token_id,
+            },
+            projection_dim=self.recipe.model["projection_dim"],
+        )
+        size = vision["image_size"]
+        self.image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
+        return CLIPModel._from_config(config, attn_implementation="eager")
+
+    def collate(self, records):
+        texts = [record.caption + self.tokenizer.eos_token for record in records]
+        tokens = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        return {
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "pixel_values": pixels_for(self.image_processor, [record.image for record in records]),
+        }
+
+    def loss(self, model, batch):
+        return model(**batch, return_loss=True).loss
+
+    def save(self, model, folder):
+        tower = CLIPVisionModel(model.config.vision_config)
+        tower.load_state_dict(model.vision_model.state_dict())
+        tower.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+
+class DecoderStage(Stage):
+    """The decoder from frozen features to pixels: mean squared error, with noise on the features."""
+
+    name = "decoder"
+    inputs = ("encoder",)
+    model_keys = ("patch_size", "dim", "num_layers", "num_attention_heads", "feature_noise")
+    evaluation_keys = ("per_family",)
+
+    def build(self):
+        self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
+        settings = dict(self.recipe.model)
+        self.feature_noise = settings.pop("feature_noise", 0.0)
+        return Blip3oPatchDecoder(in_channels=self.encoder.config.hidden_size, **settings)
+
+    def collate(self, records):
+        images = [record.image for record in records]
+        return {
+            "pixel_values": pixels_for(self.image_processor, images),
+            "images": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1,
+        }
+
+    def loss(self, model, batch):
+        features = extract_features(self.encoder, batch["pixel_values"])
+        scale = features.std(dim=(0, 2, 3), keepdim=True) * self.feature_noise
+        level = torch.rand(features.shape[0], 1, 1, 1, device=features.device)
+        sample = model(features + level * scale * torch.randn_like(features)).sample
+        return torch.nn.functional.mse_loss(sample.float(), batch["images"])
+
+    def save(self, model, folder):
+        model.save_pretrained(folder)
+
+
+class UnderstandingStage(Stage):
+    """The backbone from nothing: questions about images, captioning, and text. Leaves a vision-language model."""
+
+    name = "understanding"
+    model_keys = ("backbone", "vocab_size", "max_length")
+    data_keys = (*Stage.data_keys, "text_rate")
+    evaluation_keys = ("per_kind",)
+    num_questions = 4
+
+    def build(self):
+        settings = self.recipe.model
+        corpus_data = ShapesDataset(length=4000, seed=1, num_questions=4, long_caption_rate=0.5)
+        self.max_length = settings["max_length"]
+        backbone = settings["backbone"]
+        patch, merge = (backbone["vision_config"][key] for key in ("patch_size", "spatial_merge_size"))
+        self.image_processor = Qwen2VLImageProcessorPil(
+            patch_size=patch,
+            merge_size=merge,
+            temporal_patch_size=backbone["vision_config"]["temporal_patch_size"],
+            size={"shortest_edge": 64 * 64, "longest_edge": 64 * 64},
+        )
+        processor = Blip3oProcessor(
+            self.image_processor, train_tokenizer(["user assistant system"], 300, self.max_length)
+        )
+        corpus = (
+            text
+            for record in (corpus_data[index] for index in range(len(corpus_data)))
+            for text in (
+                processor.render_prompt(record.caption),
+                *(question.text for question in record.questions),
+                *(question.answer for question in record.questions),
+                record.description,
+                DESCRIBE,
+            )
+        )
+        tokenizer = train_tokenizer(corpus, settings["vocab_size"], self.max_length)
+        self.processor = Blip3oProcessor(self.image_processor, tokenizer)
+        ids = {
+            "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+            "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+            "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+            "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        }
+        text_ids = {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = AutoConfig.for_model(
+            "qwen2_5_vl",
+            text_config={**backbone["text_config"], **text_ids},
+            vision_config=backbone["vision_config"],
+            tie_word_embeddings=True,
+            **ids,
+        )
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        model.generation_config.max_new_tokens = 40
+        return model
+
+    def dataset(self):
+        data = {key: value for key, value in self.recipe.data.items() if key != "text_rate"}
+        return ShapesDataset(**data, num_questions=self.num_questions)
+
+    def collate(self, records):
+        num_text = round(self.recipe.data.get("text_rate", 0.0) * len(records))
+        conversations = [self._about_text(record) for record in records[:num_text]]
+        conversations += [self._about_image(record) for record in records[num_text:]]
+        encoded = [self._encode(turns) for turns in conversations]
+        longest = max(len(ids) for ids, _ in encoded)
+        pad = self.processor.tokenizer.pad_token_id
+        input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
+        labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded])
+        lengths = torch.tensor([len(ids) for ids, _ in encoded])
+        images = [record.image for record in records[num_text:]]
+        pixels = self.image_processor(images, return_tensors="pt")
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
+            "labels": labels,
+            "mm_token_type_ids": (input_ids == self.processor.image_token_id).int(),
+            "pixel_values": pixels["pixel_values"],
+            "image_grid_thw": pixels["image_grid_thw"],
+        }
+
+    def _about_image(self, record: ShapesRecord) -> list[tuple[str, str]]:
+        placeholder = "<|vision_start|>" + self._image_slots + "<|vision_end|>"
+        turns = [(question.text, question.answer) for question in record.questions]
+        turns.append((DESCRIBE, record.description))
+        return [(placeholder + turns[0][0], turns[0][1]), *turns[1:]]
+
+    def _about_text(self, record: ShapesRecord) -> list[tuple[str, str]]:
+        """The same questions about a scene told in words, then a generation request answered with a description."""
+        turns = [(question.text, question.answer) for question in record.questions]
+        first = (f"{record.long_caption}. {turns[0][0]}", turns[0][1])
+        return [
+            (self.processor.instruction.format(caption=record.long_caption), record.description),
+            first,
+            *turns[1:],
+        ]
+
+    @property
+    def _image_slots(self) -> str:
+        side = 64 // (self.image_processor.patch_size * self.image_processor.merge_size)
+        return self.processor.image_token * side**2
+
+    def _encode(self, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation, and labels for the assistant's words and the token that ends its turn."""
+        tokenizer = self.processor.tokenizer
+        messages = [{"role": "user", "content": turns[0][0]}]
+        opening = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        parts = [opening, turns[0][1] + "<|im_end|>"]
+        for question, answer in turns[1:]:
+            parts += [f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", answer + "<|im_end|>"]
+        ids: list[int] = []
+        labels: list[int] = []
+        for index, part_ids in enumerate(tokenizer(parts, add_special_tokens=False)["input_ids"]):
+            ids += part_ids
+            labels += part_ids if index % 2 else [IGNORED] * len(part_ids)
+        return ids[: self.max_length], labels[: self.max_length]
+
+    def loss(self, model, batch):
+        return model(**batch).loss
+
+    def save(self, model, folder):
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+class GenerationStage(Stage):
+    """Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o."""
+
+    name = "generation"
+    inputs = ("backbone", "encoder", "decoder")
+    model_keys = (
+        "transformer",
+        "num_queries",
+        "objective",
+        "feature_size",
+        "condition_dropout",
+        "noise_distribution",
+        "noise_shift",
+        "standardize_features",
+        "initializer_range",
+    )
+    evaluation_keys = ("per_family", "num_inference_steps", "guidance_scale")
+
+    def build(self):
+        folder = self.recipe.inputs["backbone"]
+        self.processor = Blip3oProcessor.from_pretrained(folder)
+        self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
+        settings = dict(self.recipe.model)
+        statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
+        config = Blip3oConfig(
+            backbone_config=AutoConfig.from_pretrained(folder),
+            transformer_config=settings.pop("transformer", None),
+            feature_dim=self.encoder.config.hidden_size,
+            **settings,
+            **statistics,
+        )
+        model = Blip3oForConditionalGeneration._from_config(config, attn_implementation="eager")
+        auto_class = AutoModelForImageTextToText if config.has_vision else AutoModelForCausalLM
+        pretrained = auto_class.from_pretrained(folder)
+        model.backbone.load_state_dict(pretrained.state_dict())
+        model.generation_config = pretrained.generation_config
+        model.backbone.requires_grad_(False)
+        return model
+
+    def _feature_statistics(self, num_images: int = 2048) -> dict[str, list[float]]:
+        """Mean and standard deviation of each channel of the target features over training images."""
+        data = ShapesDataset(length=num_images, seed=2)
+        images = [data[index].image for index in range(num_images)]
+        batches = [images[start : start + 256] for start in range(0, num_images, 256)]
+        features = torch.cat([self._features(pixels_for(self.image_processor, batch)) for batch in batches])
+        return {
+            "feature_mean": features.mean(dim=(0, 2, 3)).tolist(),
+            "feature_std": features.std(dim=(0, 2, 3)).tolist(),
+        }
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return extract_features(self.encoder, pixel_values, self.recipe.model.get("feature_size", 8))
+
+    def collate(self, records):
+        prompts = self.processor.encode_prompts([record.caption for record in records])
+        return {
+            **prompts,
+            "target_pixel_values": pixels_for(self.image_processor, [record.image for record in records]),
+        }
+
+    def loss(self, model, batch):
+        features = self._features(batch.pop("target_pixel_values"))
+        return model(**batch, target_features=features, num_noise_draws=self.arguments.noise_draws).loss
+
+    def save(self, model, folder):
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (EncoderStage, DecoderStage, UnderstandingStage, GenerationStage)
+}
+
+
+def build_stage(recipe: Recipe) -> Stage:
+    """
+    Raises:
+        ValueError: when the recipe names an unknown stage.
+    """
+    check_keys([recipe.stage], STAGES, f"key 'stage' of {recipe.source or 'the recipe'}")
+    return STAGES[recipe.stage](recipe)

@@ -1,0 +1,160 @@
+"""The Trainer: transformers' own, with the stage's loss, Muon where asked for, and an average of the weights."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Trainer, TrainerCallback
+
+from .checkpoints import mark_complete
+from .optimizers import build_optimizer
+from .stages import Stage
+
+
+class AverageCallback(TrainerCallback):
+    """Keep an exponential moving average of the trainable weights; it is saved with every checkpoint."""
+
+    filename = "ema.pt"
+
+    def __init__(self, parameters: list[torch.nn.Parameter], decay: float):
+        self.parameters = parameters
+        self.average = EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.filename
+        if state.global_step and path.is_file():
+            self.average.load_state_dict(torch.load(path, weights_only=True))
+        elif not state.global_step:
+            self.average.shadow_params = [parameter.detach().clone() for parameter in self.parameters]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.average.step(self.parameters)
+
+    def on_save(self, args, state, control, **kwargs):
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.filename
+        torch.save(self.average.state_dict(), path)
+
+    @contextlib.contextmanager
+    def applied(self):
+        """Within the block, the model holds the averaged weights."""
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.average.restore(self.parameters)
+
+
+class CompleteCallback(TrainerCallback):
+    """Marks a checkpoint as complete, after everything else of it was written."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class HistoryCallback(TrainerCallback):
+    """Hands the log history to a function whenever something was logged."""
+
+    def __init__(self, show: Callable[[list[dict]], None]):
+        self.show = show
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.show(state.log_history)
+
+
+class EvaluationCallback(TrainerCallback):
+    """Run the stage's own evaluation every `evaluation_steps` steps, on the averaged weights where there are any."""
+
+    def __init__(self, trainer: "Blip3oTrainer", evaluate: Callable[[torch.nn.Module, int], dict[str, float]]):
+        self.trainer = trainer
+        self.evaluate = evaluate
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.evaluation_steps and state.global_step % args.evaluation_steps == 0:
+            self.trainer.run_evaluation(self.evaluate)
+
+
+class Blip3oTrainer(Trainer):
+    """
+    [`Trainer`] for any stage of a BLIP3-o.
+
+    Args:
+        stage ([`~training.stages.Stage`]): what is built, trained and saved.
+        kwargs: further arguments of [`Trainer`].
+    """
+
+    def __init__(self, stage: Stage, **kwargs):
+        self.stage = stage
+        model = stage.build()
+        super().__init__(
+            model=model,
+            args=stage.arguments,
+            train_dataset=stage.dataset(),
+            data_collator=stage.collate,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.average = None
+        if self.args.ema_decay is not None:
+            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self.average = AverageCallback(trainable, self.args.ema_decay)
+            self.add_callback(self.average)
+        self.add_callback(CompleteCallback())
+        if self.args.compile_transformer:
+            model.transformer.compile()
+
+    def evaluate_with(self, evaluate: Callable[[torch.nn.Module, int], dict[str, float]]) -> None:
+        """
+        Call `evaluate` with the model and the step every `evaluation_steps` steps, and log the numbers it returns.
+
+        A callable, because sampling needs a pipeline and training knows none.
+        """
+        self.add_callback(EvaluationCallback(self, evaluate))
+
+    def on_log_history(self, show: Callable[[list[dict]], None]) -> None:
+        """Call `show` with the log history whenever something was logged."""
+        self.add_callback(HistoryCallback(show))
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model, self.args)
+        return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with self._attention():
+            loss = self.stage.loss(model, dict(inputs))
+        return (loss, None) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self._attention():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _attention(self):
+        """On a CPU, plain matrix products: the backward of the fused kernel is several times slower there."""
+        return sdpa_kernel(SDPBackend.MATH) if self.args.device.type == "cpu" else contextlib.nullcontext()
+
+    def averaged(self):
+        """Context in which the model holds the averaged weights, where an average is kept."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def run_evaluation(self, evaluate: Callable) -> None:
+        """Evaluate the (averaged) model and log what comes back under `eval_`."""
+        was_training = self.model.training
+        self.model.eval()
+        with self.averaged(), torch.no_grad():
+            metrics = evaluate(self.model, self.state.global_step)
+        self.model.train(was_training)
+        self.log({f"eval_{name}": value for name, value in metrics.items()})
+
+    def save_result(self) -> Path:
+        """Write the trained part to the recipe's `output_dir` and return that folder."""
+        folder = Path(self.stage.recipe.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.averaged():
+            self.stage.save(self.model, folder)
+        return folder
