@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c const
 # The exact pin: a looser requirement may choose another build of torch, gigabytes larger.
 TORCH := $(shell grep '^torch==' constraints.txt)
 SMOKE := runs/smoke
-SMOKE_TRAINING := training.max_steps=2 training.per_device_train_batch_size=4 data.length=64
+SHORT := training.max_steps=2 training.per_device_train_batch_size=4 data.length=64
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test style quality smoke
@@ -36,14 +36,15 @@ quality: $(VENV)/.dev
 smoke: export HF_HUB_OFFLINE = 1
 smoke: $(VENV)/.demo
 	rm -rf $(SMOKE)
-	$(BIN)/blip3o-hf train recipes/tiny/understanding.yaml output_dir=$(SMOKE)/backbone $(SMOKE_TRAINING)
-	$(BIN)/blip3o-hf train recipes/tiny/encoder.yaml output_dir=$(SMOKE)/encoder $(SMOKE_TRAINING)
-	$(BIN)/blip3o-hf train recipes/tiny/decoder.yaml output_dir=$(SMOKE)/decoder $(SMOKE_TRAINING) \
-		inputs.encoder=$(SMOKE)/encoder
-	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml output_dir=$(SMOKE)/generation $(SMOKE_TRAINING) \
+	$(BIN)/blip3o-hf train recipes/tiny/understanding.yaml $(SHORT) output_dir=$(SMOKE)/backbone \
+		evaluation.per_kind=1
+	$(BIN)/blip3o-hf train recipes/tiny/encoder.yaml $(SHORT) output_dir=$(SMOKE)/encoder
+	$(BIN)/blip3o-hf train recipes/tiny/decoder.yaml $(SHORT) output_dir=$(SMOKE)/decoder \
+		inputs.encoder=$(SMOKE)/encoder evaluation.per_family=1
+	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml $(SHORT) output_dir=$(SMOKE)/generation \
 		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
-		training.compile_transformer=false
-	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation --steps 2 -o $(SMOKE)/out.png
+		evaluation.per_family=1 training.compile_transformer=false
+	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation/pipeline -o $(SMOKE)/out.png
 
 # One stamp per set of packages; a change of versions or of the package's metadata sets up again.
 $(VENV)/.torch: constraints.txt

@@ -179,7 +179,7 @@ def make_pipeline(make_model, make_processor, make_decoder) -> Callable[..., Bli
     def make(scheduler=None, decoder="patch", **settings) -> Blip3oPipeline:
         pipeline = Blip3oPipeline(
             model=make_model(**settings),
-            processor=make_processor(vision=settings.get("backbone", "qwen") == "qwen"),
+            processor=make_processor(),
             scheduler=Blip3oFlowScheduler() if scheduler is None else scheduler,
             decoder=make_decoder() if decoder == "patch" else decoder,
             default_num_inference_steps=4,

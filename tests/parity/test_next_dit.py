@@ -1,9 +1,7 @@
 """The transformer against tensors recorded from the reference, at 1e-5 of their largest value."""
 
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +12,7 @@ from blip3o_hf.models.transformer_next_dit import (
     rotary_table,
     timestep_sinusoid,
 )
+from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 
 FIXTURE = Path(__file__).parent / "fixtures" / "next_dit.safetensors"
 WEIGHTS_PREFIX = "model.dit.model."
@@ -144,22 +143,28 @@ def test_norm_epsilon(name, model, recorded):
 
 
 def sample(model, noise, condition, num_steps, images_per_prompt=1):
-    """Classifier-free guidance with Euler steps; timesteps are cut to integers, as the reference's are."""
-    # In float64 before the rounding: float32 arithmetic gives 499.99997 for 500, and the cut makes it 499.
-    sigmas = torch.from_numpy(np.linspace(1, 1 / num_steps, num_steps).astype(np.float32))
-    sigmas = torch.cat([sigmas, torch.zeros(1)])
+    """Classifier-free guidance with our scheduler as it is by default: Euler steps, timesteps cut to integers."""
+    scheduler = Blip3oFlowScheduler()
+    scheduler.set_timesteps(num_steps)
     conditions = torch.cat([torch.zeros_like(condition), condition])
     cache = model.precompute_condition(conditions).repeat_interleave(images_per_prompt)
     latents, before_each_step = noise, []
-    for sigma, sigma_next in pairwise(sigmas):
+    for timestep in scheduler.timesteps:
         before_each_step.append(latents)
-        timestep = (sigma * 1000).long()
         velocity_null, velocity = model(
             torch.cat([latents, latents]), timestep, condition_cache=cache
         ).sample.chunk(2)
         guided = velocity_null + GUIDANCE * (velocity - velocity_null)
-        latents = latents + (sigma_next - sigma) * guided
+        latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents, before_each_step
+
+
+@pytest.mark.parametrize("name, num_steps", [("d_sample0", 30), ("d_sample1", 5)])
+def test_schedule(name, num_steps, recorded):
+    scheduler = Blip3oFlowScheduler()
+    scheduler.set_timesteps(num_steps)
+    assert_parity(scheduler.sigmas, recorded[f"{name}.sigmas"])
+    assert torch.equal(scheduler.timesteps, recorded[f"{name}.timesteps_given_to_dit"].float())
 
 
 @pytest.mark.parametrize("name, num_steps", [("d_sample0", 30), ("d_sample1", 5)])

@@ -64,7 +64,7 @@ def open_picture(path: str | os.PathLike):
     Raises:
         OSError: when the file does not exist, is empty, or is no picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     path = Path(path)
     if not path.is_file():
@@ -74,7 +74,7 @@ def open_picture(path: str | os.PathLike):
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(
-            f"The image must be a picture file. {path} is none that Pillow can read. Use PNG or JPEG."
+            f"The image must be a picture file. {path} is none that Pillow can read ({error}). Use PNG or JPEG."
         ) from error

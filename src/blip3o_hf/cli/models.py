@@ -19,11 +19,13 @@ def load_pipeline(name_or_path: str):
     path = resolve_model(name_or_path)
 
     import torch
-    from transformers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from ..pipelines.pipeline_blip3o import Blip3oPipeline
 
-    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     pipe = Blip3oPipeline.from_pretrained(path)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return pipe if accelerator is None else pipe.to(accelerator)

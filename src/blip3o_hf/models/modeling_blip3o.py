@@ -189,7 +189,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             ValueError: when given an image and the backbone reads text only.
         """
         self._check_image_inputs(kwargs)
-        kwargs.setdefault("generation_config", self.generation_config)
+        self.backbone.generation_config = self.generation_config
         return self.backbone.generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args, **kwargs):

@@ -70,7 +70,7 @@ class Blip3oPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "model->decoder"
-    _optional_components = ("decoder",)
+    _optional_components = ["decoder"]  # a list: diffusers adds it to one
     _callback_tensor_inputs = ("latents",)
 
     def __init__(

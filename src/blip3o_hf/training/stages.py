@@ -104,6 +104,7 @@ class EncoderStage(Stage):
             text_config={
                 **text,
                 "vocab_size": len(self.tokenizer),
+                "bos_token_id": self.tokenizer.pad_token_id,
                 "eos_token_id": self.tokenizer.eos_token_id,
                 "pad_token_id": self.tokenizer.pad_token_id,
             },
@@ -243,14 +244,13 @@ class UnderstandingStage(Stage):
         labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded])
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
         images = [record.image for record in records[num_text:]]
-        pixels = self.image_processor(images, return_tensors="pt")
+        pixels = self.image_processor(images, return_tensors="pt") if images else {}
         return {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
             "labels": labels,
             "mm_token_type_ids": (input_ids == self.processor.image_token_id).int(),
-            "pixel_values": pixels["pixel_values"],
-            "image_grid_thw": pixels["image_grid_thw"],
+            **pixels,
         }
 
     def _about_image(self, record: ShapesRecord) -> list[tuple[str, str]]:
@@ -334,6 +334,7 @@ class GenerationStage(Stage):
         model.backbone.load_state_dict(pretrained.state_dict())
         model.generation_config = pretrained.generation_config
         model.backbone.requires_grad_(False)
+        self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - config.num_queries
         return model
 
     def _feature_statistics(self, num_images: int = 2048) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 
 from .checkpoints import mark_complete
 from .optimizers import build_optimizer
@@ -90,6 +90,7 @@ class Blip3oTrainer(Trainer):
 
     def __init__(self, stage: Stage, **kwargs):
         self.stage = stage
+        set_seed(stage.arguments.seed)
         model = stage.build()
         super().__init__(
             model=model,
@@ -146,7 +147,7 @@ class Blip3oTrainer(Trainer):
         """Evaluate the (averaged) model and log what comes back under `eval_`."""
         was_training = self.model.training
         self.model.eval()
-        with self.averaged(), torch.no_grad():
+        with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             metrics = evaluate(self.model, self.state.global_step)
         self.model.train(was_training)
         self.log({f"eval_{name}": value for name, value in metrics.items()})

@@ -1,0 +1,183 @@
+"""The command line as its users meet it: files appear, answers are printed, bad input is one clear line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip3o_hf.assets import packaged_model_path
+from blip3o_hf.cli import build_parser, main
+from blip3o_hf.data.shapes import Scene, SceneObject, render
+
+TINY = Path(packaged_model_path("blip3o-tiny"))
+
+
+@pytest.fixture
+def scene_file(tmp_path):
+    scene = Scene((SceneObject("circle", "red", "large", 1, 1), SceneObject("square", "blue", "large", 4, 4)), "white")
+    path = tmp_path / "scene.png"
+    Image.fromarray(render(scene)).save(path)
+    return path
+
+
+def fails(capsys, arguments, *texts):
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"blip3o-hf {arguments[0]}: ")
+    assert error.count("\n") == 1 and "Traceback" not in error
+    for text in texts:
+        assert text in error
+
+
+def test_every_command_has_help_with_examples(capsys):
+    parser = build_parser()
+    for command in ("demo", "generate", "describe", "train", "evaluate", "export", "env"):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args([command, "--help"])
+        assert stop.value.code == 0
+        assert f"blip3o-hf {command}" in capsys.readouterr().out.partition("example")[2]
+
+
+def test_generate_writes_numbered_files_that_depend_on_the_seed_alone(tmp_path, capsys):
+    out = tmp_path / "a.png"
+    call = ["generate", "two red circles", "-o", str(out), "-n", "2", "--seed", "3", "--steps", "3"]
+    assert main(call) == 0
+    assert capsys.readouterr().out.split() == [str(out), str(tmp_path / "a-2.png")]
+    first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "a-2.png"))
+    assert first.shape == (64, 64, 3) and (first != second).any()
+    assert main(["generate", "two red circles", "-o", str(tmp_path / "b.png"), "--seed", "4", "--steps", "3"]) == 0
+    alone = np.asarray(Image.open(tmp_path / "b.png")).astype(int)
+    assert np.abs(alone - second).max() <= 1  # a batch rounds differently in the last bit
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.png", "a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["generate", "  "], ["A prompt must say something"]),
+        (["generate", "red " * 400], ["A prompt must fit the context", "Shorten it"]),
+        (["generate", "a circle", "--steps", "0"], ["`num_inference_steps` must be an integer of at least 1. Got 0"]),
+        (["generate", "a circle", "--guidance", "-1"], ["`guidance_scale` must be a finite number", "Got -1.0"]),
+        (["generate", "a circle", "--guidance", "nan"], ["`guidance_scale` must be a finite number", "Got nan"]),
+        (["generate", "a circle", "-n", "0"], ["-n must be at least 1. Got 0"]),
+        (["generate", "a circle", "--model", "blip3o-tinny"], ["No model found at 'blip3o-tinny'", "blip3o-tiny"]),
+    ],
+)
+def test_generate_refuses_bad_input_and_writes_nothing(tmp_path, capsys, arguments, texts):
+    fails(capsys, [*arguments, "-o", tmp_path / "out.png"], *texts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_are_checked_before_any_work(tmp_path, capsys):
+    fails(capsys, ["generate", "a circle", "-o", tmp_path / "missing" / "a.png"], "The output's folder must exist")
+    fails(capsys, ["generate", "a circle", "-o", tmp_path], "The output must be a file")
+    fails(capsys, ["generate", "a circle", "-o", tmp_path / "a.txt"], "no ending of one", "out.png")
+    fails(capsys, ["demo", "-o", tmp_path / "missing" / "a.png"], "The output's folder must exist")
+    fails(capsys, ["evaluate", "--json", tmp_path / "missing" / "a.json"], "The output's folder must exist")
+
+
+def test_describe_answers_questions_about_a_picture(scene_file, capsys):
+    for question, answer in {
+        "what color is the background?": "white",
+        "what color is the circle?": "red",
+        "what shape is the blue object?": "square",
+        "how many objects are there?": "two",
+        "is there a green triangle?": "no",
+    }.items():
+        assert main(["describe", str(scene_file), question]) == 0
+        assert capsys.readouterr().out.strip() == answer
+    assert main(["describe", str(scene_file)]) == 0
+    description = capsys.readouterr().out
+    assert "red circle" in description and "blue square" in description and "white background" in description
+
+
+def test_describe_refuses_what_is_no_picture(tmp_path, capsys, scene_file):
+    empty, text = tmp_path / "empty.png", tmp_path / "text.png"
+    empty.touch()
+    text.write_text("no picture")
+    fails(capsys, ["describe", tmp_path / "none.png"], "The image must be a file", "none.png")
+    fails(capsys, ["describe", empty], "is empty (0 bytes)")
+    fails(capsys, ["describe", text], "none that Pillow can read")
+    fails(capsys, ["describe", scene_file, " "], "The question must say something")
+
+
+def test_describe_names_a_truncated_picture(tmp_path, capsys, scene_file):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(scene_file.read_bytes()[:90])
+    fails(capsys, ["describe", cut], "The image must be a picture file", "cut.png")
+
+
+def test_demo_writes_a_grid_and_prints_its_path(tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    assert main(["demo", "-o", str(out)]) == 0
+    assert capsys.readouterr().out.strip().endswith(str(out))
+    assert min(Image.open(out).size) > 500
+
+
+def test_evaluate_prints_a_table_and_writes_json(tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    call = ["evaluate", "--per-family", "2", "--per-kind", "2", "--steps", "2", "--json", str(out)]
+    assert main(call) == 0
+    printed = capsys.readouterr().out
+    for word in ("score", "chance", "ceiling", "overall", "counting", "unseen_relation", "position"):
+        assert word in printed
+    scores = json.loads(out.read_text())
+    assert set(scores) == {"score", "chance", "ceiling", "understanding"}
+    assert all(total == 2 and 0 <= passed <= 2 for rates in scores.values() for passed, total in rates.values())
+    fails(capsys, ["evaluate", "--per-family", "0"], "--per-family must be at least 1. Got 0")
+
+
+def test_train_runs_a_recipe_and_leaves_a_loadable_part(tmp_path, capsys):
+    recipe = tmp_path / "decoder.yaml"
+    recipe.write_text(
+        "stage: decoder\n"
+        f"output_dir: {tmp_path / 'decoder'}\n"
+        f"inputs: {{encoder: {TINY / 'target_encoder'}}}\n"
+        "model: {dim: 32, num_layers: 1, num_attention_heads: 2}\n"
+        "data: {length: 64}\n"
+        "evaluation: {per_family: 1}\n"
+        "training: {max_steps: 2, per_device_train_batch_size: 4, use_cpu: true, report_to: none, save_steps: 1,\n"
+        "  remove_unused_columns: false, logging_steps: 1}\n"
+    )
+    assert main(["train", str(recipe), "training.learning_rate=1.0e-3"]) == 0
+    assert "decoder: 2 steps" in capsys.readouterr().out
+    assert (tmp_path / "decoder" / "diffusion_pytorch_model.safetensors").is_file()
+    assert Image.open(tmp_path / "decoder" / "curves.png").size[0] > 100
+    (tmp_path / "decoder" / "checkpoints" / "checkpoint-2" / "COMPLETE").unlink()
+    assert main(["train", str(recipe), "--resume", "training.max_steps=3"]) == 0
+    assert "decoder: 3 steps" in capsys.readouterr().out
+
+
+def test_train_refuses_unknown_keys_and_missing_files(tmp_path, capsys):
+    fails(capsys, ["train", tmp_path / "none.yaml"], "There is none at", "none.yaml")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"stage: decodr\noutput_dir: {tmp_path / 'x'}\n")
+    fails(capsys, ["train", recipe], "Unknown key 'decodr'", "Did you mean 'decoder'?", "r.yaml")
+    recipe.write_text(f"stage: decoder\noutput_dir: {tmp_path / 'x'}\ntraining: {{max_step: 2}}\n")
+    fails(capsys, ["train", recipe], "Unknown key 'max_step'", "Did you mean 'max_steps'?")
+    recipe.write_text(f"stage: decoder\noutput_dir: {tmp_path / 'x'}\ninputs: {{encoder: {tmp_path / 'y'}}}\n")
+    fails(capsys, ["train", recipe], "There is no such folder", "Run the stage that writes it first")
+    assert not (tmp_path / "x").exists()
+
+
+def test_export_refuses_to_overwrite_and_keeps_the_pictures(tmp_path, capsys):
+    target = tmp_path / "copy"
+    assert main(["export", str(TINY), str(target), "--dtype", "bfloat16"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == target
+    fails(capsys, ["export", TINY, target], "must not exist yet")
+    fails(capsys, ["export", tmp_path, tmp_path / "new"], "has no model_index.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
+    for model in (str(TINY), str(target)):
+        assert main(["generate", "a red square", "-o", str(tmp_path / "a.png"), "--steps", "2", "--model", model]) == 0
+        (tmp_path / "a.png").rename(tmp_path / f"{len(model)}.png")
+    first, second = (Image.open(path) for path in tmp_path.glob("*.png"))
+    np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_env_names_the_versions_a_bug_report_needs(capsys):
+    assert main(["env"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("python: 3", "torch: ", "transformers: ", "diffusers: ", "accelerator: "):
+        assert word in printed

@@ -1,0 +1,78 @@
+"""Example `i` of a seed is always the same one, and what a record says is what the tiny world says."""
+
+import re
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from blip3o_hf.data.shapes import is_held_out_scene, is_held_out_text, render
+from blip3o_hf.data.shapes_dataset import ShapesDataset
+
+
+def test_an_example_is_decided_by_seed_and_index():
+    first, second = (ShapesDataset(10, seed=3, num_questions=2) for _ in range(2))
+    second[9]
+    for index in (7, 0, 7):
+        ours, theirs = first[index], second[index]
+        assert np.array_equal(ours.image, theirs.image)
+        assert (ours.scene, ours.caption, ours.description) == (theirs.scene, theirs.caption, theirs.description)
+        assert ours.questions == theirs.questions
+
+
+def test_indices_and_seeds_give_different_examples():
+    scenes = [ShapesDataset(5, seed=seed)[index].scene for seed in range(4) for index in range(5)]
+    assert len(set(scenes)) > 15
+
+
+def test_length_does_not_change_examples():
+    assert ShapesDataset(3)[2].caption == ShapesDataset(1000)[2].caption
+
+
+def test_a_record_shows_and_tells_its_scene():
+    record = ShapesDataset(1, num_questions=3)[0]
+    assert record.image.shape == (64, 64, 3)
+    assert record.image.dtype == np.uint8
+    assert np.array_equal(record.image, render(record.scene))
+    for thing in record.scene.objects:
+        assert thing.color in record.long_caption
+        assert thing.shape in record.long_caption
+    assert len(record.questions) == 3
+    assert all(question.text and question.answer for question in record.questions)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_the_rate_of_long_captions_is_kept(rate):
+    dataset = ShapesDataset(30, long_caption_rate=rate)
+    shares = [record.caption == record.long_caption for record in islice(dataset, 30)]
+    assert np.mean(shares) == rate
+
+
+def test_long_captions_do_not_change_scenes():
+    short, long = (ShapesDataset(20, long_caption_rate=rate) for rate in (0.0, 1.0))
+    assert [short[i].scene for i in range(20)] == [long[i].scene for i in range(20)]
+
+
+def test_training_examples_hold_nothing_held_out():
+    for record in islice(ShapesDataset(100, long_caption_rate=0.5), 100):
+        assert not is_held_out_scene(record.scene)
+        assert not is_held_out_text(record.caption)
+        assert not is_held_out_text(record.description)
+
+
+def test_test_examples_are_held_out():
+    records = list(islice(ShapesDataset(40, split="test"), 40))
+    assert all(is_held_out_scene(r.scene) or is_held_out_text(r.caption) for r in records)
+
+
+def test_iteration_ends_after_the_last_example():
+    dataset = ShapesDataset(4)
+    assert len(dataset) == 4
+    assert len(list(dataset)) == 4
+
+
+@pytest.mark.parametrize("index", [4, -1])
+def test_an_index_out_of_range_is_refused(index):
+    message = f"Examples are numbered from 0 to 3. Got {index}."
+    with pytest.raises(IndexError, match=re.escape(message)):
+        ShapesDataset(4)[index]

@@ -1,0 +1,177 @@
+"""Prompts carry the paper's instruction, end with the token that starts an image, and are padded on the left."""
+
+import re
+
+import pytest
+import torch
+
+from blip3o_hf.models.processing_blip3o import GENERATION_INSTRUCTION, Blip3oProcessor
+
+CAPTIONS = ["two red circles", "one small blue square above three green triangles"]
+
+
+def real_ids(inputs, index):
+    return inputs["input_ids"][index][inputs["attention_mask"][index].bool()].tolist()
+
+
+def test_a_prompt_is_the_instruction_in_chat_form_and_ends_with_the_image_token(processor):
+    inputs = processor.encode_prompts(CAPTIONS[:1])
+    text = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nPlease generate image based on the following caption: two red circles<|im_end|>\n"
+        "<|im_start|>assistant\n[IMG]"
+    )
+    assert inputs["input_ids"][0, -1] == processor.tokenizer.convert_tokens_to_ids("[IMG]")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+
+
+def test_one_string_is_one_prompt(processor):
+    alone, listed = processor.encode_prompts(CAPTIONS[0]), processor.encode_prompts(CAPTIONS[:1])
+    assert torch.equal(alone["input_ids"], listed["input_ids"])
+
+
+def test_a_batch_is_its_prompts_padded_on_the_left(processor):
+    inputs = processor.encode_prompts(CAPTIONS)
+    assert inputs["attention_mask"][0, 0] == 0
+    assert (inputs["attention_mask"][:, -1] == 1).all()
+    for index, caption in enumerate(CAPTIONS):
+        assert real_ids(inputs, index) == processor.encode_prompts(caption)["input_ids"][0].tolist()
+    assert (inputs["input_ids"][inputs["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
+
+
+def test_raw_prompts_are_taken_as_they_are(processor):
+    inputs = processor.encode_prompts([" ", CAPTIONS[0]], raw=True)
+    tokenizer = processor.tokenizer
+    assert tokenizer.decode(real_ids(inputs, 0)) == " [IMG]"
+    assert tokenizer.decode(real_ids(inputs, 1)) == f"{CAPTIONS[0]}[IMG]"
+
+
+def test_a_caption_may_hold_braces(processor):
+    assert "the {caption} of {0}" in processor.render_prompt("the {caption} of {0}")
+
+
+def test_input_images_take_one_placeholder_per_patch(processor, make_image):
+    inputs = processor.encode_prompts(CAPTIONS, images=[[make_image(0), make_image(1)], []])
+    placeholders = (inputs["input_ids"] == processor.image_token_id).sum(-1)
+    assert placeholders.tolist() == [128, 0]
+    assert inputs["image_grid_thw"].tolist() == [[1, 8, 8], [1, 8, 8]]
+    assert len(inputs["pixel_values"]) == 128
+    single = processor.encode_prompts(CAPTIONS[:1], images=[make_image(0)])
+    assert torch.equal(single["pixel_values"], inputs["pixel_values"][:64])
+
+
+def test_the_chat_template_keeps_a_system_turn_and_places_images(processor):
+    text = processor.apply_chat_template(
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+            {"role": "assistant", "content": "A circle."},
+        ]
+    )
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n"
+        "<|im_start|>assistant\nA circle.<|im_end|>\n"
+    )
+
+
+def test_understanding_inputs_mark_image_tokens(processor, make_image):
+    inputs = processor(text=["<|image_pad|>How many?"], images=[make_image()], return_tensors="pt")
+    assert inputs["mm_token_type_ids"].sum() == 64
+    assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == processor.image_token_id)
+    assert set(inputs) <= set(processor.model_input_names)
+
+
+def test_answers_are_decoded_without_special_tokens(processor):
+    ids = processor.tokenizer(["two red circles<|im_end|>"])["input_ids"]
+    assert processor.post_process_image_text_to_text(ids) == ["two red circles"]
+    assert processor.post_process_image_text_to_text(ids, skip_special_tokens=False) == ["two red circles<|im_end|>"]
+
+
+@pytest.mark.xfail(raises=TypeError, strict=True, reason="ProcessorMixin refuses image_processor=None")
+def test_a_processor_without_images_prepares_prompts(make_processor, processor):
+    text_only = make_processor(vision=False)
+    assert text_only.image_processor is None
+    ours, theirs = text_only.encode_prompts(CAPTIONS), processor.encode_prompts(CAPTIONS)
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        True,
+        pytest.param(
+            False,
+            marks=pytest.mark.xfail(
+                raises=TypeError, strict=True, reason="ProcessorMixin refuses image_processor=None"
+            ),
+        ),
+    ],
+)
+def test_a_saved_processor_is_the_same_again(make_processor, make_image, tmp_path, vision):
+    processor = make_processor(vision=vision, instruction="Draw this: {caption}", max_prompt_length=333)
+    processor.save_pretrained(tmp_path)
+    loaded = Blip3oProcessor.from_pretrained(tmp_path)
+    assert loaded.instruction == "Draw this: {caption}"
+    assert loaded.max_prompt_length == 333
+    assert loaded.image_start_token == "[IMG]"
+    images = [make_image(), make_image(1)] if vision else None
+    before, after = processor.encode_prompts(CAPTIONS, images), loaded.encode_prompts(CAPTIONS, images)
+    assert set(before) == set(after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+def test_the_longest_prompt_that_fits_is_taken(make_processor):
+    length = make_processor().encode_prompts(CAPTIONS[1])["input_ids"].shape[1]
+    assert make_processor(max_prompt_length=length).encode_prompts(CAPTIONS)["input_ids"].shape == (2, length)
+    message = (
+        f"A prompt must fit the context: at most {length - 1} tokens with its template. Prompt 1 has {length}. "
+        "Shorten it: 'one small blue square above three green triangles'..."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_processor(max_prompt_length=length - 1).encode_prompts(CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "images", "error", "message"),
+    [
+        (
+            ["a circle", 3],
+            None,
+            TypeError,
+            "A prompt must be a string. Got int. Pass one string, or a list of strings.",
+        ),
+        ([" \n"], None, ValueError, "A prompt must say something. Got ' \\n'. Describe the image to draw."),
+        ("", None, ValueError, "A prompt must say something. Got ''. Describe the image to draw."),
+        (
+            ["a circle", "a square"],
+            [[]],
+            ValueError,
+            "`images` must hold one entry per prompt. Got 1 for 2 prompts. Use an empty list for a prompt "
+            "without images.",
+        ),
+    ],
+)
+def test_bad_prompts_are_refused(processor, prompts, images, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        processor.encode_prompts(prompts, images)
+
+
+def test_an_instruction_without_a_place_for_the_caption_is_refused(make_processor):
+    message = (
+        "`instruction` must contain '{caption}', the place of the prompt. Got 'Draw it'. The paper's is "
+        f"{GENERATION_INSTRUCTION!r}."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_processor(instruction="Draw it")
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(make_processor):
+    message = (
+        "The tokenizer must know the token that starts an image. It has no '<draw>'. Add it with "
+        "`tokenizer.add_special_tokens` and resize the backbone's embeddings."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_processor(image_start_token="<draw>")

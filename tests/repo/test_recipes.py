@@ -1,0 +1,147 @@
+"""Every recipe parses, its keys are known down to the leaves, and the chain of stages is closed."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from transformers import CLIPTextConfig, CLIPVisionConfig, Qwen2_5_VLConfig
+
+from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
+from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
+from blip3o_hf.objectives import OBJECTIVES
+from blip3o_hf.training.recipes import load_recipe
+from blip3o_hf.training.stages import STAGES, build_stage
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+GENERATION = ROOT / "recipes" / "tiny" / "generation.yaml"
+
+every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+
+
+def built(path, tmp_path, *overrides):
+    """The recipe's stage, with empty folders in the place of its inputs."""
+    recipe = load_recipe(path, [f"output_dir={tmp_path}", *overrides])
+    for name in recipe.inputs:
+        (tmp_path / name).mkdir(exist_ok=True)
+        recipe.inputs[name] = str(tmp_path / name)
+    return build_stage(recipe)
+
+
+def parameters(function):
+    return set(inspect.signature(function).parameters)
+
+
+def test_there_is_a_recipe_for_every_stage():
+    assert {load_recipe(path).stage for path in RECIPES} == set(STAGES)
+
+
+@every_recipe
+def test_recipe_gives_a_stage(path, tmp_path):
+    stage = built(path, tmp_path)
+    assert stage.name == load_recipe(path).stage
+    assert Path(stage.arguments.output_dir).parent == tmp_path
+    assert len(stage.dataset()) > 0
+
+
+@every_recipe
+def test_nested_model_keys_are_known(path):
+    recipe = load_recipe(path)
+    if recipe.stage == "encoder":
+        assert set(recipe.model["vision"]) <= parameters(CLIPVisionConfig)
+        assert set(recipe.model["text"]) <= parameters(CLIPTextConfig)
+    elif recipe.stage == "decoder":
+        assert set(recipe.model) - {"feature_noise"} <= parameters(Blip3oPatchDecoder)
+    elif recipe.stage == "understanding":
+        sub_configs = Qwen2_5_VLConfig.sub_configs
+        assert set(recipe.model["backbone"]) == set(sub_configs)
+        for name, settings in recipe.model["backbone"].items():
+            assert set(settings) <= parameters(sub_configs[name])
+    else:
+        assert set(recipe.model["transformer"]) <= parameters(Blip3oTransformer2DModel)
+        assert recipe.model["objective"] in OBJECTIVES
+
+
+@every_recipe
+def test_inputs_are_what_other_recipes_leave(path):
+    left = {load_recipe(other).output_dir for other in path.parent.glob("*.yaml")}
+    assert set(load_recipe(path).inputs.values()) <= left
+
+
+@every_recipe
+def test_the_readme_lists_the_recipe(path):
+    assert str(path.relative_to(ROOT / "recipes")) in (ROOT / "recipes" / "README.md").read_text()
+
+
+def test_overrides_replace_values(tmp_path):
+    stage = built(GENERATION, tmp_path, "training.max_steps=2", "model.transformer.num_layers=1", "data.seed=7")
+    assert stage.arguments.max_steps == 2
+    assert stage.recipe.model["transformer"]["num_layers"] == 1
+    assert stage.dataset().seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stag=decoder", f"Unknown key 'stag' in {GENERATION}. Did you mean 'stage'? Available: data, evaluation,"),
+        (
+            "training.max_step=2",
+            f"Unknown key 'max_step' in section 'training' of {GENERATION}. Did you mean 'max_steps'? Available: ",
+        ),
+        (
+            "model.num_query=8",
+            f"Unknown key 'num_query' in section 'model' of {GENERATION}. Did you mean 'num_queries'? Available: ",
+        ),
+        ("data.sed=1", f"Unknown key 'sed' in section 'data' of {GENERATION}. Did you mean 'seed'? Available: "),
+        (
+            "inputs.encodr=here",
+            f"Unknown key 'encodr' in section 'inputs' of {GENERATION}. Did you mean 'encoder'? Available: ",
+        ),
+        (
+            "stage=generatoin",
+            f"Unknown key 'generatoin' in key 'stage' of {GENERATION}. Did you mean 'generation'? Available: ",
+        ),
+    ],
+)
+def test_unknown_keys_name_the_nearest_one(override, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        built(GENERATION, tmp_path, override)
+
+
+def test_a_far_key_gets_no_guess(tmp_path):
+    with pytest.raises(ValueError, match=r"Unknown key 'zzz' in section 'data' of \S+\. Available: "):
+        built(GENERATION, tmp_path, "data.zzz=1")
+
+
+def test_an_override_needs_an_equals_sign():
+    with pytest.raises(
+        ValueError, match=r"must be written key=value\. Got 'data\.seed'\. Example: training\.seed=1\."
+    ):
+        load_recipe(GENERATION, ["data.seed"])
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is none at .*nothing\.yaml"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_a_recipe_is_a_mapping(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- stage\n")
+    with pytest.raises(ValueError, match="must be a mapping of keys"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("key", ["stage", "output_dir"])
+def test_required_keys(key, tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text("\n".join(line for line in ("stage: encoder", "output_dir: out") if not line.startswith(key)))
+    with pytest.raises(ValueError, match=f"must have the key '{key}'"):
+        load_recipe(path)
+
+
+def test_a_missing_input_says_what_to_run(tmp_path):
+    recipe = load_recipe(GENERATION, [f"inputs.backbone={tmp_path / 'none'}"])
+    with pytest.raises(FileNotFoundError, match=r"starts from 'backbone' in .*Run the stage that writes it first"):
+        build_stage(recipe)
