@@ -47,16 +47,16 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def make_processor(tokenizer) -> Callable[..., Blip3oProcessor]:
-    """`make_processor(vision=True, **settings)`."""
+    """`make_processor(**settings)`."""
 
-    def make(vision: bool = True, **settings) -> Blip3oProcessor:
+    def make(**settings) -> Blip3oProcessor:
         image_processor = Qwen2VLImageProcessorPil(
             patch_size=8,
             merge_size=1,
             temporal_patch_size=1,
             size={"shortest_edge": 4096, "longest_edge": 4096},
         )
-        return Blip3oProcessor(image_processor if vision else None, tokenizer, **settings)
+        return Blip3oProcessor(image_processor, tokenizer, **settings)
 
     return make
 

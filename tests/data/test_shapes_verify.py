@@ -26,9 +26,7 @@ from blip3o_hf.data.shapes.verify import label_components
 @pytest.fixture(scope="module")
 def examples():
     rng = np.random.default_rng(0)
-    pairs = [("train", family) for family in TRAINING_FAMILIES] + [
-        ("test", family) for family in EVALUATION_FAMILIES
-    ]
+    pairs = [("train", family) for family in TRAINING_FAMILIES] + [("test", family) for family in EVALUATION_FAMILIES]
     return [sample_example(rng, split=split, family=family) for split, family in pairs for _ in range(50)]
 
 
@@ -89,9 +87,7 @@ def test_rejects_noise_and_plain_pictures(examples):
 def test_rejects_a_swapped_shape(examples):
     for example in examples:
         wrong = _with(example.scene, 0, shape=_next(SHAPES, example.scene.objects[0].shape))
-        swapped_back = sorted(o.shape for o in wrong.objects) == sorted(
-            o.shape for o in example.scene.objects
-        )
+        swapped_back = sorted(o.shape for o in wrong.objects) == sorted(o.shape for o in example.scene.objects)
         assert swapped_back or not verify(render(wrong), example.prompt).passed
 
 
@@ -107,10 +103,7 @@ def test_rejects_a_missing_or_extra_object(examples):
     for example in examples:
         objects = example.scene.objects
         fewer = Scene(objects[1:], example.scene.background)
-        assert (
-            verify(render(fewer), example.prompt).reason
-            == f"{len(objects) - 1} objects instead of {len(objects)}"
-        )
+        assert verify(render(fewer), example.prompt).reason == f"{len(objects) - 1} objects instead of {len(objects)}"
         taken = render(example.scene) != render(Scene((), example.scene.background))
         for row, col in ((0, 0), (0, 6), (6, 0), (6, 6)):
             if not taken[max(8 * row - 8, 0) : 8 * row + 24, max(8 * col - 8, 0) : 8 * col + 24].any():
@@ -159,9 +152,7 @@ def test_image_forms_agree(examples):
 
 
 def test_components_are_joined_across_rows_and_corners():
-    mask = np.array(
-        [[1, 0, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1]], bool
-    )
+    mask = np.array([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1]], bool)
     components = label_components(mask)
     assert sorted(int((runs[:, 2] - runs[:, 1]).sum()) for runs in components) == [1, 1, 6]
     assert label_components(np.zeros((4, 4), bool)) == []

@@ -51,9 +51,7 @@ def train_examples():
 @pytest.fixture(scope="module")
 def held_out_examples():
     rng = np.random.default_rng(1)
-    return [
-        sample_example(rng, split="test", family=family) for family in EVALUATION_FAMILIES for _ in range(40)
-    ]
+    return [sample_example(rng, split="test", family=family) for family in EVALUATION_FAMILIES for _ in range(40)]
 
 
 def _satisfies(scene, prompt):
@@ -126,10 +124,7 @@ def test_boxes_lie_on_the_lattice_with_a_gap(train_examples, held_out_examples):
 
 def test_prompts_read_like_prompts(train_examples):
     texts = [example.prompt.text for example in train_examples]
-    assert all(
-        re.fullmatch(r"[a-z ,]+", text) and not re.search(r"\ba [aeiou]|\ban [^aeiou]", text)
-        for text in texts
-    )
+    assert all(re.fullmatch(r"[a-z ,]+", text) and not re.search(r"\ba [aeiou]|\ban [^aeiou]", text) for text in texts)
     assert 0.25 < np.mean(["background" in text for text in texts]) < 0.42
     assert (
         0.4
@@ -206,17 +201,13 @@ def test_describe_counts_equal_objects(train_examples):
         (SceneObject("cross", "orange", "small", 0, 0), SceneObject("cross", "orange", "large", 4, 4)),
         "black",
     )
-    assert (
-        describe(scene, np.random.default_rng(0), split="test") == "two orange crosses on a black background"
-    )
+    assert describe(scene, np.random.default_rng(0), split="test") == "two orange crosses on a black background"
     rng = np.random.default_rng(2)
     for example in train_examples:
         text = describe(example.scene, rng)
         assert not is_held_out_text(text)
         counted = Counter()
-        for number, color, name in re.findall(
-            rf"(an?|{'|'.join(NUMBER_WORDS)}) ({'|'.join(COLORS)}) (\w+)", text
-        ):
+        for number, color, name in re.findall(rf"(an?|{'|'.join(NUMBER_WORDS)}) ({'|'.join(COLORS)}) (\w+)", text):
             shape = next(shape for shape in SHAPES if name in (shape, shape + "s", shape + "es"))
             counted[color, shape] = NUMBER_WORDS.index(number) if number in NUMBER_WORDS else 1
         assert counted == Counter((o.color, o.shape) for o in example.scene.objects)
@@ -255,8 +246,7 @@ def test_answers_are_true(kind, train_examples, held_out_examples):
     questions = [sample_question(scene, rng, kind) for scene in scenes]
     assert len(scenes) > 500
     assert all(
-        question.answer == _answer(scene, question.text)
-        for scene, question in zip(scenes, questions, strict=True)
+        question.answer == _answer(scene, question.text) for scene, question in zip(scenes, questions, strict=True)
     )
     if kind in ("existence", "position"):
         assert 0.45 < np.mean([question.answer == "yes" for question in questions]) < 0.55
@@ -288,9 +278,7 @@ def test_a_family_belongs_to_its_splits_only(family):
         if family in families:
             assert sample_prompt(rng, family, split=split).family == family
         else:
-            with pytest.raises(
-                ValueError, match=rf"Family '{family}' has no '{split}' split. Available in it: "
-            ):
+            with pytest.raises(ValueError, match=rf"Family '{family}' has no '{split}' split. Available in it: "):
                 sample_prompt(rng, family, split=split)
 
 
@@ -306,22 +294,14 @@ def test_four_large_objects_never_stall_the_sampler():
 
 def test_errors_name_the_way_out():
     rng = np.random.default_rng(0)
-    scene = Scene(
-        (SceneObject("circle", "red", "small", 0, 0), SceneObject("circle", "red", "small", 5, 5)), "white"
-    )
-    with pytest.raises(
-        ValueError, match=r"Unknown family 'color'. Did you mean 'colors'\? Available: single_object"
-    ):
+    scene = Scene((SceneObject("circle", "red", "small", 0, 0), SceneObject("circle", "red", "small", 5, 5)), "white")
+    with pytest.raises(ValueError, match=r"Unknown family 'color'. Did you mean 'colors'\? Available: single_object"):
         sample_prompt(rng, "color", split="train")
-    with pytest.raises(
-        ValueError, match=r"Unknown split 'tran'. Did you mean 'train'\? Available: train, test"
-    ):
+    with pytest.raises(ValueError, match=r"Unknown split 'tran'. Did you mean 'train'\? Available: train, test"):
         sample_example(rng, split="tran")
     with pytest.raises(ValueError, match="Unknown split 'val'"):
         long_caption(scene, rng, "val")
-    with pytest.raises(
-        ValueError, match=r"'position' question has no single answer .* Available: existence, count"
-    ):
+    with pytest.raises(ValueError, match=r"'position' question has no single answer .* Available: existence, count"):
         sample_question(scene, rng, "position")
     with pytest.raises(ValueError, match=r"Unknown question kind 'colour'. Did you mean 'color'"):
         sample_question(scene, rng, "colour")
@@ -329,6 +309,4 @@ def test_errors_name_the_way_out():
     with pytest.raises(ValueError, match=r"is held out from training. Pass split='test'"):
         sample_scene(unseen, rng, split="train")
     with pytest.raises(ValueError, match="A scene has 1 to 4 objects, 'five circles' asks for 5"):
-        sample_scene(
-            Prompt("five circles", "counting", (ObjectGroup("circle", None, 5),)), rng, split="train"
-        )
+        sample_scene(Prompt("five circles", "counting", (ObjectGroup("circle", None, 5),)), rng, split="train")

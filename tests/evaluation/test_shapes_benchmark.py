@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-
 from blip3o_hf import Blip3oPipeline, packaged_model_path
 from blip3o_hf.data.shapes import (
     EVALUATION_FAMILIES,

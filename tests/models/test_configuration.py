@@ -129,12 +129,16 @@ def test_a_saved_configuration_is_the_same_again(make_config, tmp_path, backbone
             "`condition_dropout` must be in [0, 1). Got -0.1. The paper's recipe uses 0.1.",
         ),
         (
-            {"feature_mean": [0.0, 1.0]},
+            {"feature_mean": [0.0] * 16},
+            "`feature_mean` and `feature_std` go together. Got `feature_mean` alone.",
+        ),
+        (
+            {"feature_mean": [0.0, 1.0], "feature_std": [1.0, 1.0]},
             "`feature_mean` must hold one number per feature channel. Got 2 numbers for feature_dim=16. "
             "Leave it out to use the encoder's features as they are.",
         ),
         (
-            {"feature_std": [1.0] * 17},
+            {"feature_mean": [0.0] * 16, "feature_std": [1.0] * 17},
             "`feature_std` must hold one number per feature channel. Got 17 numbers for feature_dim=16. "
             "Leave it out to use the encoder's features as they are.",
         ),

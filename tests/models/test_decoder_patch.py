@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder, Blip3oPatchDecoderOutput
 
@@ -55,7 +56,7 @@ def test_a_tuple_holds_the_same_images(make_decoder):
 def test_a_saved_decoder_is_bit_equal(make_decoder, tmp_path, dtype):
     decoder = make_decoder().to(dtype)
     decoder.save_pretrained(tmp_path)
-    loaded = Blip3oPatchDecoder.from_pretrained(tmp_path, torch_dtype=dtype)
+    loaded = Blip3oPatchDecoder.from_pretrained(tmp_path, dtype=dtype)
     settings = {name: value for name, value in decoder.config.items() if not name.startswith("_")}
     assert {name: loaded.config[name] for name in settings} == settings
     features = torch.randn(2, 16, 4, 4, dtype=dtype)
@@ -71,3 +72,49 @@ def test_features_of_another_shape_are_refused(make_decoder, shape):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         make_decoder()(torch.randn(shape))
+
+
+@pytest.fixture
+def change_weights(make_decoder, tmp_path):
+    """Saves a decoder and rewrites its weights: `change_weights(removed=..., **replaced)`; returns the folder."""
+
+    def change(removed=(), **replaced):
+        make_decoder().save_pretrained(tmp_path)
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        weights = {name: value for name, value in load_file(file).items() if name not in removed}
+        save_file(weights | replaced, file, metadata={"format": "pt"})
+        return tmp_path
+
+    return change
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused_by_name(change_weights):
+    folder = change_weights(["proj_in.bias", "position"])
+    message = (
+        f"A checkpoint must hold every tensor of the model. {folder} lacks 2: position, proj_in.bias. Save or "
+        "download it again."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Blip3oPatchDecoder.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name(change_weights):
+    folder = change_weights(position=torch.zeros(3, 16))
+    with pytest.raises(ValueError, match="position"):
+        Blip3oPatchDecoder.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 500, -1])
+def test_a_damaged_file_is_refused(make_decoder, tmp_path, kept):
+    make_decoder().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(OSError, match=re.escape(f"Unable to load weights from checkpoint file for '{file}'")):
+        Blip3oPatchDecoder.from_pretrained(tmp_path)
+
+
+def test_loading_info_is_given_on_request(make_decoder, tmp_path):
+    make_decoder().save_pretrained(tmp_path)
+    decoder, info = Blip3oPatchDecoder.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(decoder) is Blip3oPatchDecoder
+    assert not info["missing_keys"]

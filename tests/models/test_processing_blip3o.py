@@ -89,34 +89,14 @@ def test_answers_are_decoded_without_special_tokens(processor):
     assert processor.post_process_image_text_to_text(ids, skip_special_tokens=False) == ["two red circles<|im_end|>"]
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="ProcessorMixin refuses image_processor=None")
-def test_a_processor_without_images_prepares_prompts(make_processor, processor):
-    text_only = make_processor(vision=False)
-    assert text_only.image_processor is None
-    ours, theirs = text_only.encode_prompts(CAPTIONS), processor.encode_prompts(CAPTIONS)
-    assert torch.equal(ours["input_ids"], theirs["input_ids"])
-
-
-@pytest.mark.parametrize(
-    "vision",
-    [
-        True,
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                raises=TypeError, strict=True, reason="ProcessorMixin refuses image_processor=None"
-            ),
-        ),
-    ],
-)
-def test_a_saved_processor_is_the_same_again(make_processor, make_image, tmp_path, vision):
-    processor = make_processor(vision=vision, instruction="Draw this: {caption}", max_prompt_length=333)
+def test_a_saved_processor_is_the_same_again(make_processor, make_image, tmp_path):
+    processor = make_processor(instruction="Draw this: {caption}", max_prompt_length=333)
     processor.save_pretrained(tmp_path)
     loaded = Blip3oProcessor.from_pretrained(tmp_path)
     assert loaded.instruction == "Draw this: {caption}"
     assert loaded.max_prompt_length == 333
     assert loaded.image_start_token == "[IMG]"
-    images = [make_image(), make_image(1)] if vision else None
+    images = [make_image(), make_image(1)]
     before, after = processor.encode_prompts(CAPTIONS, images), loaded.encode_prompts(CAPTIONS, images)
     assert set(before) == set(after)
     for name, value in before.items():

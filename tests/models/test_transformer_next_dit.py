@@ -101,9 +101,7 @@ def test_gate_of_zero_silences_cross_attention():
     cache = model.precompute_condition(inputs["encoder_hidden_states"])
     expected = model(inputs["hidden_states"], inputs["timestep"], condition_cache=cache).sample
     cache.values = tuple(value + 1 for value in cache.values)
-    assert torch.equal(
-        model(inputs["hidden_states"], inputs["timestep"], condition_cache=cache).sample, expected
-    )
+    assert torch.equal(model(inputs["hidden_states"], inputs["timestep"], condition_cache=cache).sample, expected)
 
 
 def test_grouped_queries_equal_explicit_repeat(model):
@@ -137,9 +135,7 @@ def test_rotary_attention_is_relative():
     query, key = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
 
     def score(query_at, key_at):
-        return (
-            apply_rotary(query, rotary_emb[query_at][None]) * apply_rotary(key, rotary_emb[key_at][None])
-        ).sum()
+        return (apply_rotary(query, rotary_emb[query_at][None]) * apply_rotary(key, rotary_emb[key_at][None])).sum()
 
     torch.testing.assert_close(score((0, 1), (1, 3)), score((1, 2), (2, 4)))
 
@@ -375,8 +371,7 @@ def test_traces_as_one_graph(model, is_cached):
         ),
         (
             {"timestep": torch.zeros(2)},
-            "`timestep` must be a scalar or have shape [3], one per sample; received [2]. Repeat it "
-            "like the samples.",
+            "`timestep` must be a scalar or have shape [3], one per sample; received [2]. Repeat it like the samples.",
         ),
         (
             {"attention_kwargs": {"scale": 1.0, "mask": None}},

@@ -22,9 +22,7 @@ def test_path_runs_from_target_to_noise():
     half = add_noise(target, noise, torch.tensor([0.0, 0.5, 1.0]))
     assert torch.equal(half[0], target[0]) and torch.equal(half[2], noise[2])
     torch.testing.assert_close(half[1], (target[1] + noise[1]) / 2)
-    assert torch.equal(
-        add_noise(target, noise, torch.tensor(0.3)), add_noise(target, noise, torch.full((3,), 0.3))
-    )
+    assert torch.equal(add_noise(target, noise, torch.tensor(0.3)), add_noise(target, noise, torch.full((3,), 0.3)))
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 6), (5, 6, 3), (5, 6, 2, 2)])
@@ -57,9 +55,7 @@ def test_flow_loss_is_zero_at_the_exact_velocity_and_plain_mean_elsewhere():
     exact = velocity(target, noise)
     assert flow_loss(exact, target, noise) == 0
     assert flow_loss(exact + 2.0, target, noise).item() == pytest.approx(4.0, rel=1e-5)
-    per_sample = flow_loss(
-        exact * torch.tensor([1.0, 2.0, 3.0])[:, None, None], target, noise, reduction="none"
-    )
+    per_sample = flow_loss(exact * torch.tensor([1.0, 2.0, 3.0])[:, None, None], target, noise, reduction="none")
     assert per_sample.shape == (3,) and per_sample[0] == 0
     torch.testing.assert_close(per_sample[2], exact[2].mul(2).square().mean())
     torch.testing.assert_close(
@@ -106,14 +102,10 @@ def test_errors():
         regression_loss(target[:1], target)
     with pytest.raises(ValueError, match=re.escape(text)):
         flow_loss(target[:1], target, noise)
-    with pytest.raises(
-        ValueError, match=r"Unknown reduction 'non'. Did you mean 'none'\? Available: mean, none\."
-    ):
+    with pytest.raises(ValueError, match=r"Unknown reduction 'non'. Did you mean 'none'\? Available: mean, none\."):
         flow_loss(target, target, noise, reduction="non")
     for sigma in (torch.rand(4), torch.rand(2, 1)):
-        with pytest.raises(
-            ValueError, match=r"`sigma` holds one noise level per sample, shape \[2\] or \[\]"
-        ):
+        with pytest.raises(ValueError, match=r"`sigma` holds one noise level per sample, shape \[2\] or \[\]"):
             add_noise(target, noise, sigma)
         with pytest.raises(ValueError, match="`sigma` holds one noise level per sample"):
             predicted_target(target, noise, sigma)

@@ -75,10 +75,7 @@ def test_shift_moves_towards_noise_and_keeps_the_ends():
 
 
 def test_sampling_is_reproducible_and_follows_the_generator():
-    draws = [
-        sample_noise_levels(64, distribution="uniform", shift=1.0, generator=torch.manual_seed(7))
-        for _ in "ab"
-    ]
+    draws = [sample_noise_levels(64, distribution="uniform", shift=1.0, generator=torch.manual_seed(7)) for _ in "ab"]
     assert torch.equal(*draws)
     u = torch.rand(64, generator=torch.manual_seed(7))
     assert torch.equal(draws[0], sigma_from_uniform(u, "uniform"))

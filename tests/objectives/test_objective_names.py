@@ -22,9 +22,7 @@ def test_unknown_objective_names_the_nearest_one():
     )
     with pytest.raises(ValueError, match=re.escape(text + ".") + "$"):
         check_objective("feature_flw")
-    with pytest.raises(
-        ValueError, match=re.escape(text + " (key `objective` in recipes/tiny/pretrain.yaml).")
-    ):
+    with pytest.raises(ValueError, match=re.escape(text + " (key `objective` in recipes/tiny/pretrain.yaml).")):
         check_objective("feature_flw", where="key `objective` in recipes/tiny/pretrain.yaml")
 
 

@@ -31,9 +31,7 @@ def model(recorded):
         in_channels=32, dim=64, num_layers=2, num_attention_heads=4, num_key_value_heads=4, condition_dim=24
     )
     weights = {
-        key.removeprefix(WEIGHTS_PREFIX): tensor
-        for key, tensor in recorded.items()
-        if key.startswith(WEIGHTS_PREFIX)
+        key.removeprefix(WEIGHTS_PREFIX): tensor for key, tensor in recorded.items() if key.startswith(WEIGHTS_PREFIX)
     }
     model.load_state_dict(weights, strict=True)
     return model.eval().requires_grad_(False)
@@ -67,9 +65,7 @@ def reached(model, recorded):
     keep("layer0.ffn", layer.feed_forward)
     keep("layer_last", model.layers[-1])
     keep("norm_out", model.norm_out)
-    handles.append(
-        model.norm_out.register_forward_pre_hook(lambda module, args: reached.update(temb=args[1]))
-    )
+    handles.append(model.norm_out.register_forward_pre_hook(lambda module, args: reached.update(temb=args[1])))
     reached["velocity"] = model(
         recorded["c_dit.x"], recorded["c_dit.timestep"], encoder_hidden_states=recorded["c_dit.z_latents"]
     ).sample
@@ -151,9 +147,7 @@ def sample(model, noise, condition, num_steps, images_per_prompt=1):
     latents, before_each_step = noise, []
     for timestep in scheduler.timesteps:
         before_each_step.append(latents)
-        velocity_null, velocity = model(
-            torch.cat([latents, latents]), timestep, condition_cache=cache
-        ).sample.chunk(2)
+        velocity_null, velocity = model(torch.cat([latents, latents]), timestep, condition_cache=cache).sample.chunk(2)
         guided = velocity_null + GUIDANCE * (velocity - velocity_null)
         latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents, before_each_step
@@ -169,9 +163,7 @@ def test_schedule(name, num_steps, recorded):
 
 @pytest.mark.parametrize("name, num_steps", [("d_sample0", 30), ("d_sample1", 5)])
 def test_sampling(name, num_steps, model, recorded):
-    latents, before_each_step = sample(
-        model, recorded[f"{name}.latents0"], recorded[f"{name}.z_latents"], num_steps
-    )
+    latents, before_each_step = sample(model, recorded[f"{name}.latents0"], recorded[f"{name}.z_latents"], num_steps)
     assert_parity(latents, recorded[f"{name}.latents"])
     assert_parity(latents.flatten(2).transpose(1, 2), recorded[f"{name}.features_tokens"])
     if f"{name}.latents_before_each_step" in recorded:

@@ -451,7 +451,7 @@ def test_a_pipeline_without_a_decoder_is_saved_and_loaded(make_pipeline, tmp_pat
 
 def test_loading_in_another_dtype_casts_every_part(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
-    loaded = Blip3oPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    loaded = Blip3oPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     for module in (loaded.model, loaded.decoder):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
 
@@ -512,7 +512,7 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
             (
                 {"prompt": "a circle", "guidance_interval": interval},
                 ValueError,
-                f"`guidance_interval` must be noise levels with 0 <= low <= high <= 1. Got {interval}. (0.0, 1.0) "
+                f"`guidance_interval` must be two noise levels with 0 <= low <= high <= 1. Got {interval}. (0.0, 1.0) "
                 "guides every step.",
             )
             for interval in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1000))
@@ -535,7 +535,7 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
         (
             {"prompt": ["a", "b"], "latents": FEATURES},
             ValueError,
-            "`latents` must have shape [2, 16, 4, 4]. Got [1, 16, 4, 4]. Leave it out to draw noise.",
+            "`latents` must be a tensor of shape [2, 16, 4, 4]. Got [1, 16, 4, 4]. Leave it out to draw noise.",
         ),
         (
             {"prompt": "a circle", "callback_on_step_end_tensor_inputs": ["latents", "condition"]},

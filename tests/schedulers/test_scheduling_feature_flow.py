@@ -74,9 +74,7 @@ class TestSchedule:
     )
     def test_wrong_sigmas_are_refused(self, sigmas):
         text = "`sigmas` must be a list of strictly descending noise levels in (0, 1]. Got "
-        with pytest.raises(
-            ValueError, match=re.escape(text) + r".*Leave out the final 0, which is appended\."
-        ):
+        with pytest.raises(ValueError, match=re.escape(text) + r".*Leave out the final 0, which is appended\."):
             Blip3oFlowScheduler().set_timesteps(sigmas=sigmas)
 
     @pytest.mark.parametrize("steps", [0, -3, 2.0, "30", True])
@@ -120,9 +118,7 @@ class TestPath:
         target, noise = pair(3, 4)
         scheduler = Blip3oFlowScheduler(integer_timesteps=integer_timesteps)
         values = torch.tensor([0.0, 333.0, 1000.0])
-        assert torch.equal(
-            scheduler.scale_noise(target, values, noise), add_noise(target, noise, values / 1000)
-        )
+        assert torch.equal(scheduler.scale_noise(target, values, noise), add_noise(target, noise, values / 1000))
         scheduler.set_timesteps(30)
         for index in (0, 1, 13, 29):
             expected = add_noise(target, noise, scheduler.sigmas[index])
@@ -265,16 +261,12 @@ class TestStep:
             scheduler.set_timesteps(2)
             generator = torch.Generator().manual_seed(0)
             before = generator.get_state()
-            outputs.append(
-                scheduler.step(velocity, 1000.0, sample, generator=generator, return_dict=return_dict)
-            )
+            outputs.append(scheduler.step(velocity, 1000.0, sample, generator=generator, return_dict=return_dict))
             assert torch.equal(generator.get_state(), before)
         assert isinstance(outputs[0], Blip3oFlowSchedulerOutput) and isinstance(outputs[1], tuple)
         assert torch.equal(outputs[0].prev_sample, outputs[1][0])
 
-    @pytest.mark.parametrize(
-        "start", [500.0, 500, torch.tensor(500), torch.tensor([500.0]), torch.tensor(500.0)]
-    )
+    @pytest.mark.parametrize("start", [500.0, 500, torch.tensor(500), torch.tensor([500.0]), torch.tensor(500.0)])
     def test_the_first_timestep_finds_its_place(self, start):
         velocity, sample = pair(1, 4)
         scheduler = Blip3oFlowScheduler()
@@ -289,9 +281,7 @@ class TestStep:
         scheduler.set_timesteps(4)
         scheduler.set_begin_index(3)
         assert scheduler.begin_index == 3
-        torch.testing.assert_close(
-            scheduler.step(velocity, 1000.0, sample).prev_sample, sample - 0.25 * velocity
-        )
+        torch.testing.assert_close(scheduler.step(velocity, 1000.0, sample).prev_sample, sample - 0.25 * velocity)
         assert scheduler.step_index == 4
 
     @pytest.mark.parametrize("solver", SOLVERS)
@@ -320,9 +310,7 @@ class TestStep:
     def test_wrong_steps_are_refused(self):
         velocity, sample = pair(1, 4)
         scheduler = Blip3oFlowScheduler()
-        with pytest.raises(
-            ValueError, match=r"`step` needs a schedule\. None is set\. Call `set_timesteps` first"
-        ):
+        with pytest.raises(ValueError, match=r"`step` needs a schedule\. None is set\. Call `set_timesteps` first"):
             scheduler.step(velocity, 1000.0, sample)
         scheduler.set_timesteps(2)
         with pytest.raises(ValueError, match=r"`timestep` must be one of `scheduler.timesteps`\. Got 999\.0"):
@@ -353,10 +341,7 @@ class TestAsADiffusersScheduler:
         assert FlowMatchEulerDiscreteScheduler in scheduler.compatibles
         for other in scheduler.compatibles:
             assert other.from_config(scheduler.config).config.shift == 3.0
-        assert (
-            Blip3oFlowScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=2.0).config).config.shift
-            == 2.0
-        )
+        assert Blip3oFlowScheduler.from_config(FlowMatchEulerDiscreteScheduler(shift=2.0).config).config.shift == 2.0
 
     def test_the_habits_pipelines_rely_on(self):
         scheduler = Blip3oFlowScheduler()
@@ -380,9 +365,7 @@ class TestAsADiffusersScheduler:
             Blip3oFlowScheduler(solver=None)
 
     def test_wrong_settings_are_refused(self):
-        with pytest.raises(
-            ValueError, match=r"`shift` must be positive, got 0\. Use 1\.0 for the unshifted schedule"
-        ):
+        with pytest.raises(ValueError, match=r"`shift` must be positive, got 0\. Use 1\.0 for the unshifted schedule"):
             Blip3oFlowScheduler(shift=0)
         with pytest.raises(ValueError, match="`num_train_timesteps` must be a positive integer, got 0"):
             Blip3oFlowScheduler(num_train_timesteps=0)

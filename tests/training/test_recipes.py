@@ -64,7 +64,7 @@ def test_every_training_field_but_the_output_folder_may_be_set(write):
 
 
 def test_invalid_yaml_is_refused_with_its_place(write):
-    pattern = r"A recipe must be valid YAML. \S+recipe.yaml is not: .+line 2.+ Correct that line\."
+    pattern = r"A recipe must be valid YAML. \S+recipe.yaml is not: .+line 1, column 8.+ Correct that line\."
     with pytest.raises(ValueError, match=f"(?s)^{pattern}$"):
         load_recipe(write("stage: [\noutput_dir: x\n"))
 

@@ -275,22 +275,7 @@ def optimizer_tensors(trainer):
     return tensors
 
 
-RESUMED = [
-    pytest.param(
-        name,
-        marks=[
-            pytest.mark.xfail(
-                strict=True, reason="the saved names of Qwen2.5-VL are not those that the Trainer loads back"
-            )
-        ]
-        if name == "understanding"
-        else [],
-    )
-    for name in NAMES
-]
-
-
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_run_equals_the_uninterrupted_one(results, make_recipe, tmp_path, name):
     whole = results[name].trainer
     recipe = make_recipe(name, tmp_path / name)

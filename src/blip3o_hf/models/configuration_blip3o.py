@@ -69,6 +69,12 @@ class Blip3oConfig(PreTrainedConfig):
             raise ValueError(
                 f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout}. The paper's recipe uses 0.1."
             )
+        if (self.feature_mean is None) != (self.feature_std is None):
+            given = "feature_std" if self.feature_mean is None else "feature_mean"
+            raise ValueError(
+                f"`feature_mean` and `feature_std` go together. Got `{given}` alone. Give both to standardise "
+                f"features, or neither."
+            )
         for name in ("feature_mean", "feature_std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.feature_dim:

@@ -9,6 +9,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from .loading import load_complete
+
 
 @dataclass
 class Blip3oPatchDecoderOutput(BaseOutput):
@@ -67,6 +69,18 @@ class Blip3oPatchDecoder(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Blip3oPatchDecoderBlock(dim, num_attention_heads) for _ in range(num_layers))
         self.norm_out = nn.LayerNorm(dim)
         self.proj_out = nn.Linear(dim, 3 * patch_size**2)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        As in diffusers, but an incomplete checkpoint is refused.
+
+        Raises:
+            ValueError: naming the tensors that are missing or have the wrong shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = load_complete(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        return (model, info) if wants_info else model
 
     def forward(self, features: torch.Tensor, return_dict: bool = True):
         """

@@ -15,6 +15,7 @@ from ..objectives.feature_flow import add_noise, flow_loss
 from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sample_noise_levels
 from .configuration_blip3o import Blip3oConfig
+from .loading import load_complete
 from .transformer_next_dit import Blip3oTransformer2DModel
 
 
@@ -113,9 +114,11 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     ```
     """
 
-    def __init__(self, config: Blip3oConfig):
+    def __init__(self, config: Blip3oConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.backbone = _vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+        if backbone is None:
+            backbone = _vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+        self.backbone = backbone
         self.queries = Blip3oQueries(config.num_queries, config.hidden_size)
         if config.uses_transformer:
             self.transformer = Blip3oTransformer2DModel(**config.transformer_config)
@@ -126,19 +129,23 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """
-        As in transformers, but a checkpoint that lacks tensors is refused: it would draw noise without a word.
+        As in transformers, but an incomplete checkpoint is refused: it would draw noise without a word. To build on
+        a trained backbone, use `from_backbone`.
 
         Raises:
-            ValueError: naming the tensors that the checkpoint lacks.
+            ValueError: naming the tensors that are missing or have the wrong shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
+        accepts_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = load_complete(
+            super().from_pretrained, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, **kwargs
+        )
+        if info["mismatched_keys"] and not accepts_mismatch:
+            key, found, expected = min(info["mismatched_keys"])
             raise ValueError(
-                f"A checkpoint must hold every tensor of the model. {pretrained_model_name_or_path} lacks "
-                f"{len(missing)}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Save or download "
-                f"it again; to build on a backbone, use `Blip3oForConditionalGeneration.from_backbone`."
+                f"A checkpoint's tensors must have the model's shapes. {pretrained_model_name_or_path} has "
+                f"{len(info['mismatched_keys'])} that do not: {key} is {list(found)}, the config asks for "
+                f"{list(expected)}. Use the config that was saved with these weights."
             )
         return (model, info) if wants_info else model
 
@@ -156,10 +163,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         settings = {} if config is None else config.to_dict()
         settings.pop("model_type", None)
         settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
-        auto_class = _vision_or_text_model(settings["backbone_config"])
-        pretrained = auto_class.from_pretrained(backbone, **kwargs)
-        model = cls(Blip3oConfig(**settings))
-        model.backbone = pretrained
+        pretrained = _vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
+        model = cls(Blip3oConfig(**settings), backbone=pretrained)
         model.generation_config = pretrained.generation_config
         return model
 
@@ -226,25 +231,36 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones_like(input_ids)
         batch_size, device = input_ids.shape[0], input_ids.device
         decoder = self.get_decoder()
+        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
+        full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
+        prompt_positions = _positions(attention_mask)
+        query_positions = attention_mask.long().sum(-1, keepdim=True) + torch.arange(queries.shape[1], device=device)
+
+        if decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
+            # Under gradient checkpointing the library's layers take no cache: one pass over the whole sequence.
+            prompt = self._embed_prompt(input_ids, **image_inputs)
+            hidden_states = decoder(
+                inputs_embeds=torch.cat([prompt, queries], dim=1),
+                attention_mask=full_mask,
+                position_ids=torch.cat([prompt_positions, query_positions], dim=1),
+                use_cache=False,
+            ).last_hidden_state
+            return hidden_states[:, -queries.shape[1] :]
+
         backbone_trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         cache = DynamicCache(config=decoder.config)
-
         with torch.set_grad_enabled(torch.is_grad_enabled() and backbone_trains):
             decoder(
                 inputs_embeds=self._embed_prompt(input_ids, **image_inputs),
                 attention_mask=attention_mask,
-                position_ids=_positions(attention_mask),
+                position_ids=prompt_positions,
                 past_key_values=cache,
                 use_cache=True,
             )
-
-        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
-        full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
-        positions = attention_mask.long().sum(-1, keepdim=True) + torch.arange(queries.shape[1], device=device)
         return decoder(
             inputs_embeds=queries,
             attention_mask=full_mask,
-            position_ids=positions,
+            position_ids=query_positions,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
@@ -288,6 +304,13 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 f"`target_features` must have shape [batch, {', '.join(map(str, expected))}]. Got "
                 f"{list(target_features.shape)}. Encode images with the target encoder this model was made for."
             )
+        if input_ids is None and condition is None:
+            raise ValueError(
+                "Training needs prompts or their condition. Got `target_features` alone. Pass `input_ids` with "
+                "`attention_mask`, or `condition`."
+            )
+        if num_noise_draws < 1:
+            raise ValueError(f"`num_noise_draws` must be at least 1. Got {num_noise_draws}. Use 1 for the plain loss.")
         target = self.normalize_features(target_features)
         if condition is None:
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
@@ -298,6 +321,11 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         target = target.repeat_interleave(num_noise_draws, dim=0)
         condition = condition.repeat_interleave(num_noise_draws, dim=0)
         noise = torch.randn_like(target) if noise is None else noise
+        if noise.shape != target.shape:
+            raise ValueError(
+                f"`noise` must have the shape of the targets, {list(target.shape)}. Got {list(noise.shape)}. Leave it "
+                f"out to draw it."
+            )
         if sigma is None:
             sigma = sample_noise_levels(
                 target.shape[0],

@@ -38,7 +38,7 @@ class Blip3oProcessor(ProcessorMixin):
     vision-language model. `encode_prompts` prepares prompts for image generation.
 
     Args:
-        image_processor (`BaseImageProcessor`, *optional*): `None` for a backbone that reads text only.
+        image_processor (`BaseImageProcessor`): that of the backbone; any one for a backbone that reads text only.
         tokenizer (`PreTrainedTokenizerBase`): must know the token `image_start_token`.
         chat_template (`str`, *optional*): jinja template; ChatML with images by default.
         image_start_token (`str`, defaults to `"[IMG]"`): the token after which an image is generated.
@@ -89,7 +89,7 @@ class Blip3oProcessor(ProcessorMixin):
     def render_prompt(self, caption: str, num_images: int = 0) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""
         content = [{"type": "image"}] * num_images
-        content = [*content, {"type": "text", "text": self.instruction.format(caption=caption)}]
+        content = [*content, {"type": "text", "text": self.instruction.replace("{caption}", caption)}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def encode_prompts(self, prompts: Sequence[str], images=None, raw: bool = False) -> BatchFeature:
@@ -110,6 +110,8 @@ class Blip3oProcessor(ProcessorMixin):
         """
         if isinstance(prompts, str):
             prompts = [prompts]
+        if not prompts:
+            raise ValueError("There must be at least one prompt. Got an empty list. Pass one string, or several.")
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise TypeError(

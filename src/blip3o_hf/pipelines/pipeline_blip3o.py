@@ -15,7 +15,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
@@ -226,13 +227,13 @@ class Blip3oPipeline(DiffusionPipeline):
                 f"`guidance_scale` must be a finite number of at least 0. Got {guidance_scale!r}. "
                 f"This model's default is {self.config.default_guidance_scale}; 1 switches guidance off."
             )
-        low, high = guidance_interval
-        if not 0.0 <= low <= high <= 1.0:
+        is_pair = isinstance(guidance_interval, (list, tuple)) and len(guidance_interval) == 2
+        if not is_pair or not 0.0 <= guidance_interval[0] <= guidance_interval[1] <= 1.0:
             raise ValueError(
-                f"`guidance_interval` must be noise levels with 0 <= low <= high <= 1. Got {guidance_interval}. "
+                f"`guidance_interval` must be two noise levels with 0 <= low <= high <= 1. Got {guidance_interval}. "
                 f"(0.0, 1.0) guides every step."
             )
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
+        if type(num_images_per_prompt) is not int or num_images_per_prompt < 1:
             raise ValueError(
                 f"`num_images_per_prompt` must be an integer of at least 1. Got {num_images_per_prompt!r}. "
                 f"Use 1 for one image per prompt."
@@ -245,9 +246,10 @@ class Blip3oPipeline(DiffusionPipeline):
             )
         size = self.model.config.feature_size
         expected = (num_images, self.model.config.feature_dim, size, size)
-        if latents is not None and tuple(latents.shape) != expected:
+        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected):
+            received = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise ValueError(
-                f"`latents` must have shape {list(expected)}. Got {list(latents.shape)}. Leave it out to draw noise."
+                f"`latents` must be a tensor of shape {list(expected)}. Got {received}. Leave it out to draw noise."
             )
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
@@ -333,32 +335,34 @@ class Blip3oPipeline(DiffusionPipeline):
             return self.decoder.decode(features).sample
         return self.decoder(features).sample
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        **kwargs,
+    ) -> None:
         """
         Save every component to its subfolder, and at the root what transformers looks for: the model's config, its
         processor, and an index that points into `model/`. Weights are stored once.
         """
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, safe_serialization=safe_serialization, variant=variant, **kwargs)
         root = Path(save_directory)
         self.processor.save_pretrained(root)
         for name in ("config.json", "generation_config.json"):
             if (root / "model" / name).is_file():
                 (root / name).write_bytes((root / "model" / name).read_bytes())
-        index_file = root / "model" / SAFE_WEIGHTS_INDEX_NAME
-        if index_file.is_file():
-            index = json.loads(index_file.read_text())
-            index["weight_map"] = {key: f"model/{file}" for key, file in index["weight_map"].items()}
-        else:
-            from safetensors import safe_open
-
-            with safe_open(root / "model" / SAFE_WEIGHTS_NAME, "pt") as weights:
-                keys = list(weights.keys())
-            size = (root / "model" / SAFE_WEIGHTS_NAME).stat().st_size
-            index = {
-                "metadata": {"total_size": size},
-                "weight_map": dict.fromkeys(sorted(keys), f"model/{SAFE_WEIGHTS_NAME}"),
-            }
-        (root / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        weight_map: dict[str, str] = {}
+        total_size = 0
+        stem = f"model.{variant}" if variant else "model"
+        shards = (root / "model").glob(f"{stem}-*.safetensors")
+        for path in sorted([*shards, *(root / "model").glob(f"{stem}.safetensors")]):
+            total_size += path.stat().st_size
+            with safe_open(path, "pt") as weights:
+                weight_map.update(dict.fromkeys(weights.keys(), f"model/{path.name}"))
+        suffix = f".{variant}.json" if variant else ".json"
+        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+        (root / SAFE_WEIGHTS_INDEX_NAME).with_suffix(suffix).write_text(json.dumps(index, indent=2) + "\n")
 
 
 register_with_diffusers(Blip3oPipeline)

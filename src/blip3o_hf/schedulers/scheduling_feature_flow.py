@@ -57,7 +57,7 @@ class Blip3oFlowScheduler(SchedulerMixin, ConfigMixin):
         tensor([1000.,  666.,  333.])
     """
 
-    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]  # noqa: RUF012
+    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
     order = 1
     init_noise_sigma = 1.0
 

@@ -1,6 +1,7 @@
 """Stages as data: what each one builds, what trains and what is frozen, which loss applies, what it leaves behind."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,15 +10,19 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     CLIPConfig,
     CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
     CLIPVisionModel,
+    PreTrainedModel,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from ..data.shapes import IMAGE_SIZE
 from ..data.shapes_dataset import ShapesDataset, ShapesRecord
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.decoder_patch import Blip3oPatchDecoder
@@ -29,6 +34,12 @@ from .tokenizers import train_tokenizer
 
 IGNORED = -100
 DESCRIBE = "describe the image"
+VISION_TOKENS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
 
 
 def pixels_for(image_processor, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -52,6 +63,8 @@ class Stage:
     data_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate")
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
     num_questions: ClassVar[int] = 0
+    encoder: PreTrainedModel | None = None
+    """The frozen target encoder, where a stage has one; the Trainer puts it on the training device."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -71,6 +84,11 @@ class Stage:
                     f"Run the stage that writes it first."
                 )
         self.arguments = recipe.training_arguments()
+
+    def _check_config(self, given: dict[str, Any], config_class: type, section: str) -> None:
+        """Settings of a library's config class are checked here: the class itself would take any key."""
+        known = {field.name for field in fields(config_class)}
+        check_keys(given, known, f"section '{section}' of {self.recipe.source or 'the recipe'}")
 
     def build(self) -> nn.Module:
         raise NotImplementedError
@@ -96,6 +114,8 @@ class EncoderStage(Stage):
 
     def build(self) -> nn.Module:
         vision, text = self.recipe.model["vision"], self.recipe.model["text"]
+        self._check_config(vision, CLIPVisionConfig, "model.vision")
+        self._check_config(text, CLIPTextConfig, "model.text")
         corpus = ShapesDataset(length=2000, seed=1, long_caption_rate=0.5)
         captions = (corpus[index].caption for index in range(len(corpus)))
         self.tokenizer = train_tokenizer(captions, 400, text["max_position_embeddings"])
@@ -177,57 +197,49 @@ class UnderstandingStage(Stage):
     num_questions = 4
 
     def build(self):
-        settings = self.recipe.model
-        corpus_data = ShapesDataset(length=4000, seed=1, num_questions=4, long_caption_rate=0.5)
-        self.max_length = settings["max_length"]
-        backbone = settings["backbone"]
-        patch, merge = (backbone["vision_config"][key] for key in ("patch_size", "spatial_merge_size"))
+        settings = self.recipe.model["backbone"]
+        self._check_config(settings["text_config"], Qwen2_5_VLTextConfig, "model.backbone.text_config")
+        self._check_config(settings["vision_config"], Qwen2_5_VLVisionConfig, "model.backbone.vision_config")
+        self.max_length = self.recipe.model["max_length"]
         self.image_processor = Qwen2VLImageProcessorPil(
-            patch_size=patch,
-            merge_size=merge,
-            temporal_patch_size=backbone["vision_config"]["temporal_patch_size"],
-            size={"shortest_edge": 64 * 64, "longest_edge": 64 * 64},
+            patch_size=settings["vision_config"]["patch_size"],
+            merge_size=settings["vision_config"]["spatial_merge_size"],
+            temporal_patch_size=settings["vision_config"]["temporal_patch_size"],
+            size={"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2},
         )
-        processor = Blip3oProcessor(
-            self.image_processor, train_tokenizer(["user assistant system"], 300, self.max_length)
-        )
-        corpus = (
-            text
-            for record in (corpus_data[index] for index in range(len(corpus_data)))
-            for text in (
-                processor.render_prompt(record.caption),
-                *(question.text for question in record.questions),
-                *(question.answer for question in record.questions),
-                record.description,
-                DESCRIBE,
-            )
-        )
-        tokenizer = train_tokenizer(corpus, settings["vocab_size"], self.max_length)
+        tokenizer = train_tokenizer(self._corpus(), self.recipe.model["vocab_size"], self.max_length)
         self.processor = Blip3oProcessor(self.image_processor, tokenizer)
-        ids = {
-            "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-            "video_token_id": tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-            "vision_start_token_id": tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-            "vision_end_token_id": tokenizer.convert_tokens_to_ids("<|vision_end|>"),
-        }
-        text_ids = {
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
         config = AutoConfig.for_model(
             "qwen2_5_vl",
-            text_config={**backbone["text_config"], **text_ids},
-            vision_config=backbone["vision_config"],
+            text_config={
+                **settings["text_config"],
+                "vocab_size": len(tokenizer),
+                "bos_token_id": tokenizer.pad_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            vision_config=settings["vision_config"],
             tie_word_embeddings=True,
-            **ids,
+            **{name: tokenizer.convert_tokens_to_ids(token) for name, token in VISION_TOKENS.items()},
         )
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.max_new_tokens = 40
         return model
+
+    def _corpus(self) -> Iterator[str]:
+        """What the tokenizer learns from: generation prompts, questions, answers and descriptions."""
+        bytes_alone = train_tokenizer([], vocab_size=0, max_length=self.max_length)
+        template = Blip3oProcessor(self.image_processor, bytes_alone)
+        data = ShapesDataset(length=4000, seed=1, num_questions=self.num_questions, long_caption_rate=0.5)
+        for index in range(len(data)):
+            record = data[index]
+            yield template.render_prompt(record.caption)
+            yield from (question.text for question in record.questions)
+            yield from (question.answer for question in record.questions)
+            yield record.description
+            yield DESCRIBE
 
     def dataset(self):
         data = {key: value for key, value in self.recipe.data.items() if key != "text_rate"}
@@ -264,14 +276,14 @@ class UnderstandingStage(Stage):
         turns = [(question.text, question.answer) for question in record.questions]
         first = (f"{record.long_caption}. {turns[0][0]}", turns[0][1])
         return [
-            (self.processor.instruction.format(caption=record.long_caption), record.description),
+            (self.processor.instruction.replace("{caption}", record.long_caption), record.description),
             first,
             *turns[1:],
         ]
 
     @property
     def _image_slots(self) -> str:
-        side = 64 // (self.image_processor.patch_size * self.image_processor.merge_size)
+        side = IMAGE_SIZE // (self.image_processor.patch_size * self.image_processor.merge_size)
         return self.processor.image_token * side**2
 
     def _encode(self, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
@@ -328,11 +340,7 @@ class GenerationStage(Stage):
             **settings,
             **statistics,
         )
-        model = Blip3oForConditionalGeneration._from_config(config, attn_implementation="eager")
-        auto_class = AutoModelForImageTextToText if config.has_vision else AutoModelForCausalLM
-        pretrained = auto_class.from_pretrained(folder)
-        model.backbone.load_state_dict(pretrained.state_dict())
-        model.generation_config = pretrained.generation_config
+        model = Blip3oForConditionalGeneration.from_backbone(folder, config, attn_implementation="eager")
         model.backbone.requires_grad_(False)
         self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - config.num_queries
         return model

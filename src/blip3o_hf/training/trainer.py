@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers.training_utils import EMAModel
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
 from .checkpoints import mark_complete
 from .optimizers import build_optimizer
@@ -17,25 +19,40 @@ from .stages import Stage
 class AverageCallback(TrainerCallback):
     """Keep an exponential moving average of the trainable weights; it is saved with every checkpoint."""
 
-    filename = "ema.pt"
+    filename = "ema.safetensors"
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float):
         self.parameters = parameters
         self.average = EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.filename
-        if state.global_step and path.is_file():
-            self.average.load_state_dict(torch.load(path, weights_only=True))
-        elif not state.global_step:
-            self.average.shadow_params = [parameter.detach().clone() for parameter in self.parameters]
+    def load(self, checkpoint: str | Path) -> None:
+        """
+        Go on from the average in a checkpoint.
+
+        Raises:
+            FileNotFoundError: when the checkpoint was written without one.
+        """
+        path = Path(checkpoint) / self.filename
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"To resume with `ema_decay`, the checkpoint must hold the average of weights. There is no {path}. "
+                f"Resume without `ema_decay`, or from a checkpoint that was written with it."
+            )
+        with safe_open(path, "pt") as file:
+            self.average.optimization_step = int(file.metadata()["optimization_step"])
+            shadow = [file.get_tensor(str(index)) for index in range(len(self.parameters))]
+        self.average.shadow_params = [
+            saved.to(parameter.device) for saved, parameter in zip(shadow, self.parameters, strict=True)
+        ]
 
     def on_step_end(self, args, state, control, **kwargs):
         self.average.step(self.parameters)
 
     def on_save(self, args, state, control, **kwargs):
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.filename
-        torch.save(self.average.state_dict(), path)
+        if state.is_world_process_zero:
+            tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(self.average.shadow_params)}
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            save_file(tensors, folder / self.filename, {"optimization_step": str(self.average.optimization_step)})
 
     @contextlib.contextmanager
     def applied(self):
@@ -100,6 +117,8 @@ class Blip3oTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
+        if stage.encoder is not None:
+            stage.encoder.to(self.args.device)
         self.average = None
         if self.args.ema_decay is not None:
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -120,6 +139,16 @@ class Blip3oTrainer(Trainer):
     def on_log_history(self, show: Callable[[list[dict]], None]) -> None:
         """Call `show` with the log history whenever something was logged."""
         self.add_callback(HistoryCallback(show))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Through `from_pretrained`, which knows every layout that `save_pretrained` writes."""
+        if self.average is not None:
+            self.average.load(resume_from_checkpoint)
+        if isinstance(self.model, PreTrainedModel):
+            saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(saved.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
