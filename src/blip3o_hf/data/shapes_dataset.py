@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
-from .shapes import Question, Scene, describe, render, sample_example, sample_question
+from .shapes import TRAINING_FAMILIES, Question, Scene, describe, render, sample_example, sample_question
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class ShapesDataset(Dataset):
         split: `"train"` or `"test"`, as in [`~data.shapes.sample_example`].
         num_questions: questions drawn for each scene.
         long_caption_rate: share in [0, 1] of examples whose caption is the full description.
+        family_weights: how often each family of prompts is drawn, relative to 1 for the families left out.
+
+    Raises:
+        ValueError: when `family_weights` names a family that training does not have, or holds a negative weight.
     """
 
     def __init__(
@@ -48,12 +52,23 @@ class ShapesDataset(Dataset):
         split: str = "train",
         num_questions: int = 0,
         long_caption_rate: float = 0.3,
+        family_weights: dict[str, float] | None = None,
     ):
         self.length = length
         self.seed = seed
         self.split = split
         self.num_questions = num_questions
         self.long_caption_rate = long_caption_rate
+        self.family_odds = None
+        if family_weights is not None:
+            for family, weight in family_weights.items():
+                if family not in TRAINING_FAMILIES or weight < 0:
+                    raise ValueError(
+                        f"`family_weights` maps families to weights of at least 0. Got {family!r}: {weight}. "
+                        f"Families: {', '.join(TRAINING_FAMILIES)}."
+                    )
+            weights = np.array([family_weights.get(family, 1.0) for family in TRAINING_FAMILIES])
+            self.family_odds = weights / weights.sum()
 
     def __len__(self) -> int:
         return self.length
@@ -62,7 +77,8 @@ class ShapesDataset(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"Examples are numbered from 0 to {self.length - 1}. Got {index}.")
         rng = np.random.default_rng((self.seed, index))
-        example = sample_example(rng, split=self.split)
+        family = None if self.family_odds is None else str(rng.choice(TRAINING_FAMILIES, p=self.family_odds))
+        example = sample_example(rng, split=self.split, family=family)
         is_long = rng.random() < self.long_caption_rate
         return ShapesRecord(
             scene=example.scene,

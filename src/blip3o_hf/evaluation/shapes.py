@@ -23,6 +23,8 @@ from ..models.target_encoder import extract_features
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .statistics import Rate
 
+KINDS_OF_UNSEEN = {"unseen_combination": "colors", "unseen_relation": "position"}
+
 
 def held_out_prompts(
     num_per_family: int, seed: int = 0, families: Sequence[str] = EVALUATION_FAMILIES
@@ -66,11 +68,15 @@ def score_generation(
 
 
 def chance_rates(prompts: Sequence[Prompt], seed: int = 0) -> dict[str, Rate]:
-    """Pass rates of clean pictures of a random prompt of the same family: what a model deaf to the prompt reaches."""
+    """
+    Pass rates of clean pictures of another random prompt of the same kind: what a model deaf to the prompt reaches.
+
+    The kind of an unseen combination is `colors`, that of an unseen relation `position`.
+    """
     passed = []
     for index, prompt in enumerate(prompts):
         rng = np.random.default_rng((seed, 7, index))
-        other = sample_example(rng, split="test", family=prompt.family).scene
+        other = sample_example(rng, split="test", family=KINDS_OF_UNSEEN.get(prompt.family, prompt.family)).scene
         passed.append(verify(render(other), prompt).passed)
     return _by_family(prompts, passed)
 

@@ -60,7 +60,7 @@ class Stage:
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]] = ()
     model_keys: ClassVar[tuple[str, ...]] = ()
-    data_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate")
+    data_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "family_weights")
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
     num_questions: ClassVar[int] = 0
     encoder: PreTrainedModel | None = None

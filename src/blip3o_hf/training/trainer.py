@@ -156,8 +156,7 @@ class Blip3oTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with self._attention():
-            loss = self.stage.loss(model, dict(inputs))
+        loss = self.stage.loss(model, dict(inputs))
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
