@@ -1,12 +1,13 @@
 """Example `i` of a seed is always the same one, and what a record says is what the tiny world says."""
 
 import re
+from collections import Counter
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from blip3o_hf.data.shapes import is_held_out_scene, is_held_out_text, render
+from blip3o_hf.data.shapes import TRAINING_FAMILIES, is_held_out_scene, is_held_out_text, render
 from blip3o_hf.data.shapes_dataset import ShapesDataset
 
 
@@ -76,3 +77,18 @@ def test_an_index_out_of_range_is_refused(index):
     message = f"Examples are numbered from 0 to 3. Got {index}."
     with pytest.raises(IndexError, match=re.escape(message)):
         ShapesDataset(4)[index]
+
+
+def test_family_weights_decide_what_is_drawn():
+    weights = dict.fromkeys(TRAINING_FAMILIES, 0.0) | {"counting": 3.0, "colors": 1.0}
+    data = ShapesDataset(400, long_caption_rate=0.0, family_weights=weights)
+    counts = Counter(len(data[index].scene.objects) for index in range(len(data)))
+    assert set(counts) == {1, 2, 3, 4}
+    assert 60 <= counts[1] <= 140
+
+
+@pytest.mark.parametrize("weights", [{"countin": 1.0}, {"counting": -1.0}, {"unseen_relation": 1.0}])
+def test_family_weights_of_no_training_family_are_refused(weights):
+    (name,) = weights
+    with pytest.raises(ValueError, match=f"Got '{name}': .*Families: single_object"):
+        ShapesDataset(3, family_weights=weights)
