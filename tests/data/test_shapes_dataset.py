@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from blip3o_hf.data.shapes import TRAINING_FAMILIES, is_held_out_scene, is_held_out_text, render
+from blip3o_hf.data.shapes import TRAINING_FAMILIES, is_held_out_scene, is_held_out_text, question_kinds, render
 from blip3o_hf.data.shapes_dataset import ShapesDataset
 
 
@@ -90,5 +90,35 @@ def test_family_weights_decide_what_is_drawn():
 @pytest.mark.parametrize("weights", [{"countin": 1.0}, {"counting": -1.0}, {"unseen_relation": 1.0}])
 def test_family_weights_of_no_training_family_are_refused(weights):
     (name,) = weights
-    with pytest.raises(ValueError, match=f"Got '{name}': .*Families: single_object"):
+    with pytest.raises(ValueError, match=f"Got '{name}': .*Names: single_object"):
         ShapesDataset(3, family_weights=weights)
+
+
+def test_question_weights_decide_what_is_asked():
+    weights = {"position": 100.0, "color": 0.0}
+    data = ShapesDataset(60, num_questions=4, question_weights=weights)
+    for record in islice(data, 60):
+        kinds = [question.kind for question in record.questions]
+        assert "color" not in kinds
+        if "position" in question_kinds(record.scene):
+            assert kinds.count("position") >= 2
+
+
+@pytest.mark.parametrize("weights", [{"taste": 1.0}, {"count": -1.0}])
+def test_question_weights_of_no_kind_are_refused(weights):
+    ((kind, weight),) = weights.items()
+    message = f"`question_weights` maps names to weights of at least 0. Got {kind!r}: {weight}. Names: exist"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ShapesDataset(3, question_weights=weights)
+
+
+@pytest.mark.parametrize(
+    "weights, always",
+    [
+        ({"family_weights": dict.fromkeys(TRAINING_FAMILIES, 0.0)}, "single_object, two_object"),
+        ({"question_weights": {"existence": 0.0, "count": 0.0, "background": 0.0}}, "existence, count, background"),
+    ],
+)
+def test_weights_that_leave_nothing_to_draw_are_refused(weights, always):
+    with pytest.raises(ValueError, match=f"Got 0 for all of {always}.*Give one of them a weight above 0."):
+        ShapesDataset(3, **weights)

@@ -13,13 +13,13 @@ from blip3o_hf.data.shapes_dataset import ShapesDataset
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
-from blip3o_hf.models.target_encoder import extract_features, load_target_encoder
+from blip3o_hf.models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from blip3o_hf.training import stages
 from blip3o_hf.training.checkpoints import last_complete_checkpoint, mark_complete
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import IGNORED, STAGES, GenerationStage, build_stage, pixels_for
+from blip3o_hf.training.stages import IGNORED, STAGES, GenerationStage, build_stage, recolor
 from blip3o_hf.training.trainer import Blip3oTrainer
 
 NAMES = ("encoder", "decoder", "understanding", "generation")
@@ -163,11 +163,11 @@ def test_the_encoder_stage_leaves_a_vision_tower(results, assert_close):
     run = results["encoder"]
     encoder, image_processor = load_target_encoder(str(run.folder))
     images = [ShapesDataset(2)[index].image for index in range(2)]
-    features = extract_features(encoder, pixels_for(image_processor, images))
+    features = extract_features(encoder, normalize(image_processor, stack_images(images)))
     assert features.shape == (2, 16, 8, 8)
     with run.trainer.averaged():
         assert_same_tensors(parameters_of(encoder), parameters_of(run.trainer.model.vision_model))
-        expected = extract_features(run.trainer.model.vision_model, pixels_for(image_processor, images))
+        expected = extract_features(run.trainer.model.vision_model, normalize(image_processor, stack_images(images)))
     assert_close(features, expected)
 
 
@@ -257,7 +257,7 @@ def test_standardized_features_have_mean_zero_and_deviation_one(make_recipe, res
     stage = build_stage(make_recipe("generation", tmp_path, model={"standardize_features": True}))
     model = stage.build()
     data = ShapesDataset(40, seed=2)
-    pixels = pixels_for(stage.image_processor, [data[index].image for index in range(40)])
+    pixels = normalize(stage.image_processor, stack_images([data[index].image for index in range(40)]))
     features = model.normalize_features(extract_features(stage.encoder, pixels))
     torch.testing.assert_close(features.mean((0, 2, 3)), torch.zeros(16), rtol=0, atol=1e-3)
     torch.testing.assert_close(features.std((0, 2, 3)), torch.ones(16), rtol=0, atol=1e-3)
@@ -406,17 +406,39 @@ def test_pixels_are_what_the_image_processor_makes(results):
     _, image_processor = load_target_encoder(str(results["encoder"].folder))
     images = [ShapesDataset(3)[index].image for index in range(3)]
     expected = image_processor(images, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels_for(image_processor, images), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalize(image_processor, stack_images(images)), expected, rtol=0, atol=1e-5)
+
+
+class Painter(torch.nn.Module):
+    """A decoder that has learned its pictures by heart."""
+
+    def __init__(self, sample):
+        super().__init__()
+        self.sample = sample
+
+    def forward(self, features):
+        return self
 
 
 def test_decoder_targets_are_white_at_one_and_black_at_minus_one(make_recipe, results, tmp_path):
     stage = build_stage(make_recipe("decoder", tmp_path))
     stage.build()
     record = stage.dataset()[0]
-    image = stage.collate([record])["images"][0]
-    expected = torch.from_numpy(record.image).permute(2, 0, 1) / 127.5 - 1
-    assert torch.equal(image, expected)
-    assert image.abs().max() == 1.0
+    painted = torch.from_numpy(record.image).permute(2, 0, 1)[None] / 127.5 - 1
+    assert painted.abs().max() == 1.0
+    assert stage.loss(Painter(painted), stage.collate([record])) < 1e-12
+    assert stage.loss(Painter(painted + 0.5), stage.collate([record])).item() == pytest.approx(0.25)
+
+
+def test_recoloring_keeps_greys_range_and_the_sum_of_channels():
+    images = torch.rand(64, 3, 4, 4)
+    images[:, :, 0] = images[:, :1, 0]
+    mixed = recolor(images, 1.0)
+    torch.testing.assert_close(mixed[:, :, 0], images[:, :, 0])
+    torch.testing.assert_close(mixed.sum(1), images.sum(1))
+    assert mixed.min() >= 0 and mixed.max() <= 1 + 1e-6
+    assert (mixed - images).abs().amax(dim=(1, 2, 3)).gt(1e-3).float().mean() > 0.8
+    assert torch.equal(recolor(images, 0.0), images)
 
 
 @pytest.mark.parametrize("text_rate", [0.0, 0.5])
@@ -450,7 +472,12 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
         assert (labels[~real] == IGNORED).all()
         answers = [answer for _, answer in turns]
         assert {question.answer for question in record.questions} <= set(answers)
-        assert record.description in answers
+        if is_text:
+            is_short = record.caption != record.long_caption
+            assert record.caption in turns[0][0]
+            assert turns[0][1] == (record.long_caption if is_short else record.description)
+        else:
+            assert answers[-2:] == [record.description, record.long_caption]
 
 
 def test_a_batch_of_text_alone_is_collated(results):

@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import os
-import tempfile
-from pathlib import Path
 
+from ..files import written_whole
 from .files import check_writable
 from .models import add_model_argument, encoder_beside, load_pipeline
 
@@ -27,14 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", default=None, help="also write the scores to this file")
     parser.add_argument("--skip-understanding", action="store_true", help="score generation only")
     add_model_argument(parser)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".json")
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-    os.replace(temporary, path)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -73,5 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{kind:<20}{rate!s:>26}")
         report["understanding"] = {kind: [rate.passed, rate.total] for kind, rate in answers.items()}
     if target:
-        _write_json(target, report)
+        with written_whole(target) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
     return 0

@@ -52,13 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compute_in_full_precision(config_file: Path) -> None:
-    """The dtype of a transformers config is the one it is loaded in, whatever the file stores."""
-    config = json.loads(config_file.read_text())
-    config["dtype"] = "float32"
-    for value in config.values():
-        if isinstance(value, dict) and "dtype" in value:
-            value["dtype"] = "float32"
-            for inner in value.values():
-                if isinstance(inner, dict) and "dtype" in inner:
-                    inner["dtype"] = "float32"
+    """The dtype of a transformers config, at any depth, is the one it is loaded in, whatever the file stores."""
+
+    def widen(config: dict) -> dict:
+        return {
+            key: "float32" if key == "dtype" else widen(value) if isinstance(value, dict) else value
+            for key, value in config.items()
+        }
+
+    config = widen({"dtype": None, **json.loads(config_file.read_text())})
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,8 +1,9 @@
 """Reading and writing files for the commands: checked before any work, and never half-written."""
 
 import os
-import tempfile
 from pathlib import Path
+
+from ..files import written_whole
 
 
 def check_writable(path: str | os.PathLike) -> Path:
@@ -46,15 +47,9 @@ def check_picture_path(path: str | os.PathLike) -> Path:
 
 
 def save_picture(image, path: Path) -> None:
-    """Write a PIL image under a temporary name, then rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    os.close(handle)
-    try:
+    """Write a PIL image, whole or not at all."""
+    with written_whole(path) as temporary:
         image.save(temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def open_picture(path: str | os.PathLike):

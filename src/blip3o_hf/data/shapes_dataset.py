@@ -1,11 +1,23 @@
 """Endless training examples of the tiny world: example `i` of a seed is always the same one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from .shapes import TRAINING_FAMILIES, Question, Scene, describe, render, sample_example, sample_question
+from .shapes import (
+    GENERAL_QUESTION_KINDS,
+    QUESTION_KINDS,
+    TRAINING_FAMILIES,
+    Question,
+    Scene,
+    describe,
+    question_kinds,
+    render,
+    sample_example,
+    sample_question,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,31 @@ class ShapesRecord:
     questions: tuple[Question, ...]
 
 
+def _weights(
+    name: str, given: dict[str, float] | None, choices: Sequence[str], always: Sequence[str]
+) -> dict[str, float] | None:
+    """A weight for each choice, of which `always` can be drawn for any scene; `None` where none are given."""
+    if given is None:
+        return None
+    for choice, weight in given.items():
+        if choice not in choices or weight < 0:
+            raise ValueError(
+                f"`{name}` maps names to weights of at least 0. Got {choice!r}: {weight}. Names: {', '.join(choices)}."
+            )
+    weights = {choice: float(given.get(choice, 1.0)) for choice in choices}
+    if not any(weights[choice] for choice in always):
+        raise ValueError(
+            f"`{name}` must leave something to draw for every scene. Got 0 for all of {', '.join(always)}. "
+            f"Give one of them a weight above 0."
+        )
+    return weights
+
+
+def _draw(rng: np.random.Generator, weights: dict[str, float], choices: tuple[str, ...]) -> str:
+    odds = np.array([weights[choice] for choice in choices])
+    return str(rng.choice(choices, p=odds / odds.sum()))
+
+
 class ShapesDataset(Dataset):
     """
     Map-style, so that a sampler can shuffle, shard and resume it exactly.
@@ -40,9 +77,11 @@ class ShapesDataset(Dataset):
         num_questions: questions drawn for each scene.
         long_caption_rate: share in [0, 1] of examples whose caption is the full description.
         family_weights: how often each family of prompts is drawn, relative to 1 for the families left out.
+        question_weights: how often each kind of question is drawn where it can be asked, relative to 1 likewise.
 
     Raises:
-        ValueError: when `family_weights` names a family that training does not have, or holds a negative weight.
+        ValueError: when weights name a family or a kind of question that training does not have, are negative, or
+            leave nothing to draw.
     """
 
     def __init__(
@@ -53,22 +92,15 @@ class ShapesDataset(Dataset):
         num_questions: int = 0,
         long_caption_rate: float = 0.3,
         family_weights: dict[str, float] | None = None,
+        question_weights: dict[str, float] | None = None,
     ):
         self.length = length
         self.seed = seed
         self.split = split
         self.num_questions = num_questions
         self.long_caption_rate = long_caption_rate
-        self.family_odds = None
-        if family_weights is not None:
-            for family, weight in family_weights.items():
-                if family not in TRAINING_FAMILIES or weight < 0:
-                    raise ValueError(
-                        f"`family_weights` maps families to weights of at least 0. Got {family!r}: {weight}. "
-                        f"Families: {', '.join(TRAINING_FAMILIES)}."
-                    )
-            weights = np.array([family_weights.get(family, 1.0) for family in TRAINING_FAMILIES])
-            self.family_odds = weights / weights.sum()
+        self.family_weights = _weights("family_weights", family_weights, TRAINING_FAMILIES, TRAINING_FAMILIES)
+        self.question_weights = _weights("question_weights", question_weights, QUESTION_KINDS, GENERAL_QUESTION_KINDS)
 
     def __len__(self) -> int:
         return self.length
@@ -77,7 +109,7 @@ class ShapesDataset(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"Examples are numbered from 0 to {self.length - 1}. Got {index}.")
         rng = np.random.default_rng((self.seed, index))
-        family = None if self.family_odds is None else str(rng.choice(TRAINING_FAMILIES, p=self.family_odds))
+        family = None if self.family_weights is None else _draw(rng, self.family_weights, TRAINING_FAMILIES)
         example = sample_example(rng, split=self.split, family=family)
         is_long = rng.random() < self.long_caption_rate
         return ShapesRecord(
@@ -86,5 +118,9 @@ class ShapesDataset(Dataset):
             caption=example.long_caption if is_long else example.prompt.text,
             long_caption=example.long_caption,
             description=describe(example.scene, rng, split=self.split),
-            questions=tuple(sample_question(example.scene, rng) for _ in range(self.num_questions)),
+            questions=tuple(self._question(example.scene, rng) for _ in range(self.num_questions)),
         )
+
+    def _question(self, scene: Scene, rng: np.random.Generator) -> Question:
+        weights = self.question_weights
+        return sample_question(scene, rng, None if weights is None else _draw(rng, weights, question_kinds(scene)))

@@ -19,7 +19,7 @@ from ..data.shapes import (
 )
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
-from ..models.target_encoder import extract_features
+from ..models.target_encoder import extract_features, normalize, stack_images
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .statistics import Rate
 
@@ -85,10 +85,8 @@ def reconstruct(
     encoder, image_processor, decode: Callable[[torch.Tensor], torch.Tensor], images: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """Images through features and back: what the decoder makes of the encoder's own features."""
-    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        sample = decode(extract_features(encoder, (pixels - mean) / std))
+        sample = decode(extract_features(encoder, normalize(image_processor, stack_images(images))))
     sample = ((sample.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
     return list(sample.permute(0, 2, 3, 1).numpy())
 

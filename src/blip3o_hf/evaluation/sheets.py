@@ -1,11 +1,12 @@
 """Pictures of pictures: contact sheets and curves, for those who would rather look than read."""
 
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from ..files import written_whole
 
 
 def contact_sheet(
@@ -61,8 +62,5 @@ def curves(history: Sequence[dict], path: Path) -> None:
     if names:
         right.legend(fontsize=7)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)

@@ -1,7 +1,9 @@
 """Target features: what any CLIP-style vision tower says about an image, on the grid the model generates."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoImageProcessor, CLIPVisionModel, PreTrainedModel
@@ -11,6 +13,20 @@ def load_target_encoder(folder: str) -> tuple[PreTrainedModel, object]:
     """The CLIP-style vision tower saved in `folder`, frozen and in evaluation mode, and its image processor."""
     encoder = CLIPVisionModel.from_pretrained(folder).eval().requires_grad_(False)
     return encoder, AutoImageProcessor.from_pretrained(folder, backend="pil")
+
+
+def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 images `[H, W, 3]` of one size as a batch `[B, 3, H, W]`, fp32 in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def normalize(image_processor, images: torch.Tensor) -> torch.Tensor:
+    """Pixel values for the encoder from images `[B, 3, H, W]` in [0, 1] that already have its size."""
+    mean, std = (
+        torch.tensor(v, device=images.device)[:, None, None]
+        for v in (image_processor.image_mean, image_processor.image_std)
+    )
+    return (images - mean) / std
 
 
 @torch.no_grad()

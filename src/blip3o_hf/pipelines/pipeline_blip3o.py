@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ..models.condition_cache import Blip3oConditionCache
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
-from ..models.transformer_next_dit import Blip3oConditionCache
 from ..objectives.latent_flow import unscale_latents
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .registration import register_with_diffusers

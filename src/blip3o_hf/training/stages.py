@@ -5,7 +5,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -28,25 +27,19 @@ from ..models.configuration_blip3o import Blip3oConfig
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
-from ..models.target_encoder import extract_features, load_target_encoder
+from ..models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
 from .recipes import Recipe, check_keys
 from .tokenizers import train_tokenizer
 
 IGNORED = -100
 DESCRIBE = "describe the image"
+DESCRIBE_FULLY = "describe the image in detail"
 VISION_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-
-
-def pixels_for(image_processor, images: Sequence[np.ndarray]) -> torch.Tensor:
-    """Normalise uint8 images `[H, W, 3]` that already have the encoder's size: `[B, 3, H, W]`, fp32."""
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
-    return (pixels - mean) / std
 
 
 class Stage:
@@ -142,7 +135,7 @@ class EncoderStage(Stage):
         return {
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
-            "pixel_values": pixels_for(self.image_processor, [record.image for record in records]),
+            "pixel_values": normalize(self.image_processor, stack_images([record.image for record in records])),
         }
 
     def loss(self, model, batch):
@@ -155,33 +148,50 @@ class EncoderStage(Stage):
         self.image_processor.save_pretrained(folder)
 
 
+def recolor(images: torch.Tensor, rate: float) -> torch.Tensor:
+    """
+    Mix the channels of a share `rate` in [0, 1] of the images `[B, 3, H, W]` at random; greys stay as they are.
+
+    The mix is a convex combination of two permutations of the channels, so values keep their range.
+    """
+    count, device = images.shape[0], images.device
+    identity = torch.eye(3, device=device)
+    first, second = identity[torch.rand(2, count, 3, device=device).argsort(dim=-1)]
+    blend = torch.rand(count, 1, 1, device=device)
+    is_mixed = torch.rand(count, 1, 1, device=device) < rate
+    mixing = torch.where(is_mixed, blend * first + (1 - blend) * second, identity)
+    return torch.einsum("boc,bchw->bohw", mixing, images)
+
+
 class DecoderStage(Stage):
-    """The decoder from frozen features to pixels: mean squared error, with noise on the features."""
+    """
+    The decoder from frozen features to pixels: mean squared error, with noise on the features.
+
+    Recolouring teaches it that any shape may have any colour, which training scenes do not show.
+    """
 
     name = "decoder"
     inputs = ("encoder",)
-    model_keys = ("patch_size", "dim", "num_layers", "num_attention_heads", "feature_noise")
+    model_keys = ("patch_size", "dim", "num_layers", "num_attention_heads", "feature_noise", "recolor_rate")
     evaluation_keys = ("per_family",)
 
     def build(self):
         self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
         settings = dict(self.recipe.model)
         self.feature_noise = settings.pop("feature_noise", 0.0)
+        self.recolor_rate = settings.pop("recolor_rate", 0.0)
         return Blip3oPatchDecoder(in_channels=self.encoder.config.hidden_size, **settings)
 
     def collate(self, records):
-        images = [record.image for record in records]
-        return {
-            "pixel_values": pixels_for(self.image_processor, images),
-            "images": torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1,
-        }
+        return {"images": stack_images([record.image for record in records])}
 
     def loss(self, model, batch):
-        features = extract_features(self.encoder, batch["pixel_values"])
+        images = recolor(batch["images"], self.recolor_rate)
+        features = extract_features(self.encoder, normalize(self.image_processor, images))
         scale = features.std(dim=(0, 2, 3), keepdim=True) * self.feature_noise
         level = torch.rand(features.shape[0], 1, 1, 1, device=features.device)
         sample = model(features + level * scale * torch.randn_like(features)).sample
-        return torch.nn.functional.mse_loss(sample.float(), batch["images"])
+        return torch.nn.functional.mse_loss(sample.float(), 2 * images - 1)
 
     def save(self, model, folder):
         model.save_pretrained(folder)
@@ -192,7 +202,7 @@ class UnderstandingStage(Stage):
 
     name = "understanding"
     model_keys = ("backbone", "vocab_size", "max_length")
-    data_keys = (*Stage.data_keys, "text_rate")
+    data_keys = (*Stage.data_keys, "text_rate", "question_weights")
     evaluation_keys = ("per_kind",)
     num_questions = 4
 
@@ -239,7 +249,8 @@ class UnderstandingStage(Stage):
             yield from (question.text for question in record.questions)
             yield from (question.answer for question in record.questions)
             yield record.description
-            yield DESCRIBE
+            yield record.long_caption
+            yield DESCRIBE_FULLY
 
     def dataset(self):
         data = {key: value for key, value in self.recipe.data.items() if key != "text_rate"}
@@ -268,18 +279,19 @@ class UnderstandingStage(Stage):
     def _about_image(self, record: ShapesRecord) -> list[tuple[str, str]]:
         placeholder = "<|vision_start|>" + self._image_slots + "<|vision_end|>"
         turns = [(question.text, question.answer) for question in record.questions]
-        turns.append((DESCRIBE, record.description))
+        turns += [(DESCRIBE, record.description), (DESCRIBE_FULLY, record.long_caption)]
         return [(placeholder + turns[0][0], turns[0][1]), *turns[1:]]
 
     def _about_text(self, record: ShapesRecord) -> list[tuple[str, str]]:
-        """The same questions about a scene told in words, then a generation request answered with a description."""
-        turns = [(question.text, question.answer) for question in record.questions]
-        first = (f"{record.long_caption}. {turns[0][0]}", turns[0][1])
-        return [
-            (self.processor.instruction.replace("{caption}", record.long_caption), record.description),
-            first,
-            *turns[1:],
-        ]
+        """
+        A generation request answered with a plan of the picture, then questions about that picture.
+
+        A short prompt is answered with the full description, so that its words come to mean a whole arrangement: which
+        colour goes with which shape, who stands where. A full description is answered with the plain one.
+        """
+        plan = record.description if record.caption == record.long_caption else record.long_caption
+        request = self.processor.instruction.replace("{caption}", record.caption)
+        return [(request, plan), *((question.text, question.answer) for question in record.questions)]
 
     @property
     def _image_slots(self) -> str:
@@ -348,9 +360,8 @@ class GenerationStage(Stage):
     def _feature_statistics(self, num_images: int = 2048) -> dict[str, list[float]]:
         """Mean and standard deviation of each channel of the target features over training images."""
         data = ShapesDataset(length=num_images, seed=2)
-        images = [data[index].image for index in range(num_images)]
-        batches = [images[start : start + 256] for start in range(0, num_images, 256)]
-        features = torch.cat([self._features(pixels_for(self.image_processor, batch)) for batch in batches])
+        images = stack_images([data[index].image for index in range(num_images)])
+        features = torch.cat([self._features(normalize(self.image_processor, batch)) for batch in images.split(256)])
         return {
             "feature_mean": features.mean(dim=(0, 2, 3)).tolist(),
             "feature_std": features.std(dim=(0, 2, 3)).tolist(),
@@ -363,7 +374,7 @@ class GenerationStage(Stage):
         prompts = self.processor.encode_prompts([record.caption for record in records])
         return {
             **prompts,
-            "target_pixel_values": pixels_for(self.image_processor, [record.image for record in records]),
+            "target_pixel_values": normalize(self.image_processor, stack_images([record.image for record in records])),
         }
 
     def loss(self, model, batch):

@@ -15,7 +15,7 @@ from .language import (
     sample_prompt,
     zone,
 )
-from .questions import QUESTION_KINDS, Question, question_kinds, sample_question
+from .questions import GENERAL_QUESTION_KINDS, QUESTION_KINDS, Question, question_kinds, sample_question
 from .render import render, sprite_mask
 from .sampling import Example, sample_example, sample_scene
 from .scene import (
@@ -50,6 +50,7 @@ __all__ = [
     "COLORS",
     "EVALUATION_FAMILIES",
     "FAMILIES",
+    "GENERAL_QUESTION_KINDS",
     "GENEVAL_FAMILIES",
     "GRID",
     "HELD_OUT_COMBINATIONS",

@@ -20,6 +20,8 @@ from .scene import (
 )
 
 QUESTION_KINDS = ("existence", "color", "shape", "count", "position", "background")
+GENERAL_QUESTION_KINDS = ("existence", "count", "background")
+"""The kinds that can be asked about any scene."""
 
 
 @dataclass(frozen=True)
