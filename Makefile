@@ -38,11 +38,13 @@ smoke: $(VENV)/.demo
 	rm -rf $(SMOKE)
 	$(BIN)/blip3o-hf train recipes/tiny/understanding.yaml $(SHORT) output_dir=$(SMOKE)/backbone \
 		evaluation.per_kind=1
+	$(BIN)/blip3o-hf train recipes/tiny/plans.yaml $(SHORT) output_dir=$(SMOKE)/backbone_plans \
+		inputs.backbone=$(SMOKE)/backbone evaluation.per_kind=1
 	$(BIN)/blip3o-hf train recipes/tiny/encoder.yaml $(SHORT) output_dir=$(SMOKE)/encoder
 	$(BIN)/blip3o-hf train recipes/tiny/decoder.yaml $(SHORT) output_dir=$(SMOKE)/decoder \
 		inputs.encoder=$(SMOKE)/encoder evaluation.per_family=1
 	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml $(SHORT) output_dir=$(SMOKE)/generation \
-		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		inputs.backbone=$(SMOKE)/backbone_plans inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation/pipeline -o $(SMOKE)/out.png
 

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from blip3o_hf.data.shapes import TRAINING_FAMILIES, is_held_out_scene, is_held_out_text, question_kinds, render
+from blip3o_hf.data.shapes import TRAINING_FAMILIES, is_held_out_scene, is_held_out_text, question_kinds, render, zone
 from blip3o_hf.data.shapes_dataset import ShapesDataset
 
 
@@ -122,3 +122,12 @@ def test_question_weights_of_no_kind_are_refused(weights):
 def test_weights_that_leave_nothing_to_draw_are_refused(weights, always):
     with pytest.raises(ValueError, match=f"Got 0 for all of {always}.*Give one of them a weight above 0."):
         ShapesDataset(3, **weights)
+
+
+def test_a_plan_describes_the_whole_scene_in_the_order_of_the_prompt():
+    for record in islice(ShapesDataset(40, long_caption_rate=0.0), 40):
+        phrases = [f"{o.size} {o.color} {o.shape} at the {zone(o)}" for o in record.scene.objects]
+        places = [record.plan.index(phrase) for phrase in phrases]
+        assert places == sorted(places)
+        assert record.scene.background in record.plan
+        assert not is_held_out_text(record.plan)

@@ -197,6 +197,31 @@ def test_the_understanding_stage_leaves_a_model_that_answers(results):
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
 
 
+def test_the_understanding_stage_goes_on_from_a_backbone(make_recipe, results, tmp_path):
+    recipe = make_recipe("understanding", tmp_path)
+    recipe.inputs = {"backbone": str(results["understanding"].folder)}
+    recipe.model = {"max_length": 900}
+    stage = build_stage(recipe)
+    kept = AutoModelForImageTextToText.from_pretrained(results["understanding"].folder)
+    assert_same_tensors(parameters_of(stage.build()), parameters_of(kept))
+    stage.save(kept, tmp_path / "again")
+    prompt = Blip3oProcessor.from_pretrained(tmp_path / "again").render_prompt("a red circle")
+    assert prompt == results["understanding"].trainer.stage.processor.render_prompt("a red circle")
+
+
+@pytest.mark.parametrize("has_model, count", [(True, "two"), (False, "none")])
+def test_the_understanding_stage_wants_one_backbone(make_recipe, results, tmp_path, has_model, count):
+    recipe = make_recipe("understanding", tmp_path)
+    recipe.source = "r.yaml"
+    if has_model:
+        recipe.inputs = {"backbone": str(results["understanding"].folder)}
+    else:
+        del recipe.model["backbone"]
+    message = f"Stage 'understanding' needs one backbone. r.yaml gives {count}. Put its sizes under 'model.backbone'"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_stage(recipe)
+
+
 def test_the_generation_stage_leaves_a_model_that_draws(results):
     run = results["generation"]
     model = Blip3oForConditionalGeneration.from_pretrained(run.folder)
@@ -475,7 +500,7 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
         if is_text:
             is_short = record.caption != record.long_caption
             assert record.caption in turns[0][0]
-            assert turns[0][1] == (record.long_caption if is_short else record.description)
+            assert turns[0][1] == (record.plan if is_short else record.description)
         else:
             assert answers[-2:] == [record.description, record.long_caption]
 

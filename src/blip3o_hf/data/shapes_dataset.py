@@ -13,6 +13,7 @@ from .shapes import (
     Question,
     Scene,
     describe,
+    long_caption,
     question_kinds,
     render,
     sample_example,
@@ -31,6 +32,7 @@ class ShapesRecord:
         long_caption: the full description, with sizes and places.
         description: the plain description, the answer to "describe the image".
         questions: questions about the scene with their answers.
+        plan: a full description that takes the objects in the order of the prompt.
     """
 
     scene: Scene
@@ -39,6 +41,7 @@ class ShapesRecord:
     long_caption: str
     description: str
     questions: tuple[Question, ...]
+    plan: str
 
 
 def _weights(
@@ -119,6 +122,7 @@ class ShapesDataset(Dataset):
             long_caption=example.long_caption,
             description=describe(example.scene, rng, split=self.split),
             questions=tuple(self._question(example.scene, rng) for _ in range(self.num_questions)),
+            plan=long_caption(example.scene, rng, self.split, in_order=True),
         )
 
     def _question(self, scene: Scene, rng: np.random.Generator) -> Question:

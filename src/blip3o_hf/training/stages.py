@@ -52,6 +52,7 @@ class Stage:
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]] = ()
+    optional_inputs: ClassVar[tuple[str, ...]] = ()
     model_keys: ClassVar[tuple[str, ...]] = ()
     data_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "family_weights")
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
@@ -62,7 +63,7 @@ class Stage:
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
         where = recipe.source or "the recipe"
-        check_keys(recipe.inputs, self.inputs, f"section 'inputs' of {where}")
+        check_keys(recipe.inputs, (*self.inputs, *self.optional_inputs), f"section 'inputs' of {where}")
         check_keys(recipe.model, self.model_keys, f"section 'model' of {where}")
         check_keys(recipe.data, self.data_keys, f"section 'data' of {where}")
         check_keys(recipe.evaluation, self.evaluation_keys, f"section 'evaluation' of {where}")
@@ -71,9 +72,10 @@ class Stage:
                 raise ValueError(
                     f"Stage '{self.name}' starts from the folder '{name}'. {where} names none. Add it to 'inputs'."
                 )
-            if not Path(recipe.inputs[name]).is_dir():
+        for name, folder in recipe.inputs.items():
+            if not Path(folder).is_dir():
                 raise FileNotFoundError(
-                    f"Stage '{self.name}' starts from '{name}' in {recipe.inputs[name]}. There is no such folder. "
+                    f"Stage '{self.name}' starts from '{name}' in {folder}. There is no such folder. "
                     f"Run the stage that writes it first."
                 )
         self.arguments = recipe.training_arguments()
@@ -198,19 +200,35 @@ class DecoderStage(Stage):
 
 
 class UnderstandingStage(Stage):
-    """The backbone from nothing: questions about images, captioning, and text. Leaves a vision-language model."""
+    """
+    The backbone: questions about images, captioning, and text. Leaves a vision-language model.
+
+    It starts from nothing, or goes on from the backbone in `inputs`.
+    """
 
     name = "understanding"
+    optional_inputs = ("backbone",)
     model_keys = ("backbone", "vocab_size", "max_length")
     data_keys = (*Stage.data_keys, "text_rate", "question_weights")
     evaluation_keys = ("per_kind",)
     num_questions = 4
 
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        if ("backbone" in recipe.inputs) == ("backbone" in recipe.model):
+            raise ValueError(
+                f"Stage 'understanding' needs one backbone. {recipe.source or 'the recipe'} gives "
+                f"{'two' if 'backbone' in recipe.model else 'none'}. Put its sizes under 'model.backbone' to start "
+                f"from nothing, or its folder under 'inputs.backbone' to go on from it."
+            )
+
     def build(self):
+        self.max_length = self.recipe.model["max_length"]
+        if "backbone" in self.recipe.inputs:
+            return self._load(self.recipe.inputs["backbone"])
         settings = self.recipe.model["backbone"]
         self._check_config(settings["text_config"], Qwen2_5_VLTextConfig, "model.backbone.text_config")
         self._check_config(settings["vision_config"], Qwen2_5_VLVisionConfig, "model.backbone.vision_config")
-        self.max_length = self.recipe.model["max_length"]
         self.image_processor = Qwen2VLImageProcessorPil(
             patch_size=settings["vision_config"]["patch_size"],
             merge_size=settings["vision_config"]["spatial_merge_size"],
@@ -237,6 +255,11 @@ class UnderstandingStage(Stage):
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.max_new_tokens = 40
         return model
+
+    def _load(self, folder: str):
+        self.processor = Blip3oProcessor.from_pretrained(folder)
+        self.image_processor = self.processor.image_processor
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32", attn_implementation="eager")
 
     def _corpus(self) -> Iterator[str]:
         """What the tokenizer learns from: generation prompts, questions, answers and descriptions."""
@@ -289,7 +312,7 @@ class UnderstandingStage(Stage):
         A short prompt is answered with the full description, so that its words come to mean a whole arrangement: which
         colour goes with which shape, who stands where. A full description is answered with the plain one.
         """
-        plan = record.description if record.caption == record.long_caption else record.long_caption
+        plan = record.description if record.caption == record.long_caption else record.plan
         request = self.processor.instruction.replace("{caption}", record.caption)
         return [(request, plan), *((question.text, question.answer) for question in record.questions)]
 

@@ -207,18 +207,19 @@ def zone(o: SceneObject) -> str:
     return f"{vertical} {horizontal}".strip() or "center"
 
 
-def long_caption(scene: Scene, rng: np.random.Generator, split: str = "train") -> str:
+def long_caption(scene: Scene, rng: np.random.Generator, split: str = "train", in_order: bool = False) -> str:
     """A full description: size, colour, shape and place of every object, and the background.
 
     Args:
         scene: The scene.
         rng: Decides the order of the objects and the wording.
         split: In `"train"`, the text is never a held-out one.
+        in_order: Whether to keep the order of the scene's objects, which is that of the prompt it was drawn for.
     """
     check_choice("split", split, SPLITS)
     phrases = [f"{with_article(f'{o.size} {o.color} {o.shape}')} at the {zone(o)}" for o in scene.objects]
     for _ in range(_MAX_DRAWS):
-        text = join_phrases(shuffled(rng, phrases))
+        text = join_phrases(phrases if in_order else shuffled(rng, phrases))
         opener = f"{pick(rng, OPENERS)} " if rng.random() < 0.25 else ""
         wording = rng.random()
         if wording < 0.7:
