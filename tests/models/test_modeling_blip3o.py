@@ -531,7 +531,8 @@ def test_a_tensor_of_another_shape_is_refused_by_name(change_weights, wrong, exp
     folder = change_weights(**{wrong: torch.zeros(found)})
     message = (
         f"A checkpoint's tensors must have the model's shapes. {folder} has 1 that do not: {wrong} is {list(found)}, "
-        f"the config asks for {list(expected)}. Use the config that was saved with these weights."
+        f"the config asks for {list(expected)}. Use the config that was saved with these weights, or "
+        f"download them again."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         Blip3oForConditionalGeneration.from_pretrained(folder)

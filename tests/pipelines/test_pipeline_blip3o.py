@@ -469,14 +469,14 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
         (
             {},
             ValueError,
-            "Exactly one of `prompt` and `image_features` must be given. Got neither. Pass a prompt to generate, or "
-            "features to decode.",
+            "Exactly one of `prompt`, `condition` and `image_features` must be given. Got none. Pass a prompt or its "
+            "condition to generate, or features to decode.",
         ),
         (
             {"prompt": "a circle", "image_features": FEATURES},
             ValueError,
-            "Exactly one of `prompt` and `image_features` must be given. Got both. Pass a prompt to generate, or "
-            "features to decode.",
+            "Exactly one of `prompt`, `condition` and `image_features` must be given. Got prompt and image_features. "
+            "Pass a prompt or its condition to generate, or features to decode.",
         ),
         (
             {"prompt": "a circle", "output_type": "latent"},

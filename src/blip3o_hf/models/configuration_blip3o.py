@@ -5,10 +5,16 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..objectives import check_objective
 
+# `model_type` of published checkpoints, of the original's training and inference class.
+ORIGINAL_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
+
 
 class Blip3oConfig(PreTrainedConfig):
     r"""
     Configuration of [`Blip3oForConditionalGeneration`] (paper section 5.1).
+
+    `from_pretrained` reads published checkpoints, too: they do not save the sizes of their transformer, which are
+    taken from the headers of the weights (see [`~models.original_layout.OriginalCheckpoint`]).
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -90,6 +96,17 @@ class Blip3oConfig(PreTrainedConfig):
                 "sample_size": self.feature_size,
                 "condition_dim": self.hidden_size,
             }
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; the config of a published checkpoint comes back as one of ours."""
+        config_dict, unused_kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") in ORIGINAL_MODEL_TYPES:
+            from .original_layout import OriginalCheckpoint  # which imports this module
+
+            checkpoint = OriginalCheckpoint.open(pretrained_model_name_or_path, config_dict, **kwargs)
+            config_dict = checkpoint.config(unused_kwargs.pop("transformer_config", None)).to_dict()
+        return config_dict, unused_kwargs
 
     @property
     def uses_transformer(self) -> bool:

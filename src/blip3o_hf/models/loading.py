@@ -1,9 +1,15 @@
 """Loading that refuses an incomplete or damaged checkpoint, where the libraries would go on with random weights."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
+
+_ALIGNMENT = 64  # bytes
+_LARGEST_ALIGNED = 16 * 2**20  # bytes
 
 
 def _names(keys, most: int = 5) -> str:
@@ -11,23 +17,26 @@ def _names(keys, most: int = 5) -> str:
     return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
 
 
-def load_complete(load: Callable[..., tuple[Any, dict]], source, *args, **kwargs) -> tuple[Any, dict]:
+def load_complete(
+    load: Callable[..., tuple[Any, dict]], source, *args, ignore_mismatched_sizes: bool = False, **kwargs
+) -> tuple[Any, dict]:
     """
     Call a library's `from_pretrained` and check that every tensor came out of the checkpoint.
 
     Args:
         load: `from_pretrained` of transformers or diffusers.
         source: folder or Hub id.
+        ignore_mismatched_sizes: accept tensors of the wrong shape, which are initialised anew.
         args, kwargs: passed on to `load`.
 
     Returns:
-        The model and the library's loading report.
+        The model, its weights aligned (see `align`), and the library's loading report.
 
     Raises:
         ValueError: naming the tensors that are missing or have the wrong shape, or the damage.
     """
     try:
-        model, info = load(source, *args, output_loading_info=True, **kwargs)
+        model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
         raise ValueError(
             f"A checkpoint must be readable safetensors files. Those of {source} are damaged ({error}). Save or "
@@ -39,4 +48,55 @@ def load_complete(load: Callable[..., tuple[Any, dict]], source, *args, **kwargs
             f"A checkpoint must hold every tensor of the model. {source} lacks {len(missing)}: {_names(missing)}. "
             f"Save or download it again."
         )
+    if info["mismatched_keys"] and not ignore_mismatched_sizes:
+        key, found, expected = min(info["mismatched_keys"])
+        raise ValueError(
+            f"A checkpoint's tensors must have the model's shapes. {source} has {len(info['mismatched_keys'])} that "
+            f"do not: {key} is {list(found)}, the config asks for {list(expected)}. Use the config that was saved "
+            f"with these weights, or download them again."
+        )
+    align(model)
     return model, info
+
+
+def align(model: nn.Module) -> None:
+    """
+    Put small weights on the memory boundaries of PyTorch's own allocator.
+
+    transformers maps a file into memory as it is, and CPU kernels round differently by where a small matrix begins:
+    the same weights in two files would give outputs that differ in the last bits. Large matrices are packed by the
+    kernels, and stay mapped.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        is_plain = type(tensor.data) is torch.Tensor and tensor.device.type == "cpu"
+        if is_plain and tensor.nbytes <= _LARGEST_ALIGNED and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+
+
+def check_finite(model: nn.Module, source: str | os.PathLike, locate: Callable[[str], str]) -> None:
+    """
+    Check that no loaded weight is NaN or infinite; one pass over memory, where the weights lie.
+
+    Weights that were offloaded to disk, or quantised to integers, are passed over.
+
+    Args:
+        model: a loaded model.
+        source: folder or Hub id, for the error.
+        locate: the name of a parameter to the name and file of its tensor, for the error.
+
+    Raises:
+        ValueError: naming the tensor and its file.
+    """
+    for name, parameter in model.named_parameters():
+        is_plain = type(parameter.data) is torch.Tensor and parameter.is_floating_point() and parameter.itemsize > 1
+        if parameter.device.type == "meta" or not is_plain or not parameter.numel():
+            continue
+        lowest, highest = parameter.detach().aminmax()  # either is NaN when any weight is
+        if not (lowest.isfinite() and highest.isfinite()):
+            raise ValueError(
+                f"Weights must be finite numbers. {locate(name)} of {source} holds NaN or infinity. Download it "
+                f"again, or take a checkpoint from before the training diverged."
+            )
+
+
+__all__ = ["align", "check_finite", "load_complete"]

@@ -16,6 +16,15 @@ from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sample_noise_levels
 from .configuration_blip3o import Blip3oConfig
 from .loading import load_complete
+from .original_layout import (
+    LEFT_OUT,
+    OUTPUT_LAYER,
+    OriginalCheckpoint,
+    OriginalInferenceConfig,
+    OriginalTrainingConfig,
+    keep_own_names,
+    register_with_transformers,
+)
 from .transformer_next_dit import Blip3oTransformer2DModel
 
 
@@ -68,6 +77,7 @@ class Blip3oPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ("Blip3oTransformerBlock",)
     _skip_keys_device_placement = ("past_key_values",)
+    _keys_to_ignore_on_load_unexpected = (LEFT_OUT,)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -132,22 +142,38 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         As in transformers, but an incomplete checkpoint is refused: it would draw noise without a word. To build on
         a trained backbone, use `from_backbone`.
 
+        A published checkpoint (`model_type` `blip3o_qwen` or `blip3o_qwen_inference`) is loaded as it is; names and
+        shapes are checked before its tensors are read, and values after. A passed `config` is brought to its sizes.
+
         Raises:
-            ValueError: naming the tensors that are missing or have the wrong shape.
+            ValueError: naming the tensors that are missing, unexpected, not finite, or have the wrong shape, and in
+                a published checkpoint their files.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        accepts_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = load_complete(
-            super().from_pretrained, pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, **kwargs
-        )
-        if info["mismatched_keys"] and not accepts_mismatch:
-            key, found, expected = min(info["mismatched_keys"])
-            raise ValueError(
-                f"A checkpoint's tensors must have the model's shapes. {pretrained_model_name_or_path} has "
-                f"{len(info['mismatched_keys'])} that do not: {key} is {list(found)}, the config asks for "
-                f"{list(expected)}. Use the config that was saved with these weights."
-            )
+        accepts_mismatch = kwargs.get("ignore_mismatched_sizes", False)
+        original = OriginalCheckpoint.find(pretrained_model_name_or_path, **kwargs)
+        if original is not None:
+            if isinstance(kwargs.get("config"), Blip3oConfig):
+                config = kwargs["config"] = original.fitted(kwargs["config"])
+            else:
+                config = original.config(kwargs.get("transformer_config"))
+            with torch.device("meta"):
+                original.check(cls(config), compare_shapes=not accepts_mismatch)
+            kwargs["use_safetensors"] = True
+        model, info = load_complete(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        if original is not None:
+            if model.config.tie_word_embeddings and OUTPUT_LAYER in original.tensors:
+                model.tie_weights()  # as the original does, whatever the stored output layer holds
+            original.check_values(model)
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, *args, **kwargs):
+        """
+        As in transformers, under our names, wherever the weights came from. To write published names, use
+        [`~models.original_layout.save_original_layout`].
+        """
+        keep_own_names(self)
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_backbone(cls, backbone: str, config: Blip3oConfig | None = None, **kwargs):
@@ -194,8 +220,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             ValueError: when given an image and the backbone reads text only.
         """
         self._check_image_inputs(kwargs)
+        input_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         self.backbone.generation_config = self.generation_config
-        return self.backbone.generate(*args, **kwargs)
+        return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
         return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
@@ -296,6 +323,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         """
         if target_features is None:
             self._check_image_inputs(backbone_inputs)
+            backbone_inputs = self._with_token_types(input_ids, backbone_inputs)
             return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs)
 
         expected = (self.config.feature_dim, self.config.feature_size, self.config.feature_size)
@@ -393,6 +421,18 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             )
         return embeddings.masked_scatter(slots, features)
 
+    def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict) -> dict:
+        """
+        The inputs with `mm_token_type_ids`, which placeholder ids tell as well: without them, the library falls back
+        from the positions of pixels to those of text, and says nothing.
+        """
+        has_grids = any(inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw"))
+        if input_ids is None or not has_grids or inputs.get("mm_token_type_ids") is not None:
+            return inputs
+        config = self.config.backbone_config
+        token_types = (input_ids == config.image_token_id).int() + 2 * (input_ids == config.video_token_id).int()
+        return {**inputs, "mm_token_type_ids": token_types}
+
     def _check_image_inputs(self, inputs: dict) -> None:
         if inputs.get("pixel_values") is not None and not self.config.has_vision:
             raise ValueError(
@@ -401,7 +441,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             )
 
 
-AutoConfig.register("blip3o", Blip3oConfig, exist_ok=True)
+for config_class in (Blip3oConfig, OriginalTrainingConfig, OriginalInferenceConfig):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 AutoModelForImageTextToText.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
+register_with_transformers(Blip3oForConditionalGeneration)
 
 __all__ = ["Blip3oForConditionalGeneration", "Blip3oOutput", "Blip3oPreTrainedModel", "Blip3oQueries"]

@@ -1,13 +1,17 @@
 """The processor: chat template, the paper's generation instruction, tokens by name, images."""
 
+import os
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles
 from .configuration_blip3o import Blip3oConfig
+from .original_layout import convert_config, original_settings
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 
@@ -29,6 +33,19 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 
+# The original closes the assistant's empty turn before the image in training, and leaves it open to draw.
+REFERENCE_TRAINING_TURN_END = "<|im_end|>\n"
+# Areas in pixels between which Qwen2.5-VL, as published, reads an image at its own size.
+QWEN_IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+
+
+def has_tokenizer(files: LocalFiles | HubFiles) -> bool:
+    """Whether a checkpoint's files hold a tokenizer."""
+    return any(files.path(name) for name in _TOKENIZER_FILES)
+
 
 class Blip3oProcessor(ProcessorMixin):
     r"""
@@ -36,6 +53,9 @@ class Blip3oProcessor(ProcessorMixin):
 
     `processor(text=..., images=...)` and `apply_chat_template` prepare understanding inputs, as for any
     vision-language model. `encode_prompts` prepares prompts for image generation.
+
+    `from_pretrained` reads the folder of a published checkpoint, too: it gets the image processor of Qwen2.5-VL on
+    PIL, the chat template and the training prompts of the reference.
 
     Args:
         image_processor (`BaseImageProcessor`): that of the backbone; any one for a backbone that reads text only.
@@ -45,6 +65,8 @@ class Blip3oProcessor(ProcessorMixin):
         instruction (`str`): the user turn of a generation prompt; `{caption}` stands for the caption (the paper's
             instruction by default).
         max_prompt_length (`int`, *optional*): longest generation prompt in tokens, `[IMG]` included.
+        training_turn_end (`str`, defaults to `""`): what training prompts have between the chat text and `[IMG]`;
+            `"<|im_end|>\n"` as published checkpoints were trained.
     """
 
     return_mm_token_type_ids = True
@@ -58,6 +80,7 @@ class Blip3oProcessor(ProcessorMixin):
         image_start_token: str = "[IMG]",
         instruction: str = GENERATION_INSTRUCTION,
         max_prompt_length: int | None = None,
+        training_turn_end: str = "",
         **kwargs,
     ):
         self.image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
@@ -75,7 +98,35 @@ class Blip3oProcessor(ProcessorMixin):
         self.image_start_token = image_start_token
         self.instruction = instruction
         self.max_prompt_length = max_prompt_length
+        self.training_turn_end = training_turn_end
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """
+        As in transformers. A published folder holds a tokenizer and no processor config: its image processor comes
+        from `preprocessor_config.json` or, where that is missing, from the patch sizes in `config.json`.
+        """
+        settings = original_settings(pretrained_model_name_or_path, **kwargs)
+        if settings is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor_dict, own_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if processor_dict.keys() - {"chat_template"}:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        places = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        try:
+            image_processor = Qwen2VLImageProcessorPil.from_pretrained(pretrained_model_name_or_path, **places)
+        except OSError:
+            vision = convert_config(settings).backbone_config.vision_config
+            image_processor = Qwen2VLImageProcessorPil(
+                patch_size=vision.patch_size,
+                temporal_patch_size=vision.temporal_patch_size,
+                merge_size=vision.spatial_merge_size,
+                size=QWEN_IMAGE_SIZE,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **places)
+        reference = {"chat_template": CHAT_TEMPLATE, "training_turn_end": REFERENCE_TRAINING_TURN_END}
+        return cls.from_args_and_dict([image_processor, tokenizer], reference, **own_kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -92,7 +143,9 @@ class Blip3oProcessor(ProcessorMixin):
         content = [*content, {"type": "text", "text": self.instruction.replace("{caption}", caption)}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def encode_prompts(self, prompts: Sequence[str], images=None, raw: bool = False) -> BatchFeature:
+    def encode_prompts(
+        self, prompts: Sequence[str], images=None, raw: bool = False, training: bool = False
+    ) -> BatchFeature:
         """
         Prompts for `encode_condition`: instruction, chat template, left padding, `[IMG]` at the end.
 
@@ -101,6 +154,7 @@ class Blip3oProcessor(ProcessorMixin):
             images (*optional*): one list of input images per prompt (or one image per prompt).
             raw: take `prompts` as they are, with no instruction and no template (the reference's null prompt is
                 the raw string `" "`).
+            training: put `training_turn_end` before `[IMG]`; without effect on `raw` prompts.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` `[B, L]`, and image inputs where there are images.
@@ -127,8 +181,9 @@ class Blip3oProcessor(ProcessorMixin):
                     f"`images` must hold one entry per prompt. Got {len(image_lists)} for {len(prompts)} prompts. "
                     f"Use an empty list for a prompt without images."
                 )
+        turn_end = self.training_turn_end if training else ""
         texts = [
-            (prompt if raw else self.render_prompt(prompt, len(own))) + self.image_start_token
+            (prompt if raw else self.render_prompt(prompt, len(own)) + turn_end) + self.image_start_token
             for prompt, own in zip(prompts, image_lists, strict=True)
         ]
         flat = [image for own in image_lists for image in own]

@@ -6,13 +6,27 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoImageProcessor, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+
+from . import image_processing_eva_clip, modeling_eva_clip  # noqa: F401  so that the Auto classes know EVA-CLIP
+from .loading import load_complete
 
 
 def load_target_encoder(folder: str) -> tuple[PreTrainedModel, object]:
-    """The CLIP-style vision tower saved in `folder`, frozen and in evaluation mode, and its image processor."""
-    encoder = CLIPVisionModel.from_pretrained(folder).eval().requires_grad_(False)
-    return encoder, AutoImageProcessor.from_pretrained(folder, backend="pil")
+    """
+    The vision tower saved in `folder`, frozen and in evaluation mode, and its image processor.
+
+    Args:
+        folder: what `save_pretrained` of any vision tower that `AutoModel` knows wrote (CLIP, SigLIP, EVA-CLIP), with
+            its image processor. Of a model with text and vision, such as CLIP whole, the vision tower is taken.
+
+    Raises:
+        ValueError: naming the tensors that are missing.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    config = getattr(config, "vision_config", config)
+    encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config)
+    return encoder.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
 def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:

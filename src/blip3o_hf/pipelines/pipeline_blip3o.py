@@ -1,7 +1,7 @@
 """Text to image with BLIP3-o: prompt to condition, condition to image features, features to pixels."""
 
+import inspect
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, ModelMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import get_parameter_dtype
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ..models.checkpoint_files import HUB_ARGUMENTS, checkpoint_files
 from ..models.condition_cache import Blip3oConditionCache
+from ..models.loading import align
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.processing_blip3o import Blip3oProcessor
+from ..models.original_layout import original_settings
+from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..objectives.latent_flow import unscale_latents
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from .pipeline_blip3o_decoder import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, Blip3oDecoderPipeline, has_decoder
 from .registration import register_with_diffusers
+from .sampling_arguments import (
+    check_callback_tensors,
+    check_generators,
+    check_guidance_interval,
+    check_guidance_scale,
+    check_latents,
+    check_num_images_per_prompt,
+    check_num_inference_steps,
+)
+
+logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "features")
+ORIGINAL_DECODER = "diffusion-decoder"
+# Arguments of `from_pretrained` that the parts of the diffusion decoder take, too.
+_DECODER_ARGUMENTS = ("device_map", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict")
 
 
 @dataclass
@@ -50,11 +70,21 @@ class Blip3oPipeline(DiffusionPipeline):
 
     Args:
         model ([`Blip3oForConditionalGeneration`]): backbone, queries and transformer.
-        processor ([`Blip3oProcessor`]): chat template, tokenizer and image processor.
+        processor ([`Blip3oProcessor`], *optional*): chat template, tokenizer and image processor. Without it,
+            prompts cannot be read, and `condition` or `image_features` must be given.
         scheduler ([`Blip3oFlowScheduler`] or any flow-matching scheduler of diffusers): noise levels and steps.
-        decoder ([`Blip3oPatchDecoder`], `AutoencoderKL`, *optional*): features to pixels. Without it only
-            `output_type="features"` works.
+        decoder ([`Blip3oPatchDecoder`], `AutoencoderKL`, *optional*): features to pixels in one pass.
+        unet, vae, decoder_scheduler (*optional*): features to pixels by diffusion, the parts of a
+            [`Blip3oDecoderPipeline`]. Without these three and without `decoder` only `output_type="features"` works.
         default_num_inference_steps, default_guidance_scale: what `__call__` uses when not told otherwise.
+        default_decoder_num_inference_steps, default_decoder_guidance_scale: the same for the diffusion decoder.
+        null_prompt, null_seed: the raw text, outside any template, and the seed of the noise from which the features
+            are generated that guidance of the diffusion decoder leads away from; see `prepare_null_features`. A
+            `null_seed` of `None` is the reference's way: the noise is drawn by the first call that needs it.
+
+    Raises:
+        ValueError: when parts of the diffusion decoder are missing, stand beside `decoder`, or were made for other
+            features.
 
     Example:
 
@@ -70,31 +100,155 @@ class Blip3oPipeline(DiffusionPipeline):
     ```
     """
 
-    model_cpu_offload_seq = "model->decoder"
-    _optional_components = ["decoder"]  # a list: diffusers adds it to one
+    model_cpu_offload_seq = "model->decoder->unet->vae"
+    # A list: diffusers adds it to one.
+    _optional_components = ["processor", "decoder", "unet", "vae", "decoder_scheduler"]
     _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
         model: Blip3oForConditionalGeneration,
-        processor: Blip3oProcessor,
+        processor: Blip3oProcessor | None,
         scheduler: Blip3oFlowScheduler,
         decoder: Any = None,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
+        decoder_scheduler: EulerDiscreteScheduler | None = None,
         default_num_inference_steps: int = 30,
         default_guidance_scale: float = 3.0,
+        default_decoder_num_inference_steps: int = NUM_INFERENCE_STEPS,
+        default_decoder_guidance_scale: float = GUIDANCE_SCALE,
+        null_prompt: str = " ",
+        null_seed: int | None = 0,
     ):
         super().__init__()
-        self.register_modules(model=model, processor=processor, scheduler=scheduler, decoder=decoder)
+        diffusion_decoder = {"unet": unet, "vae": vae, "decoder_scheduler": decoder_scheduler}
+        present = [name for name, part in diffusion_decoder.items() if part is not None]
+        if present and (len(present) < len(diffusion_decoder) or decoder is not None):
+            received = [*present, "decoder"] if decoder is not None else present
+            raise ValueError(
+                f"A pipeline decodes by diffusion with `unet`, `vae` and `decoder_scheduler`, or in one pass with "
+                f"`decoder`. Got {', '.join(received)}. Pass all three, or `decoder` alone."
+            )
+        self.register_modules(
+            model=model, processor=processor, scheduler=scheduler, decoder=decoder, **diffusion_decoder
+        )
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,
             default_guidance_scale=default_guidance_scale,
+            default_decoder_num_inference_steps=default_decoder_num_inference_steps,
+            default_decoder_guidance_scale=default_decoder_guidance_scale,
+            null_prompt=null_prompt,
+            null_seed=null_seed,
         )
         self.image_processor = VaeImageProcessor()
+        self.null_features: torch.Tensor | None = None
+        if self.decoder_pipeline is not None:
+            self.decoder_pipeline.check_channels(model.config.feature_dim)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "Blip3oPipeline":
+        """
+        As in diffusers, and from a published checkpoint as it is: model, tokenizer and `diffusion-decoder/` of one
+        repository, with the settings of the reference (docs/parity.md).
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            kwargs: as in diffusers: parts to use instead of those in the repository (`model=`, `processor=`,
+                `scheduler=`, `unet=`, `vae=`, `decoder_scheduler=`), `dtype` (one, or one per part:
+                `{"model": ..., "unet": ..., "default": ...}`), `variant` (of the diffusion decoder's files),
+                `quantization_config` (a `PipelineQuantizationConfig`), `device_map`, and the settings of
+                [`Blip3oPipeline`]. Of a published checkpoint, the model also gets all arguments of its own
+                `from_pretrained`, such as `attn_implementation`.
+
+        Raises:
+            ValueError: when a part is incomplete or damaged.
+        """
+        if original_settings(pretrained_model_name_or_path, **kwargs) is not None:
+            return cls._from_original(pretrained_model_name_or_path, **kwargs)
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        for name, part in pipeline.components.items():
+            if isinstance(part, ModelMixin) and not hasattr(part, "_hf_hook"):
+                absent = [key for key, parameter in part.named_parameters() if parameter.is_meta]
+                if absent:
+                    raise ValueError(
+                        f"A checkpoint must hold every tensor of the model. {pretrained_model_name_or_path}/{name} "
+                        f"lacks {len(absent)}, {absent[0]} among them. Save or download it again."
+                    )
+                align(part)
+        return pipeline
+
+    @classmethod
+    def _from_original(cls, source: str | os.PathLike, **kwargs) -> "Blip3oPipeline":
+        """`from_pretrained` of a published checkpoint."""
+        names = inspect.signature(cls.__init__).parameters.keys() - {"self"}
+        given = {"null_seed": None} | {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        where = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        variant = kwargs.pop("variant", None)
+        kwargs.pop("use_safetensors", None)  # always
+        dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
+        quantization = kwargs.pop("quantization_config", None)
+        shared = {name: kwargs[name] for name in _DECODER_ARGUMENTS if name in kwargs}
+
+        def settings(name: str, is_diffusers: bool) -> dict[str, Any]:
+            """`dtype` and `quantization_config` of one part."""
+            own_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+            own_quantization = quantization and quantization._resolve_quant_config(is_diffusers, name)
+            own = {"dtype": own_dtype, "quantization_config": own_quantization}
+            return {key: value for key, value in own.items() if value is not None}
+
+        if isinstance(kwargs.get("device_map"), dict):
+            raise ValueError(
+                "The `device_map` of a pipeline must be a string, such as 'balanced' or 'cuda'. Got a dictionary. "
+                "Load Blip3oForConditionalGeneration with it, and pass `model=`."
+            )
+        files = checkpoint_files(source, **where)
+        if "model" not in given:
+            given["model"] = Blip3oForConditionalGeneration.from_pretrained(
+                source, **where, **kwargs, **settings("model", is_diffusers=False)
+            )
+        if "processor" not in given:
+            given["processor"] = None
+            if has_tokenizer(files):
+                given["processor"] = Blip3oProcessor.from_pretrained(source, **where)
+            else:
+                logger.warning(
+                    f"{files} holds no tokenizer, so prompts cannot be read. Pass processor=..., or give `condition`."
+                )
+        given.setdefault("scheduler", Blip3oFlowScheduler())
+        subfolder = "/".join(filter(None, (where.pop("subfolder", None), ORIGINAL_DECODER)))
+        decoder_parts = {"unet": "unet", "vae": "vae", "scheduler": "decoder_scheduler"}
+        own_parts = {part: given[name] for part, name in decoder_parts.items() if given.get(name) is not None}
+        if "decoder" not in given and has_decoder(source, subfolder=subfolder, **where):
+            decoder = Blip3oDecoderPipeline.from_pretrained(
+                source,
+                subfolder=subfolder,
+                variant=variant,
+                part_arguments={part: settings(part, is_diffusers=True) for part in ("unet", "vae")},
+                **own_parts,
+                **where,
+                **shared,
+            )
+            given |= {name: getattr(decoder, part) for part, name in decoder_parts.items()}
+        elif "decoder" not in given and len(own_parts) < len(decoder_parts):
+            logger.warning(f"{files} holds no {ORIGINAL_DECODER}/, so only output_type='features' works.")
+        pipeline = cls(**given)
+        pipeline.register_to_config(_name_or_path=str(source))
+        return pipeline
 
     @property
     def transformer(self):
         """The diffusion transformer inside the model."""
         return self.model.transformer
+
+    @property
+    def decoder_pipeline(self) -> Blip3oDecoderPipeline | None:
+        """The diffusion decoder as a pipeline of its own, on the same modules; `None` without one."""
+        if self.unet is None:
+            return None
+        pipeline = Blip3oDecoderPipeline(unet=self.unet, vae=self.vae, scheduler=self.decoder_scheduler)
+        pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        return pipeline
 
     @torch.no_grad()
     def __call__(
@@ -106,11 +260,18 @@ class Blip3oPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        null_features: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        decoder_num_inference_steps: int | None = None,
+        decoder_guidance_scale: float | None = None,
+        decoder_guidance_interval: tuple[float, float] | None = None,
     ):
         """
         Args:
@@ -120,14 +281,21 @@ class Blip3oPipeline(DiffusionPipeline):
             guidance_interval: `(low, high)` noise levels sigma in [0, 1] between which guidance is applied.
             num_images_per_prompt: images per prompt; the images of one prompt come one after the other.
             generator: one generator for all images, or one per image. With one per image, a batch gives the same
-                images as its prompts alone.
+                images as its prompts alone. It draws the noise of the features first, then that of the null features
+                where `null_seed` is `None` and no call drew it yet, then that of the diffusion decoder.
             latents (`[N, C, h, w]`, *optional*): noise to start from, standard normal.
-            image_features (`[N, C, h, w]`, *optional*): features to decode; no prompt is read then.
+            condition (`[B, num_queries, hidden]`, *optional*): what `encode_prompt` returns; no prompt is read then.
+            image_features (`[N, C, h, w]`, *optional*): features to decode; neither is read then.
             output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` to stop before the decoder.
             return_dict: whether to return a [`Blip3oPipelineOutput`] and not a tuple `(images, image_features)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it
                 returns replace the pipeline's.
             callback_on_step_end_tensor_inputs: which tensors the callback gets; `latents` is the only one.
+            null_features (`[1 or N, C, h, w]`, *optional*): features that guidance of the diffusion decoder leads
+                away from; by default those of `prepare_null_features`.
+            height, width: image size in pixels, by default the diffusion decoder's own.
+            decoder_num_inference_steps, decoder_guidance_scale, decoder_guidance_interval: those of the diffusion
+                decoder, as in [`Blip3oDecoderPipeline`]. These and the three above are for a diffusion decoder only.
 
         Returns:
             [`Blip3oPipelineOutput`] or a tuple.
@@ -146,31 +314,49 @@ class Blip3oPipeline(DiffusionPipeline):
             num_images_per_prompt,
             generator,
             latents,
+            condition,
             image_features,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        inputs = prompts if condition is None else condition
+        self.check_decoder_inputs(
+            len(inputs) * num_images_per_prompt if image_features is None else len(image_features),
+            image_features,
+            null_features,
+            height,
+            width,
+            decoder_num_inference_steps,
+            decoder_guidance_scale,
+            decoder_guidance_interval,
+            generator,
+        )
         if image_features is None:
-            condition = self.encode_prompt(prompts, num_images_per_prompt)
-            if self.model.config.uses_transformer:
-                latents = self.prepare_latents(condition.shape[0], generator, latents)
-                features = self.denoise(
-                    latents,
-                    condition,
-                    steps,
-                    scale,
-                    guidance_interval,
-                    generator,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                )
-            else:
-                features = self.model.regress_features(condition)
-            image_features = self.model.denormalize_features(features)
-
+            if condition is None:
+                condition = self.encode_prompt(prompts)
+            image_features = self.generate_features(
+                condition.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0),
+                steps,
+                scale,
+                guidance_interval,
+                generator,
+                latents,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            )
         images = None
         if output_type != "features":
-            images = self.image_processor.postprocess(self.decode_features(image_features), output_type=output_type)
+            images = self.decode_features(
+                image_features,
+                null_features,
+                height,
+                width,
+                decoder_num_inference_steps,
+                decoder_guidance_scale,
+                decoder_guidance_interval,
+                generator,
+            )
+            images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, image_features
@@ -185,84 +371,143 @@ class Blip3oPipeline(DiffusionPipeline):
         num_images_per_prompt,
         generator,
         latents,
+        condition,
         image_features,
         output_type,
         callback_on_step_end_tensor_inputs,
     ) -> None:
         """Raise one clear error for the first argument of `__call__` that breaks its contract."""
-        if (prompts is None) == (image_features is None):
-            received = "neither" if prompts is None else "both"
+        inputs = {"prompt": prompts, "condition": condition, "image_features": image_features}
+        given = [name for name, value in inputs.items() if value is not None]
+        if len(given) != 1:
             raise ValueError(
-                f"Exactly one of `prompt` and `image_features` must be given. Got {received}. "
-                f"Pass a prompt to generate, or features to decode."
+                f"Exactly one of `prompt`, `condition` and `image_features` must be given. Got "
+                f"{' and '.join(given) or 'none'}. Pass a prompt or its condition to generate, or features to decode."
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(
                 f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}. Got {output_type!r}. "
                 f"Use 'pil' for PIL images."
             )
-        if output_type != "features" and self.decoder is None:
+        if output_type != "features" and self.decoder is None and self.unet is None:
             raise ValueError(
                 "This pipeline has no decoder, so it makes image features and no pixels. Got "
                 f"output_type={output_type!r}. Pass output_type='features', or load a repository with a decoder."
             )
-        if prompts is None:
+        if image_features is not None:
             return
-        if not isinstance(prompts, (list, tuple)) or not prompts:
+        if condition is not None:
+            expected = (self.model.config.num_queries, self.model.config.hidden_size)
+            if not isinstance(condition, torch.Tensor) or condition.shape[1:] != expected or not len(condition):
+                received = list(condition.shape) if isinstance(condition, torch.Tensor) else type(condition).__name__
+                raise ValueError(
+                    f"`condition` must be a tensor of shape [batch, {', '.join(map(str, expected))}]. Got {received}. "
+                    f"`encode_prompt` makes it."
+                )
+        elif not isinstance(prompts, (list, tuple)) or not prompts:
             raise TypeError(
                 f"`prompt` must be a string or a list of strings. Got {type(prompts).__name__} {prompts!r:.60}. "
                 f"Example: pipe('two red circles')."
             )
-        if (
-            isinstance(num_inference_steps, bool)
-            or not isinstance(num_inference_steps, int)
-            or num_inference_steps < 1
-        ):
+        elif self.processor is None:
             raise ValueError(
-                f"`num_inference_steps` must be an integer of at least 1. Got {num_inference_steps!r}. "
-                f"This model's default is {self.config.default_num_inference_steps}."
+                f"Only a processor can read a prompt. Got {prompts[0]!r:.60}, and this pipeline has none. Load it "
+                f"with processor=Blip3oProcessor.from_pretrained(...), or pass `condition`."
             )
-        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale) or guidance_scale < 0:
-            raise ValueError(
-                f"`guidance_scale` must be a finite number of at least 0. Got {guidance_scale!r}. "
-                f"This model's default is {self.config.default_guidance_scale}; 1 switches guidance off."
-            )
-        is_pair = isinstance(guidance_interval, (list, tuple)) and len(guidance_interval) == 2
-        if not is_pair or not 0.0 <= guidance_interval[0] <= guidance_interval[1] <= 1.0:
-            raise ValueError(
-                f"`guidance_interval` must be two noise levels with 0 <= low <= high <= 1. Got {guidance_interval}. "
-                f"(0.0, 1.0) guides every step."
-            )
-        if type(num_images_per_prompt) is not int or num_images_per_prompt < 1:
-            raise ValueError(
-                f"`num_images_per_prompt` must be an integer of at least 1. Got {num_images_per_prompt!r}. "
-                f"Use 1 for one image per prompt."
-            )
-        num_images = len(prompts) * num_images_per_prompt
-        if isinstance(generator, (list, tuple)) and len(generator) != num_images:
-            raise ValueError(
-                f"A list of generators must hold one per image. Got {len(generator)} for {num_images} images "
-                f"({len(prompts)} prompts x {num_images_per_prompt}). Pass one generator, or {num_images}."
-            )
+        check_num_inference_steps(num_inference_steps, self.config.default_num_inference_steps)
+        check_guidance_scale(guidance_scale, self.config.default_guidance_scale)
+        check_guidance_interval(guidance_interval)
+        check_num_images_per_prompt(num_images_per_prompt)
+        num_inputs = len(prompts if condition is None else condition)
+        check_generators(generator, num_inputs, num_images_per_prompt)
         size = self.model.config.feature_size
-        expected = (num_images, self.model.config.feature_dim, size, size)
-        if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected):
-            received = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise ValueError(
-                f"`latents` must be a tensor of shape {list(expected)}. Got {received}. Leave it out to draw noise."
-            )
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {list(self._callback_tensor_inputs)}. Got "
-                f"{unknown}. The callback can read and replace the latents."
-            )
+        num_images = num_inputs * num_images_per_prompt
+        check_latents(latents, (num_images, self.model.config.feature_dim, size, size))
+        check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
-    def encode_prompt(self, prompts: Sequence[str], num_images_per_prompt: int = 1) -> torch.Tensor:
-        """Prompts to conditions `[len(prompts) * num_images_per_prompt, num_queries, hidden]`."""
-        inputs = self.processor.encode_prompts(list(prompts)).to(self._execution_device)
+    def check_decoder_inputs(
+        self,
+        num_images,
+        image_features,
+        null_features,
+        height,
+        width,
+        num_inference_steps,
+        guidance_scale,
+        guidance_interval,
+        generator,
+    ) -> None:
+        """Raise one clear error for the first argument of `__call__` that the diffusion decoder cannot take."""
+        decoder = self.decoder_pipeline
+        if decoder is None:
+            arguments = {
+                "null_features": null_features,
+                "height": height,
+                "width": width,
+                "decoder_num_inference_steps": num_inference_steps,
+                "decoder_guidance_scale": guidance_scale,
+                "decoder_guidance_interval": guidance_interval,
+            }
+            given = [name for name, value in arguments.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"Only a diffusion decoder takes {', '.join(arguments)}. Got {', '.join(given)}, and this "
+                    f"pipeline has none. Leave them out, or load a pipeline with `unet`, `vae` and "
+                    f"`decoder_scheduler`."
+                )
+            return
+        decoder.check_sampling(
+            *decoder.image_size(height, width),
+            *self._decoder_settings(num_inference_steps, guidance_scale, guidance_interval),
+            prefix="decoder_",
+            defaults=self._decoder_settings(None, None, None)[:2],
+        )
+        if image_features is None:
+            size = self.model.config.feature_size
+            image_features = torch.empty(num_images, self.model.config.feature_dim, size, size, device="meta")
+        decoder.check_features(image_features, null_features)
+        check_generators(generator, num_images, 1)
+
+    def encode_prompt(self, prompts: Sequence[str], num_images_per_prompt: int = 1, raw: bool = False) -> torch.Tensor:
+        """
+        Prompts to conditions `[len(prompts) * num_images_per_prompt, num_queries, hidden]`; `raw` prompts go without
+        instruction and template.
+        """
+        self._load_offloaded_model()
+        inputs = self.processor.encode_prompts(list(prompts), raw=raw).to(self._execution_device)
         condition = self.model.encode_condition(**inputs)
         return condition.repeat_interleave(num_images_per_prompt, dim=0)
+
+    def generate_features(
+        self,
+        condition: torch.Tensor,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        generator=None,
+        latents: torch.Tensor | None = None,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> torch.Tensor:
+        """
+        Conditions `[N, num_queries, hidden]` to image features `[N, C, h, w]` on the target encoder's own scale: by
+        `prepare_latents` and `denoise`, or by regression where that is the model's objective.
+        """
+        if self.model.config.uses_transformer:
+            features = self.denoise(
+                self.prepare_latents(condition.shape[0], generator, latents),
+                condition,
+                num_inference_steps,
+                guidance_scale,
+                guidance_interval,
+                generator,
+                callback_on_step_end,
+                callback_on_step_end_tensor_inputs,
+            )
+        else:
+            self._load_offloaded_model()
+            features = self.model.regress_features(condition)
+        return self.model.denormalize_features(features)
 
     def prepare_latents(self, num_images: int, generator=None, latents: torch.Tensor | None = None) -> torch.Tensor:
         """Noise to start from, `[num_images, C, h, w]`: drawn, or the caller's own."""
@@ -297,13 +542,21 @@ class Blip3oPipeline(DiffusionPipeline):
         Returns:
             `torch.Tensor` `[N, C, h, w]`.
         """
+        self._load_offloaded_model()
         num_images = latents.shape[0]
         condition = condition.to(self.transformer.dtype)
-        positive = self.transformer.precompute_condition(condition)
         guided = None
-        if guidance_scale != 1.0:
-            null = self.transformer.precompute_condition(torch.zeros_like(condition[:1]))
-            guided = Blip3oConditionCache.cat([null.repeat_interleave(num_images), positive])
+        if self._transformer_offloads_groups:
+            # Group offloading brings weights back in `forward` alone.
+            positive = {"encoder_hidden_states": condition}
+            if guidance_scale != 1.0:
+                guided = {"encoder_hidden_states": torch.cat([torch.zeros_like(condition), condition])}
+        else:
+            cache = self.transformer.precompute_condition(condition)
+            positive = {"condition_cache": cache}
+            if guidance_scale != 1.0:
+                null = self.transformer.precompute_condition(torch.zeros_like(condition[:1]))
+                guided = {"condition_cache": Blip3oConditionCache.cat([null.repeat_interleave(num_images), cache])}
 
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         if hasattr(self.scheduler, "set_begin_index"):
@@ -313,11 +566,11 @@ class Blip3oPipeline(DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if guided is not None and low <= float(timestep) / 1000 <= high:
                     null_velocity, velocity = self.transformer(
-                        torch.cat([latents, latents]), timestep, condition_cache=guided
+                        torch.cat([latents, latents]), timestep, **guided
                     ).sample.chunk(2)
                     velocity = null_velocity + guidance_scale * (velocity - null_velocity)
                 else:
-                    velocity = self.transformer(latents, timestep, condition_cache=positive).sample
+                    velocity = self.transformer(latents, timestep, **positive).sample
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
@@ -325,15 +578,89 @@ class Blip3oPipeline(DiffusionPipeline):
                 progress.update()
         return latents
 
-    def decode_features(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Image features `[N, C, h, w]` to images `[N, 3, H, W]` in [-1, 1] (1 is white)."""
-        parameter = next(self.decoder.parameters())
-        features = image_features.to(parameter.device, parameter.dtype)
+    @torch.no_grad()
+    def prepare_null_features(self, generator=None) -> torch.Tensor:
+        """
+        Features of the null prompt, `[1, C, h, w]`, that guidance of the diffusion decoder leads away from.
+
+        They are generated once per pipeline and kept in `null_features`, always from the `null_prompt`, `null_seed`
+        and default steps and guidance of the config. With a `null_seed`, their noise comes from a generator of their
+        own: they depend on no other call, and take no random number from one. With `null_seed=None`, as in the
+        reference, `generator` draws it (the first of a list; PyTorch's global one without any), so that all later
+        images depend on the state it had. After a change of weights, set `null_features = None`.
+
+        Raises:
+            ValueError: when the pipeline has no processor to read the null prompt.
+        """
+        if self.null_features is None:
+            if self.processor is None:
+                raise ValueError(
+                    "Guidance of the diffusion decoder needs features of the null prompt, which only a processor can "
+                    "read. This pipeline has none. Pass `null_features`, or decoder_guidance_scale=1."
+                )
+            if self.config.null_seed is not None:
+                generator = torch.Generator().manual_seed(self.config.null_seed)
+            elif isinstance(generator, (list, tuple)):
+                generator = generator[0]
+            self.null_features = self.generate_features(
+                self.encode_prompt([self.config.null_prompt], raw=True),
+                self.config.default_num_inference_steps,
+                self.config.default_guidance_scale,
+                generator=generator,
+            )
+        return self.null_features
+
+    def decode_features(
+        self,
+        image_features: torch.Tensor,
+        null_features: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        generator=None,
+    ) -> torch.Tensor:
+        """
+        Image features `[N, C, h, w]` to images `[N, 3, H, W]` in [-1, 1] (1 is white).
+
+        All arguments but the first are for a diffusion decoder; see [`Blip3oDecoderPipeline`].
+        """
+        decoder = self.decoder_pipeline
+        if decoder is not None:
+            steps, scale, interval = self._decoder_settings(num_inference_steps, guidance_scale, guidance_interval)
+            if scale > 1 and null_features is None:
+                null_features = self.prepare_null_features(generator)
+            latents = decoder.prepare_latents(len(image_features), *decoder.image_size(height, width), generator)
+            latents = decoder.denoise(latents, image_features, null_features, steps, scale, interval, generator)
+            return decoder.decode_latents(latents)
+        is_offloaded = hasattr(self.decoder, "_hf_hook") or hasattr(self.decoder, "_diffusers_hook")
+        device = self._execution_device if is_offloaded else next(self.decoder.parameters()).device
+        features = image_features.to(device, get_parameter_dtype(self.decoder))
         if self.model.config.objective == "latent_flow":
             config = self.decoder.config
             features = unscale_latents(features, config.scaling_factor, getattr(config, "shift_factor", None))
             return self.decoder.decode(features).sample
         return self.decoder(features).sample
+
+    def _decoder_settings(self, num_inference_steps, guidance_scale, guidance_interval):
+        """Steps, guidance scale and guidance interval of the diffusion decoder, with defaults for `None`."""
+        return (
+            self.config.default_decoder_num_inference_steps if num_inference_steps is None else num_inference_steps,
+            self.config.default_decoder_guidance_scale if guidance_scale is None else guidance_scale,
+            (0.0, 1.0) if guidance_interval is None else guidance_interval,
+        )
+
+    @property
+    def _transformer_offloads_groups(self) -> bool:
+        hooks = getattr(self.transformer, "_diffusers_hook", None)
+        return hooks is not None and hooks.get_hook("group_offloading") is not None
+
+    def _load_offloaded_model(self) -> None:
+        """Bring the model to its device under CPU offloading, whose hook watches `forward` alone."""
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(self.model)
 
     def save_pretrained(
         self,
@@ -344,11 +671,20 @@ class Blip3oPipeline(DiffusionPipeline):
     ) -> None:
         """
         Save every component to its subfolder, and at the root what transformers looks for: the model's config, its
-        processor, and an index that points into `model/`. Weights are stored once.
+        processor, and an index that points into `model/`. Weights are stored once. `model_index.json` names the
+        parts that the pipeline has.
         """
         super().save_pretrained(save_directory, safe_serialization=safe_serialization, variant=variant, **kwargs)
-        root = Path(save_directory)
-        self.processor.save_pretrained(root)
+        self.write_root(save_directory, variant)
+
+    def write_root(self, folder: str | os.PathLike, variant: str | None = None) -> None:
+        """What `save_pretrained` writes besides the components: the root of a folder that holds these already."""
+        root = Path(folder)
+        model_index = json.loads((root / self.config_name).read_text())
+        model_index = {name: value for name, value in model_index.items() if value != [None, None]}
+        (root / self.config_name).write_text(json.dumps(model_index, indent=2, sort_keys=True) + "\n")
+        if self.processor is not None:
+            self.processor.save_pretrained(root)
         for name in ("config.json", "generation_config.json"):
             if (root / "model" / name).is_file():
                 (root / name).write_bytes((root / "model" / name).read_bytes())

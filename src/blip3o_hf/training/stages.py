@@ -394,7 +394,7 @@ class GenerationStage(Stage):
         return extract_features(self.encoder, pixel_values, self.recipe.model.get("feature_size", 8))
 
     def collate(self, records):
-        prompts = self.processor.encode_prompts([record.caption for record in records])
+        prompts = self.processor.encode_prompts([record.caption for record in records], training=True)
         return {
             **prompts,
             "target_pixel_values": normalize(self.image_processor, stack_images([record.image for record in records])),

@@ -1,0 +1,293 @@
+"""The EVA-CLIP vision tower, which says what an image looks like in the features that BLIP3-o learns to generate."""
+
+import inspect
+import math
+import os
+from collections.abc import Mapping
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
+
+from .checkpoint_files import HUB_ARGUMENTS, StoredTensor, check_safetensors, checkpoint_files, located, read_tensors
+from .configuration_eva_clip import EvaClipVisionConfig
+from .loading import check_finite, load_complete
+
+ORIGINAL_PREFIX = "model.gen_vision_tower.vision_tower.model."
+# The tensors that tell the sizes of a tower, and how many dimensions they have.
+_SIZE_TENSORS = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain matrix products: `[B, heads, N, D]` to `[B, N, heads, D]`, and its weights."""
+    weights = (query @ key.transpose(-1, -2) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class EvaClipAttention(nn.Module):
+    """Full self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, config: EvaClipVisionConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]):
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in self.qkv(hidden_states).chunk(3, dim=-1)
+        )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, **kwargs)
+        return self.proj(attended.flatten(2)), weights
+
+
+class EvaClipMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: EvaClipVisionConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class EvaClipBlock(GradientCheckpointingLayer):
+    """Transformer block that normalises what its layers add, not what they read: `x + norm(layer(x))`."""
+
+    def __init__(self, config: EvaClipVisionConfig):
+        super().__init__()
+        self.attn = EvaClipAttention(config)
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = EvaClipMLP(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attended, _ = self.attn(hidden_states, **kwargs)
+        hidden_states = hidden_states + self.norm1(attended)
+        return hidden_states + self.norm2(self.mlp(hidden_states))
+
+
+class EvaClipPatchEmbed(nn.Module):
+    """One linear map per patch: `[B, channels, H, W]` to `[B, N, hidden_size]`, row-major."""
+
+    def __init__(self, config: EvaClipVisionConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixel_values.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+
+
+class EvaClipVisionModel(PreTrainedModel):
+    """
+    EVA-CLIP-E-14-plus, the target encoder of BLIP3-o (paper section 5.1): a vision transformer with a class token,
+    learned positions and post-norm residuals, without a final norm or head.
+
+    Example:
+
+    ```python
+    >>> import torch
+
+    >>> from blip3o_hf import EvaClipVisionConfig, EvaClipVisionModel
+
+    >>> sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> model = EvaClipVisionModel(EvaClipVisionConfig(**sizes, image_size=28))
+    >>> tuple(model(torch.zeros(1, 3, 28, 28)).last_hidden_state.shape)
+    (1, 5, 32)
+
+    ```
+    """
+
+    config_class = EvaClipVisionConfig
+    config: EvaClipVisionConfig
+    base_model_prefix = "eva_clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("EvaClipBlock",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": EvaClipBlock, "attentions": EvaClipAttention}
+
+    def __init__(self, config: EvaClipVisionConfig):
+        super().__init__(config)
+        num_patches = (config.image_size // config.patch_size) ** 2
+        self.patch_embed = EvaClipPatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.pos_embed = nn.Parameter(torch.empty(1, num_patches + 1, config.hidden_size))
+        self.blocks = nn.ModuleList(EvaClipBlock(config) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EvaClipVisionModel):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.normal_(module.pos_embed, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        Load a tower from a folder or Hub repository that `save_pretrained` wrote, or from an original BLIP3-o
+        checkpoint, which holds its tower under `model.gen_vision_tower.vision_tower.model.`
+
+        Of an original checkpoint only the tower's tensors are read, and only the files that hold them. Its
+        `config.json` does not know the tower, so the sizes are read from the shapes of its tensors; the image is as
+        large as the positions times the patch. The number of heads leaves no trace in shapes: it is 16 for a width of
+        1792 (EVA-CLIP-E-14-plus), and must be given for any other. Weights are never read from a pickle.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            kwargs: as in transformers. Fields of [`EvaClipVisionConfig`], such as `num_attention_heads`, replace what
+                the checkpoint says.
+
+        Raises:
+            ValueError: naming the tensors that are missing or have the wrong shape; when there is no tower, or its
+                number of heads is not known.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        is_original = False
+        if kwargs.get("config") is None:
+            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            settings, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
+            is_original = settings.get("model_type") != cls.config_class.model_type
+        model, info = load_complete(
+            cls._from_original if is_original else super().from_pretrained,
+            pretrained_model_name_or_path,
+            *args,
+            **{**kwargs, "use_safetensors": True},
+        )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_original(cls, source, *args, **kwargs):
+        """`from_pretrained` for an original BLIP3-o checkpoint."""
+        kwargs.pop("config", None)
+        files = checkpoint_files(source, **{name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs})
+        stored = read_tensors(files, ORIGINAL_PREFIX)
+        check_safetensors(stored, files)
+        if not stored:
+            raise ValueError(
+                f"A checkpoint must hold an EVA-CLIP tower: tensors named {ORIGINAL_PREFIX}*. {source} holds none. "
+                f"Use an original BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
+            )
+        sizes = {name: kwargs.pop(name) for name in inspect.get_annotations(cls.config_class) if name in kwargs}
+        config = original_tower_config(source, stored, sizes)
+        tensors = {}
+        for file in sorted({tensor.file for tensor in stored.values()}):
+            with safe_open(files.path(file), framework="pt") as handle:
+                for name in stored.keys() & handle.keys():
+                    tensors[name.removeprefix(ORIGINAL_PREFIX)] = handle.get_tensor(name)
+        model, info = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        check_finite(model, source, lambda name: located(stored, ORIGINAL_PREFIX + name))
+        model.name_or_path = model.config.name_or_path = str(source)
+        return model, info
+
+    @capture_outputs
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:
+        """
+        Args:
+            pixel_values (`[B, num_channels, image_size, image_size]`): images as [`EvaClipImageProcessor`] prepares
+                them.
+            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
+
+        Returns:
+            `BaseModelOutput` with `last_hidden_state` `[B, 1 + N, hidden_size]`: the class token, then the N patches
+            row-major.
+
+        Raises:
+            ValueError: when the images do not have the config's size.
+        """
+        config = self.config
+        expected = (config.num_channels, config.image_size, config.image_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"The encoder reads images of shape [batch, {', '.join(map(str, expected))}]. Got "
+                f"{list(pixel_values.shape)}. Prepare images with the encoder's image processor."
+            )
+        patches = self.patch_embed(pixel_values)
+        hidden_states = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
+        for block in self.blocks:
+            hidden_states = block(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+def original_tower_config(
+    source: str | os.PathLike, stored: Mapping[str, StoredTensor], sizes: Mapping[str, int] | None = None
+) -> EvaClipVisionConfig:
+    """
+    The configuration that the tensors of a tower in an original checkpoint imply.
+
+    Args:
+        source: folder or Hub id, for errors.
+        stored: the checkpoint's tensors by their original names.
+        sizes: fields of the configuration that the caller knows better.
+
+    Raises:
+        ValueError: when a tensor that tells a size is missing or has other dimensions, or the number of heads is not
+            known.
+    """
+    sizes = sizes or {}
+    shapes = {
+        name.removeprefix(ORIGINAL_PREFIX): tensor.shape
+        for name, tensor in stored.items()
+        if name.startswith(ORIGINAL_PREFIX)
+    }
+    unclear = [name for name, dims in _SIZE_TENSORS.items() if len(shapes.get(name, ())) != dims]
+    if unclear:
+        raise ValueError(
+            f"The sizes of a tower are read from the shapes of {', '.join(_SIZE_TENSORS)}. {source} lacks "
+            f"{', '.join(unclear)}, or has it with other dimensions. Save or download it again."
+        )
+    hidden_size, num_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
+    if "num_attention_heads" not in sizes and hidden_size != EvaClipVisionConfig.hidden_size:
+        raise ValueError(
+            f"The number of attention heads must be known, and a checkpoint does not tell it. {source} has a tower of "
+            f"width {hidden_size}; only that of EVA-CLIP-E-14-plus, {EvaClipVisionConfig.hidden_size}, has a default. "
+            f"Pass num_attention_heads=... to from_pretrained."
+        )
+    inferred = {
+        "hidden_size": hidden_size,
+        "intermediate_size": shapes["blocks.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "num_channels": num_channels,
+        "image_size": math.isqrt(shapes["pos_embed"][1] - 1) * patch_size,
+        "patch_size": patch_size,
+    }
+    return EvaClipVisionConfig(**{**inferred, **sizes})
+
+
+AutoConfig.register("eva_clip_vision_model", EvaClipVisionConfig, exist_ok=True)
+AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
+
+__all__ = ["EvaClipVisionModel", "original_tower_config"]

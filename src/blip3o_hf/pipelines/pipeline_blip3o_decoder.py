@@ -1,0 +1,575 @@
+"""Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
+
+from ..models.checkpoint_files import LocalFiles, StoredTensor, checkpoint_files, located, read_tensors
+from ..models.loading import check_finite, load_complete
+from ..objectives.latent_flow import unscale_latents
+from .registration import register_with_diffusers
+from .sampling_arguments import (
+    check_callback_tensors,
+    check_generators,
+    check_guidance_interval,
+    check_guidance_scale,
+    check_latents,
+    check_num_images_per_prompt,
+    check_num_inference_steps,
+)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NUM_INFERENCE_STEPS = 50
+GUIDANCE_SCALE = 3.0
+ORIGINAL_SIZE = (1024, 1024)  # the size condition of every image, whatever the size that is drawn
+CROP = (0, 0)
+
+_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+_CONFIG_FILES = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
+DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PREFERRED_VARIANTS = ("bf16", "fp16")
+
+
+class Blip3oDecoderPipeline(DiffusionPipeline):
+    """
+    Draws images from image features, generated ones or those of the target encoder (paper section 5.1: the diffusion
+    decoder follows Emu2).
+
+    The UNet attends to all feature tokens; their mean and the image size condition every block through the time
+    embedding. The stages are public methods in the order in which they run: `prepare_latents`, `denoise`,
+    `decode_latents`.
+
+    Args:
+        unet ([`~diffusers.UNet2DConditionModel`]): with `addition_embed_type="text_time"` and a
+            `cross_attention_dim` equal to the features' channels (1792 at full size).
+        vae ([`~diffusers.AutoencoderKL`]): latents to pixels. For large batches, `pipe.vae.enable_slicing()` decodes
+            image by image.
+        scheduler ([`~diffusers.EulerDiscreteScheduler`] or any diffusion scheduler of diffusers): noise levels and
+            steps.
+
+    Raises:
+        ValueError: when the UNet takes no mean feature and no image size.
+
+    Example:
+
+    ```python
+    >>> from blip3o_hf import Blip3oDecoderPipeline
+
+    >>> decoder = Blip3oDecoderPipeline.from_pretrained("diffusion-decoder")  # doctest: +SKIP
+    >>> image = decoder(features, null_features).images[0]  # doctest: +SKIP
+
+    ```
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _callback_tensor_inputs = ("latents",)
+
+    def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: EulerDiscreteScheduler):
+        super().__init__()
+        if unet.config.addition_embed_type != "text_time":
+            raise ValueError(
+                f"The decoder's UNet must take the mean feature and the image size: addition_embed_type='text_time'. "
+                f"Got addition_embed_type={unet.config.addition_embed_type!r}. Use the UNet of a BLIP3-o decoder."
+            )
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        part_arguments: dict[str, dict[str, Any]] | None = None,
+        **kwargs,
+    ) -> "Blip3oDecoderPipeline":
+        """
+        Load a decoder that `save_pretrained` wrote, or the `diffusion-decoder` folder of the original release.
+
+        Needed are the folders `unet`, `vae` and `scheduler`; a `model_index.json` is not read, and other folders are
+        left alone. Weights are read from safetensors files alone.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            subfolder: where in it the decoder lies.
+            variant: which weight files to read, such as `"bf16"` for `diffusion_pytorch_model.bf16.safetensors`. By
+                default those without a variant; where a part has none of these, `bf16`, then `fp16`, then the first
+                in alphabetical order. The variant says nothing about the precision in memory: pass `dtype`.
+            part_arguments: arguments for one part alone, such as `{"unet": {"quantization_config": ...}}`.
+            unet, vae, scheduler: parts to use instead of those in the folder.
+            kwargs: passed on to the `from_pretrained` of UNet and VAE (`dtype`, `device_map`, ...).
+
+        Raises:
+            ValueError: when a part is missing, incomplete or damaged, has weights that are no numbers, or has them in
+                pickle files only.
+        """
+        components = {name: kwargs.pop(name) for name in _CONFIG_FILES if name in kwargs}
+        missing = [name for name in _CONFIG_FILES if name not in components]
+        folder = local_decoder(pretrained_model_name_or_path, subfolder, missing, variant, **kwargs)
+        configs = [f"{name}/{_CONFIG_FILES[name]}" for name in missing]
+        absent = [config for config in configs if not (folder / config).is_file()]
+        if absent:
+            raise ValueError(
+                f"A decoder must have {', '.join(f'{name}/{file}' for name, file in _CONFIG_FILES.items())}. {folder} "
+                f"lacks {', '.join(absent)}. Name the folder that holds these parts (in the original release it is "
+                f"`diffusion-decoder`), or pass the part: from_pretrained(folder, {absent[0].split('/')[0]}=...)."
+            )
+        kwargs["use_safetensors"] = True
+        for name in missing:
+            if name in _MODELS:
+                own = (part_arguments or {}).get(name, {})
+                components[name] = _load_model(_MODELS[name], folder / name, variant, kwargs | own)
+            else:
+                components[name] = load_scheduler(folder)
+        pipeline = cls(**components)
+        pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipeline
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent, in height and in width (8 for SDXL)."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image_features: torch.Tensor,
+        null_features: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = NUM_INFERENCE_STEPS,
+        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ):
+        """
+        Args:
+            image_features (`[B, C, h, w]` or `[B, h * w, C]`): features to draw, on the target encoder's own scale;
+                tokens in row-major order.
+            null_features (`[1 or B, C, h, w]` or `[1 or B, h * w, C]`): features of the null prompt, from which
+                guidance leads away: those of [`Blip3oPipeline.prepare_null_features`]. Needed with guidance only.
+            height, width: image size in pixels, multiples of `vae_scale_factor`; by default the UNet's own (1024 at
+                full size).
+            num_inference_steps: denoising steps, at least 1.
+            guidance_scale: strength of classifier-free guidance, at least 0; up to 1 there is none.
+            guidance_interval: `(low, high)` noise levels between which guidance is applied, as fractions of the
+                scheduler's training timesteps: 1 is pure noise, 0 the image.
+            num_images_per_prompt: images per row of features; those of one row come one after the other.
+            generator: one generator for all images, or one per image. With one per image, a batch gives the same
+                images as its rows alone.
+            latents (`[N, latent channels, height / vae_scale_factor, width / vae_scale_factor]`, *optional*): noise
+                to start from, standard normal.
+            output_type: `"pil"`, `"np"` (`[N, H, W, 3]` in [0, 1]), `"pt"` (`[N, 3, H, W]` in [0, 1]), or `"latent"`
+                to stop before the VAE.
+            return_dict: whether to return an [`~diffusers.ImagePipelineOutput`] and not a tuple `(images,)`.
+            callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it
+                returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets; `latents` is the only one.
+
+        Returns:
+            [`~diffusers.ImagePipelineOutput`] or a tuple.
+
+        Raises:
+            TypeError, ValueError: on bad input, before anything is computed.
+        """
+        height, width = self.image_size(height, width)
+        self.check_inputs(
+            image_features,
+            null_features,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            num_images_per_prompt,
+            generator,
+            latents,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        image_features = image_features.repeat_interleave(num_images_per_prompt, dim=0)
+        if null_features is not None and len(null_features) > 1:
+            null_features = null_features.repeat_interleave(num_images_per_prompt, dim=0)
+        latents = self.prepare_latents(len(image_features), height, width, generator, latents)
+        latents = self.denoise(
+            latents,
+            image_features,
+            null_features,
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        images = latents
+        if output_type != "latent":
+            images = self.image_processor.postprocess(self.decode_latents(latents), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width in pixels, with the UNet's own size for what is left out."""
+        own = self.unet.config.sample_size
+        own = (own, own) if own is None or isinstance(own, int) else own
+        sizes = []
+        for name, given, latent_size in zip(("height", "width"), (height, width), own, strict=True):
+            if given is None and latent_size is None:
+                raise ValueError(
+                    f"`{name}` must be given when the UNet's config names no `sample_size`. Got None. Pass it in "
+                    f"pixels, such as {name}=1024."
+                )
+            sizes.append(latent_size * self.vae_scale_factor if given is None else given)
+        return sizes[0], sizes[1]
+
+    def check_inputs(
+        self,
+        image_features,
+        null_features,
+        height,
+        width,
+        num_inference_steps,
+        guidance_scale,
+        guidance_interval,
+        num_images_per_prompt,
+        generator,
+        latents,
+        output_type,
+        callback_on_step_end_tensor_inputs,
+    ) -> None:
+        """Raise one clear error for the first argument of `__call__` that breaks its contract."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}. Got {output_type!r}. Use 'pil' for PIL "
+                f"images."
+            )
+        self.check_sampling(height, width, num_inference_steps, guidance_scale, guidance_interval)
+        self.check_features(image_features, null_features)
+        if guidance_scale > 1 and null_features is None:
+            raise ValueError(
+                f"Guidance needs `null_features`, the features that the model generates for its null prompt. Got "
+                f"guidance_scale={guidance_scale} and no null features. Pass those of "
+                f"`Blip3oPipeline.prepare_null_features()`, or guidance_scale=1."
+            )
+        check_num_images_per_prompt(num_images_per_prompt)
+        check_generators(generator, len(image_features), num_images_per_prompt)
+        check_latents(latents, self._latents_shape(len(image_features) * num_images_per_prompt, height, width))
+        check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+
+    def check_sampling(
+        self,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+        prefix: str = "",
+        defaults: tuple[int, float] = (NUM_INFERENCE_STEPS, GUIDANCE_SCALE),
+    ) -> None:
+        """
+        Raise a `ValueError` for the first of these that breaks its contract. For the message: `prefix` stands before
+        the names of steps, guidance scale and guidance interval, `defaults` are steps and guidance scale.
+        """
+        for name, value in (("height", height), ("width", width)):
+            if type(value) is not int or value < 1 or value % self.vae_scale_factor:
+                raise ValueError(
+                    f"`{name}` must be a positive multiple of {self.vae_scale_factor} pixels, the side of a latent. "
+                    f"Got {value!r}. Leave it out for the decoder's own size."
+                )
+        check_num_inference_steps(num_inference_steps, defaults[0], f"{prefix}num_inference_steps")
+        check_guidance_scale(guidance_scale, defaults[1], f"{prefix}guidance_scale")
+        check_guidance_interval(guidance_interval, f"{prefix}guidance_interval")
+
+    def check_features(self, image_features: torch.Tensor, null_features: torch.Tensor | None = None) -> None:
+        """
+        Check features against the UNet, and null features against them.
+
+        Raises:
+            TypeError: when one is no tensor.
+            ValueError: when one has the wrong shape.
+        """
+        for name, features in (("image_features", image_features), ("null_features", null_features)):
+            if features is None and name == "null_features":
+                continue
+            if not isinstance(features, torch.Tensor):
+                raise TypeError(
+                    f"`{name}` must be a tensor [batch, channels, height, width] or [batch, tokens, channels]. Got "
+                    f"{type(features).__name__}. `Blip3oPipeline(..., output_type='features')` makes features."
+                )
+            if features.ndim not in (3, 4) or len(features) == 0:
+                raise ValueError(
+                    f"`{name}` must have shape [batch, channels, height, width] or [batch, tokens, channels]. Got "
+                    f"{list(features.shape)}. Add the batch dimension of a single image with `[None]`."
+                )
+            self.check_channels(feature_tokens(features).shape[-1])
+        if null_features is None:
+            return
+        expected, received = (feature_tokens(features).shape for features in (image_features, null_features))
+        if received[0] not in (1, expected[0]) or received[1:] != expected[1:]:
+            raise ValueError(
+                f"`null_features` must hold one row of {expected[1]} tokens, or one per row of `image_features` "
+                f"({expected[0]}). Got {received[0]} of {received[1]} tokens. Generate them with the same model."
+            )
+
+    def check_channels(self, channels: int) -> None:
+        """Raise a `ValueError` when the UNet does not attend to features of so many channels."""
+        width = self.unet.config.cross_attention_dim
+        widths = {width} if isinstance(width, int) else set(width)
+        if widths != {channels}:
+            raise ValueError(
+                f"The UNet's `cross_attention_dim` must equal the features' channels. It is "
+                f"{', '.join(map(str, sorted(widths)))}, the features have {channels}. Use the decoder that was "
+                f"trained for this model's features."
+            )
+
+    def prepare_latents(
+        self, num_images: int, height: int, width: int, generator=None, latents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Standard normal noise to start from, in the UNet's precision: drawn, or the caller's own.
+
+        Returns:
+            `torch.Tensor` `[num_images, latent channels, height / vae_scale_factor, width / vae_scale_factor]`.
+        """
+        if latents is None:
+            generator = list(generator) if isinstance(generator, tuple) else generator
+            shape = self._latents_shape(num_images, height, width)
+            latents = randn_tensor(shape, generator, self._execution_device, self.unet.dtype)
+        return latents.to(self._execution_device, self.unet.dtype)
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        image_features: torch.Tensor,
+        null_features: torch.Tensor | None = None,
+        num_inference_steps: int = NUM_INFERENCE_STEPS,
+        guidance_scale: float = GUIDANCE_SCALE,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        generator=None,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> torch.Tensor:
+        """
+        Diffuse noise to the latents of images, with classifier-free guidance above a scale of 1.
+
+        Args:
+            latents (`[N, latent channels, H, W]`): standard normal noise; the scheduler's first noise level scales it.
+            image_features (`[N, C, h, w]` or `[N, h * w, C]`): one row per image.
+            null_features (`[1 or N, ...]`): needed with guidance.
+            generator: for schedulers that draw noise at every step.
+
+        Returns:
+            `torch.Tensor` `[N, latent channels, H, W]`.
+        """
+        num_images, device, dtype = len(latents), latents.device, self.unet.dtype
+        tokens = feature_tokens(image_features).to(device, dtype)
+        size = [side * self.vae_scale_factor for side in latents.shape[-2:]]
+        time_ids = torch.tensor([[*ORIGINAL_SIZE, *CROP, *size]], device=device).repeat(num_images, 1)
+        plain = (tokens, time_ids)
+        guided = None
+        if guidance_scale > 1:
+            null_tokens = feature_tokens(null_features).to(device, dtype).expand_as(tokens)
+            guided = (torch.cat([tokens, null_tokens]), time_ids.repeat(2, 1))
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        options = {"return_dict": False}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            options["generator"] = list(generator) if isinstance(generator, tuple) else generator
+        latents = latents * self.scheduler.init_noise_sigma
+        low, high = guidance_interval
+        timesteps = self.scheduler.timesteps
+        noise_levels = [timestep / self.scheduler.config.num_train_timesteps for timestep in timesteps.tolist()]
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, timestep in enumerate(timesteps):
+                scaled = self.scheduler.scale_model_input(latents, timestep)
+                if guided is not None and low <= noise_levels[step] <= high:
+                    noise, null_noise = self._predict_noise(torch.cat([scaled, scaled]), timestep, *guided).chunk(2)
+                    noise = null_noise + guidance_scale * (noise - null_noise)
+                else:
+                    noise = self._predict_noise(scaled, timestep, *plain)
+                latents = self.scheduler.step(noise, timestep, latents, **options)[0]
+                if callback_on_step_end is not None:
+                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    latents = (callback_on_step_end(self, step, timestep, tensors) or {}).get("latents", latents)
+                progress.update()
+        return latents
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Latents to images `[N, 3, H, W]` in [-1, 1] (1 is white).
+
+        The VAE runs in its own precision, as in the reference, but in fp32 when it is kept in fp16 and its config
+        says that this overflows (`force_upcast`).
+        """
+        config = self.vae.config
+        overflows = self.vae.dtype == torch.float16 and config.force_upcast
+        if overflows:
+            self.vae.to(dtype=torch.float32)
+        latents = latents.to(self._execution_device, self.vae.dtype)
+        images = self.vae.decode(unscale_latents(latents, config.scaling_factor, config.shift_factor)).sample
+        if overflows:
+            self.vae.to(dtype=torch.float16)
+        return images
+
+    def _predict_noise(
+        self, latents: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, time_ids: torch.Tensor
+    ) -> torch.Tensor:
+        conditions = {"text_embeds": tokens.mean(dim=1), "time_ids": time_ids}
+        return self.unet(latents, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+
+    def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
+        factor = self.vae_scale_factor
+        return num_images, self.unet.config.in_channels, height // factor, width // factor
+
+
+def feature_tokens(features: torch.Tensor) -> torch.Tensor:
+    """Features `[B, C, h, w]` as tokens `[B, h * w, C]`, row-major: index = w * row + column. Tokens stay tokens."""
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def has_decoder(source: str | os.PathLike, **kwargs) -> bool:
+    """
+    Whether there is any part of a diffusion decoder.
+
+    Args:
+        source: folder or Hub id.
+        kwargs: arguments of `from_pretrained` that say where to look.
+    """
+    files = checkpoint_files(source, **kwargs)
+    return any(files.path(f"{name}/{config}") for name, config in _CONFIG_FILES.items())
+
+
+def local_decoder(
+    source: str | os.PathLike,
+    subfolder: str | None = None,
+    parts: Collection[str] = tuple(_CONFIG_FILES),
+    variant: str | None = None,
+    **kwargs,
+) -> Path:
+    """
+    The folder on this machine that holds a decoder; from the Hub, nothing but configs and safetensors is fetched.
+
+    Args:
+        source: folder or Hub id.
+        subfolder: where in it the decoder lies.
+        parts: which of `unet`, `vae` and `scheduler` are needed.
+        variant: of the weights, for the Hub; by default all are fetched.
+        kwargs: arguments of `from_pretrained` that say how to download.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if str(source).count("/") != 1 or str(source).startswith((".", "/")):
+            raise ValueError(
+                f"A decoder comes from a folder or from the Hub. Got {str(source)!r}, which is no folder here and no "
+                f"Hub id (owner/name). Check the path."
+            )
+        weights = ["*.safetensors"]
+        if variant is not None:
+            weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
+        prefix = f"{subfolder}/" if subfolder else ""
+        patterns = [f"{prefix}{part}/{pattern}" for part in parts for pattern in ("*.json", *weights)]
+        options = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
+        folder = Path(snapshot_download(str(source), allow_patterns=patterns, **options))
+    return folder / subfolder if subfolder else folder
+
+
+def stored_component(folder: Path, variant: str | None = None) -> tuple[str | None, dict[str, StoredTensor]]:
+    """
+    The variant of the weights of a diffusers model to load, and its tensors.
+
+    Args:
+        folder: of the model, such as `diffusion-decoder/unet`.
+        variant: the one asked for. By default files without a variant; where there are none, `bf16`, then `fp16`,
+            then the first in alphabetical order.
+
+    Raises:
+        ValueError: when there are no such safetensors, or one is damaged or missing.
+    """
+    variant = _choose_variant(folder, variant)
+    infix = f".{variant}" if variant else ""
+    tensors = read_tensors(
+        LocalFiles(folder),
+        weights_name=f"diffusion_pytorch_model{infix}.safetensors",
+        index_name=f"diffusion_pytorch_model.safetensors.index{infix}.json",
+    )
+    if tensors is None:
+        raise ValueError(
+            f"Shards need an index that places every tensor. {folder} has none for "
+            f"{f'the variant {variant}' if variant else 'the files without a variant'}: "
+            f"diffusion_pytorch_model.safetensors.index{infix}.json. Download it."
+        )
+    return variant, tensors
+
+
+def _choose_variant(folder: Path, variant: str | None) -> str | None:
+    """The variant of the weights in `folder` to load; `None` for files without one."""
+    files = sorted(path.name for path in folder.iterdir())
+    available = {match["variant"] for match in map(_WEIGHTS.fullmatch, files) if match}
+    if not available:
+        pickles = [name for name in files if name.endswith(_PICKLES)]
+        found = f"only {', '.join(pickles)}, and loading a pickle can run any code" if pickles else "no weights"
+        raise ValueError(
+            f"Weights must be safetensors files (diffusion_pytorch_model.safetensors). {folder} has {found}. Convert "
+            f"or download the safetensors files."
+        )
+    if variant is not None and variant not in available:
+        raise ValueError(
+            f"`variant` must name weight files that exist. Got {variant!r}; {folder} has "
+            f"{', '.join(sorted(name or 'files without a variant' for name in available))}. Leave it out to take "
+            f"what is there."
+        )
+    order = [None, *_PREFERRED_VARIANTS, *sorted(name for name in available if name)]
+    return variant or next(name for name in order if name in available)
+
+
+def _load_model(model_class: type, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
+    """The UNet or VAE in `folder`, whole and of finite numbers."""
+    variant, tensors = stored_component(folder, variant)
+    model, _ = load_complete(model_class.from_pretrained, folder, variant=variant, **kwargs)
+    check_finite(model, folder, partial(located, tensors))
+    return model
+
+
+def load_scheduler(folder: Path) -> SchedulerMixin:
+    """The scheduler in `folder`, of the class that its config names."""
+    name = EulerDiscreteScheduler.load_config(folder, subfolder="scheduler").get("_class_name")
+    scheduler_class = getattr(diffusers, str(name), None)
+    if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, SchedulerMixin):
+        raise ValueError(
+            f"The decoder's scheduler must be one of diffusers. {folder}/scheduler/{_CONFIG_FILES['scheduler']} names "
+            f"{name!r}. Pass your own: from_pretrained(folder, scheduler=...)."
+        )
+    return scheduler_class.from_pretrained(folder, subfolder="scheduler")
+
+
+register_with_diffusers(Blip3oDecoderPipeline)
+
+__all__ = [
+    "Blip3oDecoderPipeline",
+    "feature_tokens",
+    "has_decoder",
+    "load_scheduler",
+    "local_decoder",
+    "stored_component",
+]

@@ -1,0 +1,83 @@
+"""The arguments that every sampling pipeline takes: one check, and one error, for each."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+def check_num_inference_steps(value: int, default: int, name: str = "num_inference_steps") -> None:
+    """Raise `ValueError` unless `value` is an integer of at least 1. `name` is the argument's, for the message."""
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"`{name}` must be an integer of at least 1. Got {value!r}. This model's default is {default}."
+        )
+
+
+def check_guidance_scale(value: float, default: float, name: str = "guidance_scale") -> None:
+    """Raise `ValueError` unless `value` is a finite number of at least 0."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"`{name}` must be a finite number of at least 0. Got {value!r}. This model's default is {default}; 1 "
+            f"switches guidance off."
+        )
+
+
+def check_guidance_interval(interval: tuple[float, float], name: str = "guidance_interval") -> None:
+    """Raise `ValueError` unless `interval` is a pair with 0 <= low <= high <= 1."""
+    is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2
+    if not is_pair or not 0.0 <= interval[0] <= interval[1] <= 1.0:
+        raise ValueError(
+            f"`{name}` must be two noise levels with 0 <= low <= high <= 1. Got {interval}. (0.0, 1.0) guides every "
+            f"step."
+        )
+
+
+def check_num_images_per_prompt(value: int) -> None:
+    """Raise `ValueError` unless `value` is an integer of at least 1."""
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"`num_images_per_prompt` must be an integer of at least 1. Got {value!r}. Use 1 for one image per prompt."
+        )
+
+
+def check_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, num_prompts: int, num_images_per_prompt: int
+) -> None:
+    """Raise `ValueError` when `generator` is a list that does not hold one generator per image."""
+    num_images = num_prompts * num_images_per_prompt
+    if isinstance(generator, (list, tuple)) and len(generator) != num_images:
+        raise ValueError(
+            f"A list of generators must hold one per image. Got {len(generator)} for {num_images} images "
+            f"({num_prompts} prompts x {num_images_per_prompt}). Pass one generator, or {num_images}."
+        )
+
+
+def check_latents(latents: torch.Tensor | None, expected: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless `latents` is `None` or a tensor of the shape `expected`."""
+    if latents is not None and (not isinstance(latents, torch.Tensor) or tuple(latents.shape) != expected):
+        received = list(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(
+            f"`latents` must be a tensor of shape {list(expected)}. Got {received}. Leave it out to draw noise."
+        )
+
+
+def check_callback_tensors(names: Sequence[str], available: Sequence[str]) -> None:
+    """Raise `ValueError` when a callback asks for a tensor that is not among `available`."""
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        raise ValueError(
+            f"`callback_on_step_end_tensor_inputs` must be among {list(available)}. Got {unknown}. The callback can "
+            f"read and replace the latents."
+        )
+
+
+__all__ = [
+    "check_callback_tensors",
+    "check_generators",
+    "check_guidance_interval",
+    "check_guidance_scale",
+    "check_latents",
+    "check_num_images_per_prompt",
+    "check_num_inference_steps",
+]
