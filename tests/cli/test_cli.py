@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.original_layout import write_original_checkpoint
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import build_parser, main
@@ -33,7 +34,7 @@ def fails(capsys, arguments, *texts):
 
 def test_every_command_has_help_with_examples(capsys):
     parser = build_parser()
-    for command in ("demo", "generate", "describe", "train", "evaluate", "export", "env"):
+    for command in ("demo", "generate", "describe", "train", "evaluate", "convert", "export", "env"):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args([command, "--help"])
         assert stop.value.code == 0
@@ -174,6 +175,23 @@ def test_export_refuses_to_overwrite_and_keeps_the_pictures(tmp_path, capsys):
         (tmp_path / "a.png").rename(tmp_path / f"{len(model)}.png")
     first, second = (Image.open(path) for path in tmp_path.glob("*.png"))
     np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_convert_prints_where_every_tensor_went(tmp_path, capsys):
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_original_checkpoint(source, diffusion_decoder=True)
+    assert main(["convert", str(source), str(target), "--max-shard-size", "0.5MB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"tensors of {source}") and lines[-1] == str(target)
+    assert any(line.startswith("model.latent_queries ") and line.endswith(" model/ queries.weight") for line in lines)
+    call = ["generate", "a", "-o", str(tmp_path / "a.png"), "--steps", "1", "--model", str(target)]
+    assert main(call) == 0 and (tmp_path / "a.png").is_file()
+    capsys.readouterr()  # progress bars
+    fails(capsys, ["convert", source, target], "The target must not exist yet")
+    fails(capsys, ["convert", target, tmp_path / "new"], "Our own layout needs no conversion")
+    for size in ("5", "0GB", "5TB", "GB"):
+        fails(capsys, ["convert", source, tmp_path / "new", "--max-shard-size", size], f"Got {size!r}. Example: 5GB.")
+    assert not (tmp_path / "new").exists()
 
 
 def test_env_names_the_versions_a_bug_report_needs(capsys):

@@ -12,6 +12,7 @@ COMMANDS = {
     "describe": "answer a question about an image",
     "train": "run one training stage from a recipe",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
+    "convert": "write a published checkpoint in our layout",
     "export": "round a pipeline's weights for shipping",
     "env": "print versions for a bug report",
 }

@@ -1,0 +1,1 @@
+"""Published checkpoints to our layout, on disk, without a model in memory."""

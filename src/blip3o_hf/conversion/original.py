@@ -1,0 +1,382 @@
+"""From the original published layout to ours: one folder that every door of the libraries opens."""
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedConfig
+
+from .. import __version__
+from ..files import written_whole
+from ..models.checkpoint_files import (
+    HubFiles,
+    LocalFiles,
+    StoredTensor,
+    check_tensors,
+    checkpoint_files,
+    read_header,
+)
+from ..models.image_processing_eva_clip import EvaClipImageProcessor
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.modeling_eva_clip import ORIGINAL_PREFIX, EvaClipVisionModel, original_tower_config
+from ..models.original_layout import OUTPUT_LAYER, QUERIES, OriginalCheckpoint, own_name
+from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
+from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline
+from ..pipelines.pipeline_blip3o_decoder import has_decoder, load_scheduler, local_decoder, stored_component
+from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from .shards import Shard, TensorCopy, index_of, plan_shards, write_shard
+
+STATE = "conversion.json"
+_NUM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+_DECODER_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+
+CARD = """\
+---
+library_name: blip3o_hf
+pipeline_tag: text-to-image
+tags:
+  - blip3o
+  - text-to-image
+  - image-text-to-text
+  - any-to-any
+  - diffusers
+  - transformers
+---
+
+# {name}
+
+BLIP3-o ([arXiv 2505.09568](https://arxiv.org/abs/2505.09568)), converted by `blip3o-hf convert` (blip3o_hf {version})
+from `{source}`. The weights are those of the source, bit for bit; their licence is the source's.
+
+```python
+from blip3o_hf import Blip3oPipeline
+
+pipe = Blip3oPipeline.from_pretrained("{name}")
+{use}
+```
+
+It samples as the reference implementation does (docs/parity.md of blip3o_hf).
+
+```text
+{report}
+```
+"""
+
+
+@dataclass
+class ConversionReport:
+    """
+    Where every tensor of the source went.
+
+    Args:
+        source: folder or Hub id.
+        target: the folder that was written.
+        moved: number of tensors by (pattern of source names, where they went); layer numbers are written `{i}`.
+        notes: what the source lacked.
+    """
+
+    source: str
+    target: str
+    moved: Counter = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        width = max(len(pattern) for pattern, _ in self.moved)
+        lines = [f"{'tensors of ' + self.source:{width}}  number  now"]
+        lines += [
+            f"{pattern:{width}}  {number:6d}  {place}" for (pattern, place), number in sorted(self.moved.items())
+        ]
+        lines.append(f"{'all':{width}}  {self.moved.total():6d}")
+        return "\n".join([*lines, *self.notes])
+
+    def summary(self) -> str:
+        """Numbers of tensors by the folder they went to."""
+        numbers = Counter()
+        for (_, place), number in self.moved.items():
+            numbers[place if place.startswith("left out") else place.split()[0]] += number
+        return "\n".join([*(f"{number} tensors: {place}" for place, number in numbers.items()), *self.notes])
+
+
+@dataclass
+class _Part:
+    """One model of the conversion: where its tensors are, and where they go."""
+
+    folder: str
+    files: LocalFiles | HubFiles
+    stored: Mapping[str, StoredTensor]
+    rename: Callable[[str], str | None]
+    stem: str
+    config: PreTrainedConfig | None = None
+
+    def copies(self) -> list[TensorCopy]:
+        """Its tensors, in the order of the source."""
+        copies = []
+        for name, tensor in self.stored.items():
+            own = self.rename(name)
+            if own is not None:
+                shape = tensor.shape[1:] if name == QUERIES else tensor.shape
+                num_bytes = _NUM_BYTES[tensor.dtype] * int(torch.Size(tensor.shape).numel())
+                copies.append(TensorCopy(own, shape, tensor.dtype, num_bytes, name, tensor.file))
+        return copies
+
+
+def convert_original(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    with_target_encoder: bool = False,
+    target_encoder_heads: int | None = None,
+    max_shard_size: int = 5 * 10**9,
+) -> ConversionReport:
+    """
+    Write a published checkpoint in our layout: model, processor, schedulers, diffusion decoder, card.
+
+    Values are copied as they are, 16 MiB at a time. Everything is written to `TARGET.partial` first, which becomes
+    `target` when it is whole. When the work is interrupted, the same call goes on after the last finished file.
+
+    Args:
+        source: folder or Hub id of a published checkpoint.
+        target: folder to write; it must not exist.
+        with_target_encoder: also write the EVA-CLIP tower, to `target_encoder/`, for training and reconstruction.
+        target_encoder_heads: its number of attention heads, needed for other towers than EVA-CLIP-E-14-plus.
+        max_shard_size: largest file, in bytes.
+
+    Returns:
+        [`ConversionReport`].
+
+    Raises:
+        FileExistsError: when `target` exists.
+        ValueError: when the source is no published checkpoint, or damaged; nothing is left behind then. When
+            `TARGET.partial` belongs to another conversion.
+        OSError: when the disk is too small.
+    """
+    source, target = str(source), Path(target)
+    if target.exists():
+        raise FileExistsError(f"The target must not exist yet. {target} does. Choose another, or remove it.")
+    checkpoint = OriginalCheckpoint.find(source)
+    if checkpoint is None:
+        raise ValueError(
+            f"The source must be a published BLIP3-o checkpoint: a folder or Hub id with a config.json of the "
+            f"model_type blip3o_qwen or blip3o_qwen_inference. {source} is none. Our own layout needs no conversion."
+        )
+    report = ConversionReport(source, str(target))
+    files = checkpoint_files(source)
+    pipeline, parts = _parts(source, checkpoint, files, report)
+    if with_target_encoder:
+        parts.append(_target_encoder(source, checkpoint, files, target_encoder_heads))
+    _account(checkpoint, parts, report)
+
+    plans = {part.folder: plan_shards(part.copies(), part.stem, max_shard_size) for part in parts}
+    work = target.with_name(f"{target.name}.partial")
+    _start(work, source, parts, plans, with_target_encoder)
+    try:
+        _write_weights(work, parts, plans)
+        _write_settings(work, pipeline, parts, report)
+    except ValueError:
+        shutil.rmtree(work)
+        raise
+    (work / STATE).unlink()
+    work.rename(target)
+    return report
+
+
+def _parts(
+    source: str, checkpoint: OriginalCheckpoint, files: LocalFiles | HubFiles, report: ConversionReport
+) -> tuple[Blip3oPipeline, list[_Part]]:
+    """The pipeline without its weights, and the models that have weights to copy."""
+    config = checkpoint.config()
+    with torch.device("meta"):
+        model = Blip3oForConditionalGeneration(config)
+    checkpoint.check(model)
+    model.config.architectures = [type(model).__name__]
+    model.name_or_path = source
+    if files.path("generation_config.json"):
+        model.generation_config = GenerationConfig.from_pretrained(source)
+
+    def rename(name: str) -> str | None:
+        is_tied_copy = name == OUTPUT_LAYER and config.tie_word_embeddings
+        return None if is_tied_copy else own_name(name)
+
+    parts = [_Part("model", files, checkpoint.tensors, rename, "model")]
+    components: dict[str, Any] = {"processor": None}
+    if has_tokenizer(files):
+        components["processor"] = Blip3oProcessor.from_pretrained(source)
+    else:
+        report.notes.append("no processor: the source holds no tokenizer")
+    if not has_decoder(source, subfolder=ORIGINAL_DECODER):
+        report.notes.append(f"no decoder: the source holds no {ORIGINAL_DECODER}/")
+    else:
+        folder = local_decoder(source, ORIGINAL_DECODER)
+        components["decoder_scheduler"] = load_scheduler(folder)
+        for name, model_class in _DECODER_MODELS.items():
+            _, stored = stored_component(folder / name)
+            with torch.device("meta"):
+                components[name] = model_class.from_config(model_class.load_config(folder / name))
+            expected = {key: tuple(value.shape) for key, value in components[name].state_dict().items()}
+            check_tensors(stored, expected, folder / name)
+            parts.append(_Part(name, LocalFiles(folder / name), stored, str, "diffusion_pytorch_model"))
+    pipeline = Blip3oPipeline(model=model, scheduler=Blip3oFlowScheduler(), null_seed=None, **components)
+    pipeline.register_to_config(_name_or_path=source)
+    return pipeline, parts
+
+
+def _target_encoder(
+    source: str, checkpoint: OriginalCheckpoint, files: LocalFiles | HubFiles, heads: int | None
+) -> _Part:
+    """The EVA-CLIP tower, once its sizes and tensors agree."""
+    tower = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(ORIGINAL_PREFIX)}
+    if not tower:
+        raise ValueError(
+            f"The target encoder is written from the tensors {ORIGINAL_PREFIX}*. {source} holds none. Leave it out."
+        )
+    config = original_tower_config(source, tower, {} if heads is None else {"num_attention_heads": heads})
+    with torch.device("meta"):
+        encoder = EvaClipVisionModel(config)
+    expected = {ORIGINAL_PREFIX + name: tuple(value.shape) for name, value in encoder.state_dict().items()}
+    check_tensors(tower, expected, source)
+
+    def rename(name: str) -> str:
+        return name.removeprefix(ORIGINAL_PREFIX)
+
+    return _Part("target_encoder", files, tower, rename, "model", config)
+
+
+def _account(checkpoint: OriginalCheckpoint, parts: list[_Part], report: ConversionReport) -> None:
+    """Say of every tensor of the source where it goes."""
+
+    def pattern(name: str) -> str:
+        return re.sub(r"\.\d+\.", ".{i}.", name)
+
+    encoder = next((part for part in parts if part.folder == "target_encoder"), None)
+    model = parts[0]
+    for name in checkpoint.tensors:
+        own, place = model.rename(name), "left out"
+        if own is not None:
+            place = f"model/ {pattern(own)}"
+        elif encoder is not None and name in encoder.stored:
+            place = f"target_encoder/ {pattern(encoder.rename(name))}"
+        elif name.startswith(ORIGINAL_PREFIX):
+            place = "left out: target encoder"
+        elif name == OUTPUT_LAYER:
+            place = "left out: the same as the input embeddings"
+        report.moved[pattern(name), place] += 1
+    for part in parts:
+        if part.folder in _DECODER_MODELS:
+            report.moved[f"{ORIGINAL_DECODER}/{part.folder}/*", f"{part.folder}/ the same names"] += len(part.stored)
+
+
+def _start(
+    work: Path, source: str, parts: list[_Part], plans: dict[str, list[Shard]], with_target_encoder: bool
+) -> None:
+    """Make the working folder, or find that of the same conversion."""
+    names = {part.folder: sorted({tensor.file for tensor in part.stored.values()}) for part in parts}
+    state = {
+        "blip3o_hf": __version__,
+        "source": source if not Path(source).exists() else str(Path(source).resolve()),
+        "files": {
+            part.folder: {
+                file: [(stat := part.files.path(file).stat()).st_size, stat.st_mtime_ns]
+                for file in names[part.folder]
+                if isinstance(part.files, LocalFiles)
+            }
+            for part in parts
+        },
+        "shards": {folder: [shard.file for shard in plan] for folder, plan in plans.items()},
+        "with_target_encoder": with_target_encoder,
+    }
+    if work.exists():
+        found = json.loads((work / STATE).read_text()) if (work / STATE).is_file() else None
+        if found != state:
+            raise ValueError(
+                f"Work goes on where the same conversion was interrupted. {work} belongs to another: another source, "
+                f"changed files, other options or another version. Remove it, or choose another target."
+            )
+    needed = sum(
+        shard.num_bytes
+        for folder, plan in plans.items()
+        for shard in plan
+        if not (work / folder / shard.file).is_file()
+    )
+    free = shutil.disk_usage(work.absolute().parent).free if work.parent.exists() else None
+    if free is not None and free < needed:
+        raise OSError(
+            f"The disk must have room for the weights. {work.absolute().parent} has {free / 1e9:.1f} GB left, and "
+            f"{needed / 1e9:.1f} GB are to be written. Free some, or choose a target elsewhere."
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    for unfinished in work.glob("*/.*.safetensors"):
+        unfinished.unlink()
+    with written_whole(work / STATE) as temporary:
+        temporary.write_text(json.dumps(state, indent=2) + "\n")
+
+
+def _write_weights(work: Path, parts: list[_Part], plans: dict[str, list[Shard]]) -> None:
+    """Copy the tensors of every part; files that are there already are kept."""
+    total = sum(shard.num_bytes for plan in plans.values() for shard in plan)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting") as progress:
+        for part in parts:
+            folder = work / part.folder
+            folder.mkdir(exist_ok=True)
+            places: dict[str, tuple[Path, dict]] = {}
+
+            def locate(copy: TensorCopy, part=part, places=places) -> tuple[Path, int]:
+                if copy.source_file not in places:
+                    path = part.files.path(copy.source_file)
+                    places[copy.source_file] = path, read_header(path)
+                path, header = places[copy.source_file]
+                return path, header[copy.source_name].begin
+
+            for shard in plans[part.folder]:
+                progress.set_postfix_str(f"{part.folder}/{shard.file}")
+                if (folder / shard.file).is_file():
+                    progress.update(shard.num_bytes)
+                else:
+                    write_shard(shard, folder, locate, progress.update)
+            if len(plans[part.folder]) > 1:
+                with written_whole(folder / f"{part.stem}.safetensors.index.json") as temporary:
+                    temporary.write_text(json.dumps(index_of(plans[part.folder]), indent=2) + "\n")
+
+
+def _write_settings(work: Path, pipeline: Blip3oPipeline, parts: list[_Part], report: ConversionReport) -> None:
+    """Everything but the weights."""
+    for name, component in pipeline.components.items():
+        if component is pipeline.model:
+            component.config.save_pretrained(work / name)
+            component.generation_config.save_pretrained(work / name)
+        elif name in _DECODER_MODELS and component is not None:
+            component.save_config(work / name)
+        elif component is not None:
+            component.save_pretrained(work / name)
+    for part in parts:
+        if part.folder == "target_encoder":
+            part.config.architectures = [EvaClipVisionModel.__name__]
+            part.config.save_pretrained(work / part.folder)
+            side = part.config.image_size
+            image_processor = EvaClipImageProcessor(
+                size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+            )
+            image_processor.save_pretrained(work / part.folder)
+    pipeline.save_config(work)
+    pipeline.write_root(work)
+    use = 'image = pipe("a photo of a cat").images[0]'
+    if pipeline.unet is None:
+        use = 'features = pipe("a photo of a cat", output_type="features").image_features'
+    card = CARD.format(
+        name=Path(report.target).name,
+        version=__version__,
+        source=Path(report.source).name if Path(report.source).exists() else report.source,
+        use=use,
+        report=report.summary(),
+    )
+    (work / "README.md").write_text(card)
+
+
+__all__ = ["ConversionReport", "convert_original"]
