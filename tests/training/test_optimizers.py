@@ -1,6 +1,7 @@
 """Muon gets hidden matrices and nothing else; two optimizers behind one interface resume as one."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -50,6 +51,42 @@ def test_without_muon_adamw_trains_what_requires_gradient(model, make_arguments)
     assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (0.25, 0.125, (0.5, 0.75), 1e-3)
     trainable = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
     assert names_of(optimizer, model) == trainable
+
+
+def test_parts_have_learning_rates_of_their_own(model, make_arguments):
+    rates = {"queries": 0.5, "transformer": 0.25, "transformer.layers.0": 0.125}
+    optimizer = build_optimizer(model, make_arguments(learning_rate=1.0, learning_rates=rates))
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rate_of) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        part = max((part for part in rates if name.startswith(part)), key=len, default=None)
+        assert rate_of[id(parameter)] == rates.get(part, 1.0), name
+
+
+def test_with_muon_learning_rates_are_adamw_s(model, make_arguments):
+    arguments = make_arguments(learning_rate=1.0, muon_learning_rate=2.0, learning_rates={"queries": 0.5})
+    muon, adamw = build_optimizer(model, arguments).optimizers
+    assert {group["lr"] for group in muon.param_groups} == {2.0}
+    assert {group["lr"] for group in adamw.param_groups} == {0.5, 1.0}
+
+
+def test_a_learning_rate_of_a_part_that_does_not_train_is_refused(model, make_arguments):
+    model.backbone.requires_grad_(False)
+    message = "`learning_rates` must name parts that train. Got 'backbone'. What trains here: queries, transformer."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_optimizer(model, make_arguments(learning_rates={"backbone": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"spike_factor": 1.0}, "`spike_factor` must be above 1. Got 1.0."),
+        ({"max_grad_norm": 0.0}, "`max_grad_norm` must be above 0, since every stage clips its gradients. Got 0.0."),
+    ],
+)
+def test_arguments_that_leave_training_unguarded_are_refused(make_arguments, settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_arguments(**settings)
 
 
 def test_muon_gets_hidden_matrices_and_adamw_everything_else(model, make_arguments):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, TrainerCallback
 
 from blip3o_hf.data.shapes_dataset import ShapesDataset
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
@@ -16,11 +16,12 @@ from blip3o_hf.models.processing_blip3o import Blip3oProcessor
 from blip3o_hf.models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from blip3o_hf.training import stages
-from blip3o_hf.training.checkpoints import last_complete_checkpoint, mark_complete
+from blip3o_hf.training import checkpoints, stages
+from blip3o_hf.training import trainer as trainer_module
+from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.stages import IGNORED, STAGES, GenerationStage, build_stage, recolor
-from blip3o_hf.training.trainer import Blip3oTrainer
+from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, trainable_summary
 
 NAMES = ("encoder", "decoder", "understanding", "generation")
 INPUTS = {"decoder": ("encoder",), "generation": ("backbone", "encoder", "decoder")}
@@ -94,6 +95,16 @@ class SmallDataset(ShapesDataset):
 
     def __init__(self, length, **settings):
         super().__init__(min(length, 40), **settings)
+
+
+class StepCallback(TrainerCallback):
+    """Calls a function after every step."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.call()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -338,6 +349,138 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         mark_complete(tmp_path / f"checkpoint-{step}")
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def touch(folder, *steps, complete=True):
+    for step in steps:
+        (folder / f"checkpoint-{step}" / "deep").mkdir(parents=True)
+        (folder / f"checkpoint-{step}" / "deep" / "weights").touch()
+        if complete:
+            mark_complete(folder / f"checkpoint-{step}")
+
+
+def steps_in(folder):
+    return sorted(int(path.name.rpartition("-")[2]) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("number", "left"), [(None, [5, 10, 90, 100]), (2, [90, 100]), (1, [100]), (0, [100])])
+def test_the_newest_complete_checkpoints_are_kept(tmp_path, number, left):
+    touch(tmp_path, 100, 5, 90, 10)
+    touch(tmp_path, 110, complete=False)
+    keep_newest(tmp_path, number)
+    assert steps_in(tmp_path) == [*left, 110]
+
+
+def test_what_an_interrupted_run_left_is_deleted(tmp_path):
+    touch(tmp_path, 5, 10)
+    touch(tmp_path, 7, 15, complete=False)
+    delete_incomplete(tmp_path)
+    assert steps_in(tmp_path) == [5, 10]
+
+
+def test_a_deletion_that_is_cut_off_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    touch(tmp_path, 5, 10)
+
+    def fail(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", fail)
+    with pytest.raises(KeyboardInterrupt):
+        keep_newest(tmp_path, 1)
+    assert not (tmp_path / "checkpoint-5" / "COMPLETE").exists()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_an_older_checkpoint_is_deleted_only_once_the_newer_one_is_complete(
+    make_recipe, results, tmp_path, monkeypatch
+):
+    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, save_total_limit=1)))
+    folder = tmp_path / "checkpoints"
+
+    def mark(checkpoint):
+        if checkpoint.name == "checkpoint-4":
+            assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+            raise KeyboardInterrupt
+        mark_complete(checkpoint)
+
+    monkeypatch.setattr(trainer_module, "mark_complete", mark)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
+    monkeypatch.undo()
+    resumed = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, save_total_limit=1)))
+    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert steps_in(folder) == [4]
+    assert_same_tensors(parameters_of(resumed.model), parameters_of(results["decoder"].trainer.model))
+
+
+# Spikes
+
+
+def spoil(trainer, monkeypatch, factors):
+    """Multiply the loss of each step by a factor."""
+    plain, factors = trainer.compute_loss, iter(factors)
+    monkeypatch.setattr(trainer, "compute_loss", lambda *args, **kwargs: plain(*args, **kwargs) * next(factors))
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_an_update_that_is_not_finite_is_left_out(make_recipe, results, tmp_path, monkeypatch, factor):
+    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=3, lr_scheduler_type="constant")))
+    spoil(trainer, monkeypatch, [1.0, factor, 1.0])
+    seen = []
+    trainer.add_callback(StepCallback(lambda: seen.append(parameters_of(trainer.model))))
+    trainer.train()
+    assert_same_tensors(seen[1], seen[0])
+    assert all(torch.isfinite(value).all() for value in seen[2].values())
+    assert any(not torch.equal(seen[2][name], seen[1][name]) for name in seen[2])
+
+
+def test_a_spike_is_left_out_and_does_not_move_the_median(make_recipe, results, tmp_path, monkeypatch):
+    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=14, spike_factor=20.0)))
+    spoil(trainer, monkeypatch, [*[1.0] * 11, 1e4, 1e4, 1.0])
+    spikes = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SpikeCallback))
+    trainer.train()
+    assert (spikes.skipped, spikes.in_a_row, len(spikes.norms)) == (2, 0, 12)
+
+
+def test_training_that_has_diverged_stops(make_recipe, results, tmp_path, monkeypatch):
+    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_skipped_steps=2)))
+    spoil(trainer, monkeypatch, [1.0, *[float("nan")] * 3])
+    message = "2 updates in a row had none, the last at step 3 with a norm of nan. Lower the learning rate"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        trainer.train()
+
+
+# Logs
+
+
+def test_logs_tell_the_speed(results):
+    for run in results.values():
+        logs = [entry for entry in run.trainer.state.log_history if "loss" in entry]
+        assert len(logs) == 4 and all(entry["examples_per_second"] > 0 for entry in logs)
+
+
+def test_the_summary_tells_what_trains(results):
+    trainer = results["generation"].trainer
+    lines = trainable_summary(trainer.model).splitlines()
+    frozen = sum(parameter.numel() for parameter in trainer.model.backbone.parameters())
+    assert lines[0] == f"backbone: {frozen:,} parameters, 0 train"
+    assert lines[1] == "queries: 64 parameters, 64 train"
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    assert lines[-1] == f"all: {frozen + trained:,} parameters, {trained:,} train"
+
+
+def test_validation_losses_are_the_same_at_every_call_and_change_nothing(results):
+    run = results["generation"]
+    model, stage = run.trainer.model.eval(), run.trainer.stage
+    state = torch.random.get_rng_state()
+    with torch.no_grad():
+        losses = stage.validate(model)
+        assert stage.validate(model) == losses
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert set(losses) == {f"loss_at_noise_{sigma}" for sigma in (0.1, 0.3, 0.5, 0.7, 0.9)}
+    assert all(0 < loss < 10 for loss in losses.values())
+    assert len(set(losses.values())) == 5
 
 
 # Accumulation

@@ -17,6 +17,11 @@ class Blip3oTrainingArguments(TrainingArguments):
         compile_transformer: compile the diffusion transformer with `torch.compile`.
         noise_draws: noise levels and noises drawn per image and step; the backbone and the target encoder run once
             for all of them.
+        learning_rates: AdamW's learning rate of single parts, by the beginning of their parameters' names, such as
+            `{"queries": 1e-3}`; `learning_rate` is for the others.
+        spike_factor: updates whose gradient norm is not finite, or so many times the median of the last 100, are
+            left out; `None` leaves out only those that are not finite. Not under DeepSpeed, which steps by itself.
+        max_skipped_steps: the run stops when so many updates in a row were left out.
         evaluation_steps: steps between two runs of the stage's own evaluation; 0 evaluates at the end only.
     """
 
@@ -24,6 +29,9 @@ class Blip3oTrainingArguments(TrainingArguments):
     ema_decay: float | None = field(default=None)
     compile_transformer: bool = field(default=False)
     noise_draws: int = field(default=1)
+    learning_rates: dict[str, float] | None = field(default=None)
+    spike_factor: float | None = field(default=None)
+    max_skipped_steps: int = field(default=10)
     evaluation_steps: int = field(default=0)
 
     def __post_init__(self):
@@ -32,6 +40,16 @@ class Blip3oTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`ema_decay` must be between 0 and 1. Got {self.ema_decay}. Typical values are 0.995 to 0.9999; "
                 f"leave it out to keep no average."
+            )
+        if self.spike_factor is not None and not self.spike_factor > 1.0:
+            raise ValueError(
+                f"`spike_factor` must be above 1. Got {self.spike_factor}. Typical values are 5 to 20; leave it out "
+                f"to take every finite step."
+            )
+        if not self.max_grad_norm or self.max_grad_norm <= 0:
+            raise ValueError(
+                f"`max_grad_norm` must be above 0, since every stage clips its gradients. Got {self.max_grad_norm}. "
+                f"The paper's code uses 1.0."
             )
         if self.noise_draws < 1:
             raise ValueError(f"`noise_draws` must be at least 1. Got {self.noise_draws}. Use 1 for the plain loss.")

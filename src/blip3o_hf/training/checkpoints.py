@@ -1,5 +1,6 @@
-"""Which checkpoint to resume from: the newest one that was written to its end."""
+"""Checkpoints are whole: which one to resume from, and which ones to delete."""
 
+import shutil
 from pathlib import Path
 
 COMPLETE = "COMPLETE"
@@ -10,6 +11,35 @@ def mark_complete(checkpoint: str | Path) -> None:
     (Path(checkpoint) / COMPLETE).touch()
 
 
+def _by_step(folder: str | Path) -> list[Path]:
+    """All checkpoints in `folder`, the newest last."""
+    return sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return (checkpoint / COMPLETE).is_file()
+
+
+def _delete(checkpoint: Path) -> None:
+    """The mark goes first: a deletion that is cut off leaves no checkpoint that looks complete."""
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def delete_incomplete(folder: str | Path) -> None:
+    """Delete what interrupted runs left of checkpoints, before a new run writes the same ones."""
+    for checkpoint in _by_step(folder):
+        if not _is_complete(checkpoint):
+            _delete(checkpoint)
+
+
+def keep_newest(folder: str | Path, number: int | None) -> None:
+    """Delete the oldest complete checkpoints until `number` (at least 1) are left; `None` keeps all."""
+    complete = [checkpoint for checkpoint in _by_step(folder) if _is_complete(checkpoint)]
+    for checkpoint in complete[: -max(number, 1)] if number is not None else []:
+        _delete(checkpoint)
+
+
 def last_complete_checkpoint(folder: str | Path) -> str:
     """
     The newest complete `checkpoint-*` in `folder`; one that was interrupted while being written is passed over.
@@ -17,9 +47,9 @@ def last_complete_checkpoint(folder: str | Path) -> str:
     Raises:
         FileNotFoundError: when there is none.
     """
-    complete = [path.parent for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")]
+    complete = [checkpoint for checkpoint in _by_step(folder) if _is_complete(checkpoint)]
     if not complete:
         raise FileNotFoundError(
             f"To resume, there must be a complete checkpoint. There is none in {folder}. Start without --resume."
         )
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2])))
+    return str(complete[-1])

@@ -38,6 +38,15 @@ def _is_hidden_matrix(name: str, parameter: torch.Tensor, embeddings: set[int]) 
     return parameter.ndim == 2 and id(parameter) not in embeddings and not any(edge in name for edge in edges)
 
 
+def _by_rate(parameters: dict[str, nn.Parameter], rates: dict[str, float]) -> list[dict]:
+    """A parameter group for each part with a learning rate of its own (the longest name counts), one for the rest."""
+    groups: dict[str | None, list[nn.Parameter]] = {None: [], **{part: [] for part in rates}}
+    for name, parameter in parameters.items():
+        groups[max((part for part in rates if name.startswith(part)), key=len, default=None)].append(parameter)
+    rate_of = {part: {"lr": rate} for part, rate in rates.items()}
+    return [{"params": group, **rate_of.get(part, {})} for part, group in groups.items() if group]
+
+
 def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
     """
     AdamW over the trainable parameters of `model`, with Muon for hidden matrices where asked for.
@@ -47,6 +56,13 @@ def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
         arguments ([`Blip3oTrainingArguments`]): learning rates, betas, epsilon and weight decay.
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rates = arguments.learning_rates or {}
+    for part in rates:
+        if not any(name.startswith(part) for name in trainable):
+            parts = sorted({name.partition(".")[0] for name in trainable})
+            raise ValueError(
+                f"`learning_rates` must name parts that train. Got {part!r}. What trains here: {', '.join(parts)}."
+            )
     adamw = {
         "lr": arguments.learning_rate,
         "betas": (arguments.adam_beta1, arguments.adam_beta2),
@@ -54,10 +70,10 @@ def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
         "weight_decay": arguments.weight_decay,
     }
     if arguments.muon_learning_rate is None:
-        return torch.optim.AdamW(trainable.values(), **adamw)
+        return torch.optim.AdamW(_by_rate(trainable, rates), **adamw)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for name, p in trainable.items() if _is_hidden_matrix(name, p, embeddings)]
     chosen = {id(p) for p in matrices}
-    others = [p for p in trainable.values() if id(p) not in chosen]
+    others = _by_rate({name: p for name, p in trainable.items() if id(p) not in chosen}, rates)
     muon = torch.optim.Muon(matrices, lr=arguments.muon_learning_rate, weight_decay=arguments.weight_decay)
     return CombinedOptimizer([muon, torch.optim.AdamW(others, **adamw)])

@@ -32,6 +32,8 @@ from .recipes import Recipe, check_keys
 from .tokenizers import train_tokenizer
 
 IGNORED = -100
+VALIDATION_RECORDS = 64
+VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DESCRIBE = "describe the image"
 DESCRIBE_FULLY = "describe the image in detail"
 VISION_TOKENS = {
@@ -96,6 +98,10 @@ class Stage:
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         raise NotImplementedError
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Losses on held-out records, the same ones and without chance at every call; none by default."""
+        return {}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         raise NotImplementedError
@@ -403,6 +409,23 @@ class GenerationStage(Stage):
     def loss(self, model, batch):
         features = self._features(batch.pop("target_pixel_values"))
         return model(**batch, target_features=features, num_noise_draws=self.arguments.noise_draws).loss
+
+    def validate(self, model):
+        """The flow-matching loss by noise level, on held-out records and fixed noise."""
+        if not model.config.uses_transformer:
+            return {}
+        data = ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test")
+        batch = self.collate([data[index] for index in range(len(data))])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        features = self._features(batch.pop("target_pixel_values"))
+        condition = model.encode_condition(**batch)
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
+        losses = {}
+        for sigma in VALIDATION_NOISE_LEVELS:
+            levels = torch.full((len(features),), sigma, device=features.device)
+            output = model(condition=condition, target_features=features, noise=noise, sigma=levels)
+            losses[f"loss_at_noise_{sigma}"] = output.loss.item()
+        return losses
 
     def save(self, model, folder):
         model.save_pretrained(folder)

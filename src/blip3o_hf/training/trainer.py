@@ -1,8 +1,12 @@
 """The Trainer: transformers' own, with the stage's loss, Muon where asked for, and an average of the weights."""
 
 import contextlib
+import math
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -10,10 +14,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.utils import logging
 
-from .checkpoints import mark_complete
+from .checkpoints import delete_incomplete, keep_newest, mark_complete
 from .optimizers import build_optimizer
 from .stages import Stage
+
+logger = logging.get_logger(__name__)
+
+
+def trainable_summary(model: torch.nn.Module) -> str:
+    """A line for each part: its parameters, and how many of them train."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        part = counts.setdefault(name.partition(".")[0], [0, 0])
+        part[0] += parameter.numel()
+        part[1] += parameter.numel() if parameter.requires_grad else 0
+    lines = [f"{part}: {total:,} parameters, {trained:,} train" for part, (total, trained) in counts.items()]
+    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return "\n".join([*lines, f"all: {totals[0]:,} parameters, {totals[1]:,} train"])
 
 
 class AverageCallback(TrainerCallback):
@@ -66,11 +85,63 @@ class AverageCallback(TrainerCallback):
 
 
 class CompleteCallback(TrainerCallback):
-    """Marks a checkpoint as complete, after everything else of it was written."""
+    """
+    Marks a checkpoint as complete after every process wrote its part, and only then deletes older ones.
+
+    Args:
+        trainer: whose processes are waited for.
+        number: of complete checkpoints to keep; `None` keeps all.
+    """
+
+    def __init__(self, trainer: "Blip3oTrainer", number: int | None):
+        self.trainer = trainer
+        self.number = number
 
     def on_save(self, args, state, control, **kwargs):
+        self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            keep_newest(args.output_dir, self.number)
+
+
+class SpikeCallback(TrainerCallback):
+    """
+    Leaves out updates with gradients that are not finite, or far larger than usual.
+
+    Args:
+        trainer: whose `gradient_norm` is that of the coming update.
+        factor: how many times the median of the last 100 norms is too large; `None` for no limit.
+        max_skipped: stop after so many updates in a row were left out.
+    """
+
+    def __init__(self, trainer: "Blip3oTrainer", factor: float | None, max_skipped: int):
+        self.trainer = trainer
+        self.factor = factor
+        self.max_skipped = max_skipped
+        self.norms: deque[float] = deque(maxlen=100)
+        self.skipped = 0
+        self.in_a_row = 0
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        norm = self.trainer.gradient_norm
+        if norm is None:
+            return
+        is_spike = self.factor is not None and len(self.norms) >= 10 and norm > self.factor * median(self.norms)
+        if math.isfinite(norm) and not is_spike:
+            self.norms.append(norm)
+            self.in_a_row = 0
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        for parameter in self.trainer.model.parameters():
+            parameter.grad = None
+        logger.warning(f"Step {state.global_step + 1} is left out: its gradient norm is {norm}.")
+        if self.in_a_row >= self.max_skipped:
+            raise RuntimeError(
+                f"Training needs finite gradients of a usual size. {self.in_a_row} updates in a row had none, the "
+                f"last at step {state.global_step + 1} with a norm of {norm}. Lower the learning rate, check the "
+                f"data, and resume from the last checkpoint."
+            )
 
 
 class HistoryCallback(TrainerCallback):
@@ -124,7 +195,12 @@ class Blip3oTrainer(Trainer):
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
             self.average = AverageCallback(trainable, self.args.ema_decay)
             self.add_callback(self.average)
-        self.add_callback(CompleteCallback())
+        number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
+        self.add_callback(CompleteCallback(self, number))
+        self.add_callback(SpikeCallback(self, self.args.spike_factor, self.args.max_skipped_steps))
+        self.clock: tuple[float, int] | None = None
+        self.gradient_norm: float | None = None
+        logger.info(f"What trains:\n{trainable_summary(model)}")
         if self.args.compile_transformer:
             model.transformer.compile()
 
@@ -155,11 +231,35 @@ class Blip3oTrainer(Trainer):
             self.optimizer = build_optimizer(self.model, self.args)
         return self.optimizer
 
+    def train(self, *args, **kwargs):
+        """As in transformers; what interrupted runs left of checkpoints is deleted first."""
+        if self.is_world_process_zero():
+            delete_incomplete(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        return super().train(*args, **kwargs)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.gradient_norm = None if norm is None or self.is_deepspeed_enabled else float(norm)
+        return norm
+
+    def log(self, logs, *args, **kwargs):
+        """As in transformers, with the examples per second since the last log."""
+        if "loss" in logs and self.clock is not None:
+            now = time.perf_counter(), self.state.global_step
+            num_examples = (now[1] - self.clock[1]) * self.args.train_batch_size * self.args.world_size
+            num_examples *= self.args.gradient_accumulation_steps
+            logs = {**logs, "examples_per_second": round(num_examples / (now[0] - self.clock[0]), 2)}
+            self.clock = now
+        super().log(logs, *args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = self.stage.loss(model, dict(inputs))
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.clock is None:
+            self.clock = time.perf_counter(), self.state.global_step
         with self._attention():
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -176,7 +276,7 @@ class Blip3oTrainer(Trainer):
         was_training = self.model.training
         self.model.eval()
         with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            metrics = evaluate(self.model, self.state.global_step)
+            metrics = {**self.stage.validate(self.model), **evaluate(self.model, self.state.global_step)}
         self.model.train(was_training)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
 
