@@ -46,6 +46,9 @@ smoke: $(VENV)/.demo
 	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml $(SHORT) output_dir=$(SMOKE)/generation \
 		inputs.backbone=$(SMOKE)/backbone_plans inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 training.compile_transformer=false
+	$(BIN)/blip3o-hf train recipes/tiny/joint.yaml $(SHORT) output_dir=$(SMOKE)/joint \
+		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		evaluation.per_family=1 evaluation.per_kind=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation/pipeline -o $(SMOKE)/out.png
 
 # One stamp per set of packages; a change of versions or of the package's metadata sets up again.

@@ -19,12 +19,13 @@ from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from blip3o_hf.training import checkpoints, stages
 from blip3o_hf.training import trainer as trainer_module
 from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
+from blip3o_hf.training.conversations import IGNORED, Conversations
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import IGNORED, STAGES, GenerationStage, build_stage, recolor
+from blip3o_hf.training.stages import STAGES, GenerationStage, build_stage, recolor
 from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, trainable_summary
 
-NAMES = ("encoder", "decoder", "understanding", "generation")
-INPUTS = {"decoder": ("encoder",), "generation": ("backbone", "encoder", "decoder")}
+NAMES = ("encoder", "decoder", "understanding", "generation", "joint")
+INPUTS = {"decoder": ("encoder",), **dict.fromkeys(("generation", "joint"), ("backbone", "encoder", "decoder"))}
 FOLDERS = {"encoder": "encoder", "decoder": "decoder", "backbone": "understanding"}
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 MODEL = {
@@ -73,6 +74,7 @@ MODEL = {
         },
     },
 }
+MODEL["joint"] = {**MODEL["generation"], "max_length": 900, "understanding_weight": 0.5}
 TRAINING = {
     "max_steps": 4,
     "save_steps": 2,
@@ -255,7 +257,8 @@ def test_the_generation_stage_leaves_a_model_that_draws(results):
 @pytest.mark.parametrize("name", NAMES)
 def test_trainable_parameters_move_and_have_gradients_frozen_ones_do_not(results, name):
     run = results[name]
-    is_frozen = {key: key.startswith("backbone.") and name == "generation" for key in run.start}
+    frozen = {"generation": "backbone.", "joint": "backbone.model.visual."}.get(name)
+    is_frozen = {key: frozen is not None and key.startswith(frozen) for key in run.start}
     moved = {key: not torch.equal(value, run.start[key]) for key, value in parameters_of(run.trainer.model).items()}
     for key, parameter in run.trainer.model.named_parameters():
         assert parameter.requires_grad is not is_frozen[key], key
@@ -273,8 +276,38 @@ def test_the_frozen_backbone_gets_no_gradient_and_is_the_understanding_stage_s(r
 
 def test_the_target_encoder_stays_as_it_was(results):
     trained, _ = load_target_encoder(str(results["encoder"].folder))
-    for name in ("decoder", "generation"):
+    for name in ("decoder", "generation", "joint"):
         assert_same_tensors(parameters_of(results[name].trainer.stage.encoder), parameters_of(trained))
+
+
+def test_joint_training_adds_the_losses_of_both_tasks(results, assert_close):
+    stage, model = results["joint"].trainer.stage, results["joint"].trainer.model.eval()
+    dataset = stage.dataset()
+    batch = stage.collate([dataset[index] for index in range(2)])
+    assert len(batch["input_ids"]) == 1 and len(batch["conversations"]["input_ids"]) == 1
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    torch.manual_seed(0)
+    both = gradients(stage.loss(model, dict(batch)))
+    conversations = batch.pop("conversations")
+    torch.manual_seed(0)
+    pictures = gradients(GenerationStage.loss(stage, model, dict(batch)))
+    answers = gradients(model(**conversations).loss)
+    assert not any(name.startswith(("queries", "transformer", "backbone.model.visual")) for name in answers)
+    assert both.keys() == pictures.keys() | answers.keys()
+    for name, gradient in both.items():
+        assert_close(gradient, pictures.get(name, 0.0) + 0.5 * answers.get(name, torch.zeros_like(gradient)))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
+def test_joint_training_wants_both_kinds_in_every_batch(make_recipe, results, tmp_path, rate):
+    message = f"`data.understanding_rate` {rate} of 2 records leaves none of one kind. Choose a share between 0 and 1"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_stage(make_recipe("joint", tmp_path, data={"understanding_rate": rate}))
 
 
 def test_noise_draws_multiply_the_transformer_s_batch_alone(make_recipe, results, tmp_path):
@@ -619,13 +652,14 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
         batch = stage.collate(records)
     finally:
         stage.recipe.data["text_rate"] = before
+    conversations = Conversations(stage.processor, stage.max_length, text_rate)
     num_text = int(4 * text_rate)
     tokenizer = stage.processor.tokenizer
     assert batch["mm_token_type_ids"].sum(-1).tolist() == [0] * num_text + [64] * (4 - num_text)
     assert len(batch["image_grid_thw"]) == 4 - num_text
     for index, record in enumerate(records):
         is_text = index < num_text
-        turns = stage._about_text(record) if is_text else stage._about_image(record)
+        turns = conversations.about_text(record) if is_text else conversations.about_image(record)
         messages = [
             {"role": role, "content": content}
             for turn in turns
@@ -671,7 +705,7 @@ def test_a_stage_without_its_input_is_refused():
 def test_an_unknown_stage_names_the_nearest_one():
     message = (
         "Unknown key 'decodr' in key 'stage' of r.yaml. Did you mean 'decoder'? Available: decoder, encoder, "
-        "generation, understanding."
+        "generation, joint, understanding."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         build_stage(Recipe(stage="decodr", output_dir="x", source="r.yaml"))

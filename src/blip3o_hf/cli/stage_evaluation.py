@@ -10,7 +10,7 @@ from ..evaluation.sheets import contact_sheet
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from ..training.stages import Stage
+from ..training.stages import GenerationStage, Stage
 from .files import save_picture
 
 
@@ -34,7 +34,7 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
     `None` for the encoder, which the decoder's reconstructions judge.
     """
     settings = stage.recipe.evaluation
-    if stage.name == "generation":
+    if isinstance(stage, GenerationStage):
         prompts = shapes.held_out_prompts(settings.get("per_family", 16), seed=1)
 
         def evaluate(model, step):
@@ -45,7 +45,11 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
                 [Image.fromarray(images[i]) for i in shown], [prompts[i].text for i in shown], columns=8, size=128
             )
             save_picture(sheet, folder / f"samples-{step}.png")
-            return {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
+            scores = {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
+            if "per_kind" in settings:
+                answers = shapes.score_understanding(model, stage.processor, settings["per_kind"], seed=1)
+                scores["understanding"] = shapes.overall(answers).value
+            return scores
 
         return evaluate
     if stage.name == "understanding":
@@ -69,8 +73,8 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
 
 
 def finish_result(stage: Stage, folder: Path) -> None:
-    """After generation: write the whole pipeline, target encoder included, to `folder`/pipeline."""
-    if stage.name != "generation":
+    """After generation or joint training: write the whole pipeline, target encoder included, to `folder`/pipeline."""
+    if not isinstance(stage, GenerationStage):
         return
     from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 

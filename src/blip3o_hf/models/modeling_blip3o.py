@@ -48,11 +48,13 @@ class Blip3oOutput(ModelOutput):
         prediction (`torch.Tensor` `[B, C, H, W]`): predicted velocity, or predicted features under
             `feature_regression`.
         condition (`torch.Tensor` `[B, num_queries, hidden_size]`): the backbone's hidden states at the queries.
+        text_loss (`torch.Tensor` of shape `()`, *optional*): the loss of `conversations`, which `loss` leaves out.
     """
 
     loss: torch.Tensor | None = None
     prediction: torch.Tensor | None = None
     condition: torch.Tensor | None = None
+    text_loss: torch.Tensor | None = None
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -301,6 +303,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         sigma: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
         num_noise_draws: int = 1,
+        conversations: dict[str, torch.Tensor] | None = None,
         **backbone_inputs,
     ):
         """
@@ -314,6 +317,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 then not run.
             num_noise_draws: noises and noise levels drawn per image. The backbone runs once for all of them; the
                 batch of everything after it, and of `noise` and `sigma` where given, is `B * num_noise_draws`.
+            conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1).
 
         Returns:
             [`Blip3oOutput`], or the backbone's output when `target_features` is left out.
@@ -342,9 +346,10 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         target = self.normalize_features(target_features)
         if condition is None:
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
+        text_loss = None if conversations is None else self.backbone(**conversations).loss
         if self.config.objective == "feature_regression":
             prediction = self.regress_features(condition)
-            return Blip3oOutput(regression_loss(prediction, target), prediction, condition)
+            return Blip3oOutput(regression_loss(prediction, target), prediction, condition, text_loss)
 
         target = target.repeat_interleave(num_noise_draws, dim=0)
         condition = condition.repeat_interleave(num_noise_draws, dim=0)
@@ -373,7 +378,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             timestep=timestep,
             encoder_hidden_states=visible.to(self.transformer.dtype),
         ).sample
-        return Blip3oOutput(flow_loss(velocity, target, noise), velocity, condition)
+        return Blip3oOutput(flow_loss(velocity, target, noise), velocity, condition, text_loss)
 
     def regress_features(self, condition: torch.Tensor) -> torch.Tensor:
         """WQ of the CLIP + MSE design (paper section 3.2): `[B, num_queries, hidden]` to `[B, C, H, W]`."""

@@ -28,14 +28,12 @@ from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
+from .conversations import DESCRIBE_FULLY, Conversations
 from .recipes import Recipe, check_keys
 from .tokenizers import train_tokenizer
 
-IGNORED = -100
 VALIDATION_RECORDS = 64
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-DESCRIBE = "describe the image"
-DESCRIBE_FULLY = "describe the image in detail"
 VISION_TOKENS = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -286,61 +284,8 @@ class UnderstandingStage(Stage):
         return ShapesDataset(**data, num_questions=self.num_questions)
 
     def collate(self, records):
-        num_text = round(self.recipe.data.get("text_rate", 0.0) * len(records))
-        conversations = [self._about_text(record) for record in records[:num_text]]
-        conversations += [self._about_image(record) for record in records[num_text:]]
-        encoded = [self._encode(turns) for turns in conversations]
-        longest = max(len(ids) for ids, _ in encoded)
-        pad = self.processor.tokenizer.pad_token_id
-        input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
-        labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded])
-        lengths = torch.tensor([len(ids) for ids, _ in encoded])
-        images = [record.image for record in records[num_text:]]
-        pixels = self.image_processor(images, return_tensors="pt") if images else {}
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
-            "labels": labels,
-            "mm_token_type_ids": (input_ids == self.processor.image_token_id).int(),
-            **pixels,
-        }
-
-    def _about_image(self, record: ShapesRecord) -> list[tuple[str, str]]:
-        placeholder = "<|vision_start|>" + self._image_slots + "<|vision_end|>"
-        turns = [(question.text, question.answer) for question in record.questions]
-        turns += [(DESCRIBE, record.description), (DESCRIBE_FULLY, record.long_caption)]
-        return [(placeholder + turns[0][0], turns[0][1]), *turns[1:]]
-
-    def _about_text(self, record: ShapesRecord) -> list[tuple[str, str]]:
-        """
-        A generation request answered with a plan of the picture, then questions about that picture.
-
-        A short prompt is answered with the full description, so that its words come to mean a whole arrangement: which
-        colour goes with which shape, who stands where. A full description is answered with the plain one.
-        """
-        plan = record.description if record.caption == record.long_caption else record.plan
-        request = self.processor.instruction.replace("{caption}", record.caption)
-        return [(request, plan), *((question.text, question.answer) for question in record.questions)]
-
-    @property
-    def _image_slots(self) -> str:
-        side = IMAGE_SIZE // (self.image_processor.patch_size * self.image_processor.merge_size)
-        return self.processor.image_token * side**2
-
-    def _encode(self, turns: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation, and labels for the assistant's words and the token that ends its turn."""
-        tokenizer = self.processor.tokenizer
-        messages = [{"role": "user", "content": turns[0][0]}]
-        opening = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        parts = [opening, turns[0][1] + "<|im_end|>"]
-        for question, answer in turns[1:]:
-            parts += [f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", answer + "<|im_end|>"]
-        ids: list[int] = []
-        labels: list[int] = []
-        for index, part_ids in enumerate(tokenizer(parts, add_special_tokens=False)["input_ids"]):
-            ids += part_ids
-            labels += part_ids if index % 2 else [IGNORED] * len(part_ids)
-        return ids[: self.max_length], labels[: self.max_length]
+        conversations = Conversations(self.processor, self.max_length, self.recipe.data.get("text_rate", 0.0))
+        return conversations.collate(records)
 
     def loss(self, model, batch):
         return model(**batch).loss
@@ -369,10 +314,12 @@ class GenerationStage(Stage):
     evaluation_keys = ("per_family", "num_inference_steps", "guidance_scale")
 
     def build(self):
+        return self._build(dict(self.recipe.model))
+
+    def _build(self, settings: dict[str, Any]) -> Blip3oForConditionalGeneration:
         folder = self.recipe.inputs["backbone"]
         self.processor = Blip3oProcessor.from_pretrained(folder)
         self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
-        settings = dict(self.recipe.model)
         statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
             backbone_config=AutoConfig.from_pretrained(folder),
@@ -415,7 +362,7 @@ class GenerationStage(Stage):
         if not model.config.uses_transformer:
             return {}
         data = ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test")
-        batch = self.collate([data[index] for index in range(len(data))])
+        batch = GenerationStage.collate(self, [data[index] for index in range(len(data))])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         features = self._features(batch.pop("target_pixel_values"))
         condition = model.encode_condition(**batch)
@@ -432,8 +379,63 @@ class GenerationStage(Stage):
         self.processor.save_pretrained(folder)
 
 
+class JointStage(GenerationStage):
+    """
+    Both tasks at once (paper section 4.1): each batch holds conversations and prompts with images, and the losses of
+    both add up. The backbone's text stack trains with queries and transformer; its vision tower is frozen.
+    """
+
+    name = "joint"
+    model_keys = (*GenerationStage.model_keys, "max_length", "understanding_weight", "generation_weight")
+    data_keys = (*GenerationStage.data_keys, "text_rate", "question_weights", "understanding_rate")
+    evaluation_keys = (*GenerationStage.evaluation_keys, "per_kind")
+    num_questions = UnderstandingStage.num_questions
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        rate = recipe.data.get("understanding_rate", 0.5)
+        self.num_conversations = round(rate * self.arguments.per_device_train_batch_size)
+        if not 0 < self.num_conversations < self.arguments.per_device_train_batch_size:
+            raise ValueError(
+                f"Joint training needs conversations and pictures in every batch. `data.understanding_rate` {rate} of "
+                f"{self.arguments.per_device_train_batch_size} records leaves none of one kind. Choose a share "
+                f"between 0 and 1, or a larger `training.per_device_train_batch_size`."
+            )
+
+    def build(self):
+        settings = self.recipe.model
+        self.weights = settings.get("understanding_weight", 1.0), settings.get("generation_weight", 1.0)
+        model = self._build({key: settings[key] for key in settings if key in GenerationStage.model_keys})
+        for part in (model.get_decoder(), model.get_output_embeddings()):
+            part.requires_grad_(True)
+        self.conversations = Conversations(
+            self.processor, settings["max_length"], self.recipe.data.get("text_rate", 0.0)
+        )
+        return model
+
+    def dataset(self):
+        rates = ("text_rate", "understanding_rate")
+        data = {key: value for key, value in self.recipe.data.items() if key not in rates}
+        return ShapesDataset(**data, num_questions=self.num_questions)
+
+    def collate(self, records):
+        conversations = self.conversations.collate(records[: self.num_conversations])
+        return {**super().collate(records[self.num_conversations :]), "conversations": conversations}
+
+    def loss(self, model, batch):
+        features = self._features(batch.pop("target_pixel_values"))
+        output = model(**batch, target_features=features, num_noise_draws=self.arguments.noise_draws)
+        return self.weights[0] * output.text_loss + self.weights[1] * output.loss
+
+    def validate(self, model):
+        data = ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test", num_questions=self.num_questions)
+        conversations = self.conversations.collate([data[index] for index in range(len(data))])
+        output = model(**{name: tensor.to(model.device) for name, tensor in conversations.items()})
+        return {**super().validate(model), "loss_of_answers": output.loss.item()}
+
+
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (EncoderStage, DecoderStage, UnderstandingStage, GenerationStage)
+    stage.name: stage for stage in (EncoderStage, DecoderStage, UnderstandingStage, GenerationStage, JointStage)
 }
 
 
