@@ -22,7 +22,7 @@ from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_
 from blip3o_hf.training.conversations import IGNORED, Conversations
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.stages import STAGES, GenerationStage, build_stage, recolor
-from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, trainable_summary
+from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, seeded_generator, trainable_summary
 
 NAMES = ("encoder", "decoder", "understanding", "generation", "joint")
 INPUTS = {"decoder": ("encoder",), **dict.fromkeys(("generation", "joint"), ("backbone", "encoder", "decoder"))}
@@ -291,11 +291,9 @@ def test_joint_training_adds_the_losses_of_both_tasks(results, assert_close):
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    torch.manual_seed(0)
-    both = gradients(stage.loss(model, dict(batch)))
+    both = gradients(stage.loss(model, dict(batch), [seeded_generator(0)]))
     conversations = batch.pop("conversations")
-    torch.manual_seed(0)
-    pictures = gradients(GenerationStage.loss(stage, model, dict(batch)))
+    pictures = gradients(GenerationStage.loss(stage, model, dict(batch), [seeded_generator(0)]))
     answers = gradients(model(**conversations).loss)
     assert not any(name.startswith(("queries", "transformer", "backbone.model.visual")) for name in answers)
     assert both.keys() == pictures.keys() | answers.keys()
@@ -318,7 +316,7 @@ def test_noise_draws_multiply_the_transformer_s_batch_alone(make_recipe, results
         lambda module, args, kwargs: batches.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
     dataset = stage.dataset()
-    stage.loss(model, dict(stage.collate([dataset[0], dataset[1]])))
+    stage.loss(model, dict(stage.collate([dataset[0], dataset[1]])), [seeded_generator(0), seeded_generator(1)])
     assert batches == [6]
 
 
@@ -627,8 +625,8 @@ def test_decoder_targets_are_white_at_one_and_black_at_minus_one(make_recipe, re
     record = stage.dataset()[0]
     painted = torch.from_numpy(record.image).permute(2, 0, 1)[None] / 127.5 - 1
     assert painted.abs().max() == 1.0
-    assert stage.loss(Painter(painted), stage.collate([record])) < 1e-12
-    assert stage.loss(Painter(painted + 0.5), stage.collate([record])).item() == pytest.approx(0.25)
+    assert stage.loss(Painter(painted), stage.collate([record]), []) < 1e-12
+    assert stage.loss(Painter(painted + 0.5), stage.collate([record]), []).item() == pytest.approx(0.25)
 
 
 def test_recoloring_keeps_greys_range_and_the_sum_of_channels():
@@ -690,7 +688,7 @@ def test_a_batch_of_text_alone_is_collated(results):
         batch = stage.collate([dataset[0], dataset[1]])
     finally:
         stage.recipe.data["text_rate"] = before
-    assert torch.isfinite(stage.loss(results["understanding"].trainer.model, batch))
+    assert torch.isfinite(stage.loss(results["understanding"].trainer.model, batch, []))
 
 
 # Bad input

@@ -1,6 +1,7 @@
 """The BLIP3-o model: a frozen autoregressive backbone, learned query tokens and a diffusion transformer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..objectives.feature_flow import add_noise, flow_loss
 from ..objectives.feature_regression import regression_loss
-from ..objectives.noise_levels import sample_noise_levels
+from ..objectives.noise_levels import sigma_from_uniform
 from .configuration_blip3o import Blip3oConfig
 from .loading import load_complete
 from .original_layout import (
@@ -304,6 +305,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         condition: torch.Tensor | None = None,
         num_noise_draws: int = 1,
         conversations: dict[str, torch.Tensor] | None = None,
+        generator: list[torch.Generator] | None = None,
         **backbone_inputs,
     ):
         """
@@ -317,6 +319,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 then not run.
             num_noise_draws: noises and noise levels drawn per image. The backbone runs once for all of them; the
                 batch of everything after it, and of `noise` and `sigma` where given, is `B * num_noise_draws`.
+            generator (*optional*): one for each image, on the CPU; it draws the noise, noise levels and dropped
+                conditions of that image, which then do not depend on what else is in the batch.
             conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1).
 
         Returns:
@@ -353,22 +357,23 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
 
         target = target.repeat_interleave(num_noise_draws, dim=0)
         condition = condition.repeat_interleave(num_noise_draws, dim=0)
-        noise = torch.randn_like(target) if noise is None else noise
+
+        def draw(random: Callable[..., torch.Tensor], *shape: int) -> torch.Tensor:
+            if generator is None:
+                return random(target.shape[0], *shape, device=target.device)
+            return torch.cat([random(num_noise_draws, *shape, generator=own) for own in generator]).to(target.device)
+
+        noise = draw(torch.randn, *target.shape[1:]).to(target.dtype) if noise is None else noise
         if noise.shape != target.shape:
             raise ValueError(
                 f"`noise` must have the shape of the targets, {list(target.shape)}. Got {list(noise.shape)}. Leave it "
                 f"out to draw it."
             )
         if sigma is None:
-            sigma = sample_noise_levels(
-                target.shape[0],
-                distribution=self.config.noise_distribution,
-                shift=self.config.noise_shift,
-                device=target.device,
-            )
+            sigma = sigma_from_uniform(draw(torch.rand), self.config.noise_distribution, self.config.noise_shift)
         visible = condition
         if self.training and self.config.condition_dropout > 0:
-            keep = torch.rand(condition.shape[0], device=condition.device) >= self.config.condition_dropout
+            keep = draw(torch.rand) >= self.config.condition_dropout
             visible = condition * keep[:, None, None].to(condition.dtype)
         timestep = 1000 * sigma
         if self.config.noise_distribution == "discrete_uniform" and self.config.noise_shift == 1.0:

@@ -94,7 +94,15 @@ class Stage:
     def collate(self, records: Sequence[ShapesRecord]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Any], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """
+        The loss of a batch.
+
+        Args:
+            model: what `build` returned, wrapped for several processes where there are.
+            batch: what `collate` returned.
+            generators: at least one for each record, to draw what is random about it.
+        """
         raise NotImplementedError
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -144,7 +152,7 @@ class EncoderStage(Stage):
             "pixel_values": normalize(self.image_processor, stack_images([record.image for record in records])),
         }
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, generators):
         return model(**batch, return_loss=True).loss
 
     def save(self, model, folder):
@@ -191,7 +199,7 @@ class DecoderStage(Stage):
     def collate(self, records):
         return {"images": stack_images([record.image for record in records])}
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, generators):
         images = recolor(batch["images"], self.recolor_rate)
         features = extract_features(self.encoder, normalize(self.image_processor, images))
         scale = features.std(dim=(0, 2, 3), keepdim=True) * self.feature_noise
@@ -287,7 +295,7 @@ class UnderstandingStage(Stage):
         conversations = Conversations(self.processor, self.max_length, self.recipe.data.get("text_rate", 0.0))
         return conversations.collate(records)
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, generators):
         return model(**batch).loss
 
     def save(self, model, folder):
@@ -353,9 +361,10 @@ class GenerationStage(Stage):
             "target_pixel_values": normalize(self.image_processor, stack_images([record.image for record in records])),
         }
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, generators):
         features = self._features(batch.pop("target_pixel_values"))
-        return model(**batch, target_features=features, num_noise_draws=self.arguments.noise_draws).loss
+        settings = {"num_noise_draws": self.arguments.noise_draws, "generator": generators[: len(features)]}
+        return model(**batch, target_features=features, **settings).loss
 
     def validate(self, model):
         """The flow-matching loss by noise level, on held-out records and fixed noise."""
@@ -422,9 +431,10 @@ class JointStage(GenerationStage):
         conversations = self.conversations.collate(records[: self.num_conversations])
         return {**super().collate(records[self.num_conversations :]), "conversations": conversations}
 
-    def loss(self, model, batch):
+    def loss(self, model, batch, generators):
         features = self._features(batch.pop("target_pixel_values"))
-        output = model(**batch, target_features=features, num_noise_draws=self.arguments.noise_draws)
+        settings = {"num_noise_draws": self.arguments.noise_draws, "generator": generators[: len(features)]}
+        output = model(**batch, target_features=features, **settings)
         return self.weights[0] * output.text_loss + self.weights[1] * output.loss
 
     def validate(self, model):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
@@ -33,6 +34,12 @@ def trainable_summary(model: torch.nn.Module) -> str:
     lines = [f"{part}: {total:,} parameters, {trained:,} train" for part, (total, trained) in counts.items()]
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     return "\n".join([*lines, f"all: {totals[0]:,} parameters, {totals[1]:,} train"])
+
+
+def seeded_generator(*numbers: int) -> torch.Generator:
+    """A generator whose draws are independent of those of all other numbers."""
+    (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed))
 
 
 class AverageCallback(TrainerCallback):
@@ -200,6 +207,7 @@ class Blip3oTrainer(Trainer):
         self.add_callback(SpikeCallback(self, self.args.spike_factor, self.args.max_skipped_steps))
         self.clock: tuple[float, int] | None = None
         self.gradient_norm: float | None = None
+        self.step_so_far = (-1, 0)  # step, and its batches that this process has seen
         logger.info(f"What trains:\n{trainable_summary(model)}")
         if self.args.compile_transformer:
             model.transformer.compile()
@@ -253,8 +261,23 @@ class Blip3oTrainer(Trainer):
             self.clock = now
         super().log(logs, *args, **kwargs)
 
+    def _example_generators(self) -> list[torch.Generator]:
+        """
+        A generator for each example of the coming batch, by its place in the step.
+
+        What is drawn for an example does then not depend on how many processes and micro-batches the step is spread
+        over: any of them gives the losses of one process.
+        """
+        step, batches = (
+            self.step_so_far if self.step_so_far[0] == self.state.global_step else (self.state.global_step, 0)
+        )
+        self.step_so_far = step, batches + 1
+        size = self.args.per_device_train_batch_size
+        first = (batches * self.args.world_size + self.args.process_index) * size
+        return [seeded_generator(self.args.seed, step, first + index) for index in range(size)]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = self.stage.loss(model, dict(inputs))
+        loss = self.stage.loss(model, dict(inputs), self._example_generators())
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
