@@ -34,7 +34,7 @@ def fails(capsys, arguments, *texts):
 
 def test_every_command_has_help_with_examples(capsys):
     parser = build_parser()
-    for command in ("demo", "generate", "describe", "train", "evaluate", "convert", "export", "env"):
+    for command in ("demo", "generate", "describe", "train", "data", "evaluate", "convert", "export", "env"):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args([command, "--help"])
         assert stop.value.code == 0

@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "draw images from a prompt",
     "describe": "answer a question about an image",
     "train": "run one training stage from a recipe",
+    "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
     "convert": "write a published checkpoint in our layout",
     "export": "round a pipeline's weights for shipping",

@@ -1,0 +1,70 @@
+"""Images of unknown origin become upright RGB, or a stated reason why not."""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .records import BadItem
+
+MAX_PIXELS = 64_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
+DECODING_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """
+    Any mode as 8-bit RGB: transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        ValueError: for floating-point pixels, which have no stated range.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no stated range")
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image).astype(np.int64)
+        return Image.fromarray((pixels.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode_image(
+    data: bytes | str | os.PathLike | Image.Image, key: str, max_pixels: int = MAX_PIXELS, min_size: int = 1
+) -> Image.Image:
+    """
+    The first frame as RGB, upright.
+
+    Args:
+        data: an encoded image, the path of one, or an opened one.
+        key: address for the error.
+        max_pixels: larger images are refused before their pixels are read.
+        min_size: the shorter side must have at least so many pixels.
+
+    Raises:
+        BadItem: when the data is no complete image of a known format, too large or too small.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            if not isinstance(data, Image.Image):
+                data = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+        width, height = data.size
+        if width * height > max_pixels:
+            raise BadItem(key, f"image of {width} x {height} pixels, more than max_pixels {max_pixels}")
+        if min(width, height) < min_size:
+            raise BadItem(key, f"image of {width} x {height} pixels, less than min_size {min_size}")
+        data.load()
+        return to_rgb(ImageOps.exif_transpose(data))
+    except FileNotFoundError as error:
+        raise BadItem(key, f"no image file at {data}") from error
+    except DECODING_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadItem(key, f"not a readable image ({reason})") from error

@@ -1,0 +1,51 @@
+"""A record's kind follows from its parts, and parts that make no kind are refused."""
+
+import pickle
+
+import pytest
+from PIL import Image
+
+from blip3o_hf.data.records import BadItem, Record
+
+IMAGE = Image.new("RGB", (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        ({"target": IMAGE, "prompt": "a dog"}, "generation"),
+        ({"target": IMAGE, "prompt": "make it red", "images": (IMAGE.copy(),)}, "editing"),
+        ({"target": IMAGE, "images": (IMAGE,)}, "reconstruction"),
+        ({"turns": (("hello", "hi"),)}, "understanding"),
+        ({"turns": (("what is this?", "a dog"),), "images": (IMAGE,)}, "understanding"),
+    ],
+)
+def test_kinds_follow_from_the_parts(parts, kind):
+    record = Record("a:1", **parts)
+    assert record.kind == kind
+    assert pickle.loads(pickle.dumps(record)).kind == kind  # as on its way from a worker
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ({}, "must teach something. It has neither a target image nor turns"),
+        ({"images": (IMAGE,)}, "must teach something"),
+        ({"target": IMAGE, "prompt": "a", "turns": (("a", "b"),)}, "must teach one thing"),
+        ({"target": IMAGE, "prompt": "  "}, "A prompt must say something. Got '  '"),
+        ({"target": IMAGE}, "A target image must come with a prompt"),
+        ({"target": IMAGE, "images": (IMAGE.copy(),)}, "A target image must come with a prompt"),
+        ({"turns": (("a", "b"),), "prompt": "c"}, "A prompt must come with a target image"),
+        ({"turns": (("a",),)}, r"a user's text and its answer. Got \('a',\)"),
+        ({"turns": (("a", " "),)}, "a user's text and its answer"),
+        ({"turns": (("a", None),)}, "a user's text and its answer"),
+    ],
+)
+def test_parts_that_make_no_kind_are_refused(parts, text):
+    with pytest.raises(ValueError, match=text):
+        Record("a:1", **parts)
+
+
+def test_a_bad_item_names_its_address_also_after_pickling():
+    item = pickle.loads(pickle.dumps(BadItem("a.tar:7", "no image")))
+    assert (item.key, item.reason, str(item)) == ("a.tar:7", "no image", "a.tar:7: no image")
