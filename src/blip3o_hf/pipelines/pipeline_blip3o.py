@@ -28,6 +28,7 @@ from ..models.original_layout import original_settings
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..objectives.latent_flow import unscale_latents
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from .lora import Blip3oLoraLoaderMixin
 from .pipeline_blip3o_decoder import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, Blip3oDecoderPipeline, has_decoder
 from .registration import register_with_diffusers
 from .sampling_arguments import (
@@ -61,7 +62,7 @@ class Blip3oPipelineOutput(BaseOutput):
     image_features: torch.Tensor
 
 
-class Blip3oPipeline(DiffusionPipeline):
+class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
     """
     Generates images from prompts (paper section 5.1).
 

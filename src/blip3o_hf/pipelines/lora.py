@@ -1,0 +1,333 @@
+"""LoRA in the pipeline: load, weigh, fuse and unload trained adapters, as the pipelines of diffusers do."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+
+from ..models.adapters import (
+    LORA_PARTS,
+    QUERIES,
+    Blip3oAdaptedQueries,
+    read_lora,
+    split_lora,
+    write_lora,
+)
+from ..models.checkpoint_files import HUB_ARGUMENTS
+from ..objectives.names import unknown_name
+
+_COMPONENTS = (*LORA_PARTS, "queries")
+
+
+class Blip3oLoraLoaderMixin(LoraBaseMixin):
+    """
+    Adapters on the transformer and the backbone inside `pipeline.model`, and the queries that were trained with them.
+
+    `set_adapters`, `disable_lora`, `enable_lora`, `fuse_lora`, `unfuse_lora`, `delete_adapters`, `get_list_adapters`
+    and `get_active_adapters` are those of diffusers; the queries follow every one of them.
+    """
+
+    _lora_loadable_modules = list(LORA_PARTS)
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The autoregressive model inside the model."""
+        return self.model.backbone
+
+    @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
+        weight_name: str | None = None,
+        use_safetensors: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        return_lora_metadata: bool = False,
+        **where,
+    ):
+        """
+        The tensors of an adapter, and with `return_lora_metadata` their metadata; arguments are those of
+        `load_lora_weights`.
+        """
+        if use_safetensors is False:
+            raise ValueError(
+                "LoRA weights are read from safetensors files alone. Got use_safetensors=False. Reading a pickle can "
+                "run any program: save the adapter again as safetensors, where it was written."
+            )
+        for name in where:
+            if name not in HUB_ARGUMENTS:
+                raise TypeError(unknown_name("argument", name, HUB_ARGUMENTS, "call of load_lora_weights"))
+        if isinstance(pretrained_model_name_or_path_or_dict, Mapping):
+            tensors = dict(pretrained_model_name_or_path_or_dict)
+        else:
+            tensors, metadata = read_lora(pretrained_model_name_or_path_or_dict, weight_name, **where)
+        return (tensors, metadata) if return_lora_metadata else tensors
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
+        adapter_name: str | None = None,
+        **kwargs,
+    ) -> None:
+        """
+        Load an adapter and make it the active one.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a file, a folder or a Hub id with what `save_lora`,
+                `save_lora_weights` or PEFT's `save_pretrained` wrote, or the tensors themselves.
+            adapter_name: by default `default_0`, `default_1`, ...
+            kwargs: `weight_name`, the file's name; `metadata` of tensors that are passed themselves, without which
+                alpha is the rank; arguments of `from_pretrained` that say where to look (`subfolder`, ...).
+
+        Raises:
+            ValueError: when the adapter was made for another model, holds anything but LoRA and queries, or its name
+                is taken. The pipeline is then as it was.
+        """
+        source = pretrained_model_name_or_path_or_dict
+        tensors, metadata = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
+        label = "The dictionary" if isinstance(source, Mapping) else str(source)
+        parts, queries = split_lora(tensors, metadata, self.model, label)
+        adapter_name = self._new_adapter_name(adapter_name)
+        with self._without_offloading(), ExitStack() as undo:
+            trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            undo.callback(self.delete_adapters, adapter_name)
+            if "transformer" in parts:
+                part = parts["transformer"]
+                self.transformer.load_lora_adapter(
+                    dict(part.tensors), prefix=None, adapter_name=adapter_name, metadata=part.config.to_dict()
+                )
+            if "backbone" in parts:
+                part = parts["backbone"]
+                self.backbone.load_adapter(
+                    adapter_state_dict=dict(part.tensors), peft_config=part.config, adapter_name=adapter_name
+                )
+            if queries is not None:
+                if not isinstance(self.model.queries, Blip3oAdaptedQueries):
+                    self.model.queries = Blip3oAdaptedQueries(self.model.queries)
+                self.model.queries.add(adapter_name, queries)
+            self.set_adapters(adapter_name)
+            # PEFT froze the model around its layers.
+            for parameter, requires_grad in trainable:
+                parameter.requires_grad_(requires_grad)
+            undo.pop_all()
+
+    def _new_adapter_name(self, name: str | None) -> str:
+        """A name that no adapter has: the given one, or the first free number."""
+        registered = {name for names in self.get_list_adapters().values() for name in names}
+        layers = (module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
+        foreign = {name for layer in layers for name in layer.lora_A} - registered
+        if foreign:
+            raise ValueError(
+                f"The pipeline can only manage adapters that were loaded into its parts. Its model carries "
+                f"{', '.join(sorted(foreign))}, which PEFT put on the whole. Merge it first: "
+                f"pipe.model = peft_model.merge_and_unload()."
+            )
+        if name is None:
+            return next(
+                free for number in range(len(registered) + 1) if (free := f"default_{number}") not in registered
+            )
+        if name in registered:
+            raise ValueError(
+                f"Every adapter needs a name of its own. Got adapter_name={name!r}, which is taken. Choose another, "
+                f"or call delete_adapters({name!r}) first."
+            )
+        if not name or "." in name:
+            raise ValueError(f"The name of an adapter must not be empty or hold a dot. Got {name!r}. Use letters.")
+        return name
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | os.PathLike,
+        transformer_lora_layers: Mapping[str, torch.Tensor] | None = None,
+        backbone_lora_layers: Mapping[str, torch.Tensor] | None = None,
+        queries: torch.Tensor | None = None,
+        is_main_process: bool = True,
+        weight_name: str | None = None,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        backbone_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Write LoRA layers as one file, as the training scripts of diffusers do. After PEFT's own training,
+        [`~models.adapters.save_lora`] is shorter.
+
+        Args:
+            save_directory: where the file goes.
+            transformer_lora_layers, backbone_lora_layers: state dicts from `get_peft_model_state_dict`.
+            queries (`[num_queries, hidden_size]`): trained query tokens.
+            weight_name: the file's name.
+            transformer_lora_adapter_metadata, backbone_lora_adapter_metadata: `peft_config[name].to_dict()`, without
+                which alpha is taken to be the rank.
+            is_main_process, save_function, safe_serialization: as in diffusers; a pickle is not written.
+        """
+        if not safe_serialization or save_function is not None:
+            raise ValueError(
+                "LoRA weights are written as safetensors alone. Got safe_serialization=False or a `save_function`. "
+                "Leave them out."
+            )
+        given = {"transformer": transformer_lora_layers, "backbone": backbone_lora_layers}
+        configs = {"transformer": transformer_lora_adapter_metadata, "backbone": backbone_lora_adapter_metadata}
+        tensors: dict[str, torch.Tensor] = {}
+        metadata: dict[str, Any] = {}
+        for part, layers in given.items():
+            if layers:
+                tensors |= {f"{part}.{name}": tensor.detach().contiguous() for name, tensor in layers.items()}
+                metadata |= {
+                    f"{part}.{key}": sorted(value) if isinstance(value, set) else value
+                    for key, value in (configs[part] or {}).items()
+                }
+        if not tensors:
+            raise ValueError(
+                "A file of LoRA holds at least one part. Got neither `transformer_lora_layers` nor "
+                "`backbone_lora_layers`. Pass what get_peft_model_state_dict returns."
+            )
+        if queries is not None:
+            tensors[QUERIES] = queries.detach().contiguous()
+        if is_main_process:
+            write_lora(tensors, metadata, save_directory, weight_name or LORA_WEIGHT_NAME_SAFE)
+
+    def set_adapters(
+        self,
+        adapter_names: list[str] | str,
+        adapter_weights: float | dict | list[float] | list[dict] | None = None,
+    ) -> None:
+        """
+        Choose the active adapters, and how much each of them counts (1 by default).
+
+        Args:
+            adapter_names: one or several.
+            adapter_weights: one number for all adapters or one per adapter; instead of a number,
+                `{"transformer": ..., "backbone": ..., "queries": ...}` gives one per part.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
+        for weight in weights:
+            for component in weight if isinstance(weight, dict) else ():
+                if component not in _COMPONENTS:
+                    raise ValueError(unknown_name("part", component, _COMPONENTS, "argument `adapter_weights`"))
+        without_queries = [
+            {key: value for key, value in weight.items() if key != "queries"} if isinstance(weight, dict) else weight
+            for weight in weights
+        ]
+        super().set_adapters(names, without_queries)
+        queries = self._adapted_queries
+        if queries is not None:
+            for name, weight in zip(names, weights, strict=True):
+                own = weight.get("queries") if isinstance(weight, dict) else weight
+                if name in queries.scales:
+                    queries.scales[name] = 1.0 if own is None else float(own)
+            queries.active = tuple(name for name in names if name in queries.scales)
+        self.null_features = None
+
+    def disable_lora(self) -> None:
+        super().disable_lora()
+        if self._adapted_queries is not None:
+            self._adapted_queries.is_enabled = False
+        self.null_features = None
+
+    def enable_lora(self) -> None:
+        super().enable_lora()
+        if self._adapted_queries is not None:
+            self._adapted_queries.is_enabled = True
+        self.null_features = None
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = _COMPONENTS,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+        **kwargs,
+    ) -> None:
+        """
+        Add the active adapters, or `adapter_names`, to the weights themselves: drawing is then as fast as without.
+
+        Unloading after fusing leaves plain weights that `save_pretrained` can save. As in diffusers, `lora_scale`
+        stays with the adapters after `unfuse_lora`, until the next `set_adapters`.
+
+        Args:
+            components: parts to fuse: `transformer`, `backbone`, `queries`.
+            lora_scale: factor on the present scales.
+            safe_fusing: whether to refuse when a fused weight would not be finite.
+            adapter_names: by default the active ones.
+        """
+        with self._without_offloading():
+            parts = [component for component in components if component != "queries"]
+            if parts or not components:
+                super().fuse_lora(parts, lora_scale, safe_fusing, adapter_names, **kwargs)
+            if self._adapted_queries is not None and "queries" in components:
+                self._adapted_queries.fuse(lora_scale, adapter_names)
+        self.null_features = None
+
+    def unfuse_lora(self, components: Sequence[str] = _COMPONENTS, **kwargs) -> None:
+        """Subtract fused adapters again: weights differ from the original by rounding."""
+        with self._without_offloading():
+            parts = [component for component in components if component != "queries"]
+            if parts or not components:
+                super().unfuse_lora(parts, **kwargs)
+            if self._adapted_queries is not None and "queries" in components:
+                self._adapted_queries.unfuse()
+        self.null_features = None
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """Forget adapters, their queries included; after the last one, layers are plain again."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        super().delete_adapters(names)
+        if self._adapted_queries is not None:
+            for name in names:
+                self._adapted_queries.remove(name)
+        if not any(self.get_list_adapters().values()):
+            self.unload_lora_weights()
+        self.null_features = None
+
+    def unload_lora_weights(self) -> None:
+        """Remove all adapters and their queries: what is left are the weights from before, or the fused ones."""
+        with self._without_offloading():
+            super().unload_lora_weights()
+            if self._adapted_queries is not None:
+                self.model.queries = self._adapted_queries.unload()
+        self._merged_adapters = set()
+        self.null_features = None
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As in diffusers; layers that carry an adapter cannot be saved as plain weights."""
+        carries = any(isinstance(module, (BaseTunerLayer, Blip3oAdaptedQueries)) for module in self.model.modules())
+        if carries:
+            raise ValueError(
+                "A pipeline is saved without adapters in its layers. This one carries some. Call "
+                "unload_lora_weights(), after fuse_lora() to keep what they do."
+            )
+        super().save_pretrained(*args, **kwargs)
+
+    @property
+    def _adapted_queries(self) -> Blip3oAdaptedQueries | None:
+        return self.model.queries if isinstance(self.model.queries, Blip3oAdaptedQueries) else None
+
+    @contextmanager
+    def _without_offloading(self) -> Iterator[None]:
+        """Bring all weights back for as long as layers are changed; offloading goes on afterwards."""
+        hooks = (getattr(module, "_diffusers_hook", None) for module in self.model.modules())
+        if any(hook is not None and hook.get_hook("group_offloading") for hook in hooks):
+            raise ValueError(
+                "Adapters can only be loaded, fused or unloaded while all weights are in memory. This pipeline "
+                "offloads groups of layers. Call enable_group_offload() afterwards."
+            )
+        hook = getattr(self.model, "_hf_hook", None)
+        device = self._execution_device if hook is not None else None
+        by_model, by_layer, _ = self._optionally_disable_offloading(self)
+        try:
+            yield
+        finally:
+            if by_model:
+                self.enable_model_cpu_offload(device=device)
+            elif by_layer:
+                self.enable_sequential_cpu_offload(device=device)
+
+
+__all__ = ["Blip3oLoraLoaderMixin"]
