@@ -114,6 +114,19 @@ def test_the_longest_prompt_that_fits_is_taken(make_processor):
         make_processor(max_prompt_length=length - 1).encode_prompts(CAPTIONS)
 
 
+def test_truncation_cuts_the_end_of_captions_and_never_the_template(make_processor):
+    length = make_processor().encode_prompts(CAPTIONS[1])["input_ids"].shape[1]
+    processor = make_processor(max_prompt_length=length - 2)
+    inputs = processor.encode_prompts(CAPTIONS, truncation=True)
+    assert inputs["input_ids"].shape == (2, length - 2)
+    assert real_ids(inputs, 0) == real_ids(processor.encode_prompts(CAPTIONS[:1]), 0)
+    text = processor.tokenizer.decode(inputs["input_ids"][1])
+    kept = text.removesuffix("<|im_end|>\n<|im_start|>assistant\n[IMG]").partition("caption: ")[2]
+    assert kept and CAPTIONS[1].startswith(kept) and kept != CAPTIONS[1]
+    with pytest.raises(ValueError, match="A prompt must fit the context: at most 5 tokens with its template"):
+        make_processor(max_prompt_length=5).encode_prompts(CAPTIONS, truncation=True)
+
+
 @pytest.mark.parametrize(
     ("prompts", "images", "error", "message"),
     [

@@ -42,7 +42,7 @@ def test_recipe_gives_a_stage(path, tmp_path):
     stage = built(path, tmp_path)
     assert stage.name == load_recipe(path).stage
     assert Path(stage.arguments.output_dir).parent == tmp_path
-    assert len(stage.dataset()) > 0
+    assert len(stage.scenes()) > 0
 
 
 @every_recipe
@@ -79,7 +79,7 @@ def test_overrides_replace_values(tmp_path):
     stage = built(GENERATION, tmp_path, "training.max_steps=2", "model.transformer.num_layers=1", "data.seed=7")
     assert stage.arguments.max_steps == 2
     assert stage.recipe.model["transformer"]["num_layers"] == 1
-    assert stage.dataset().seed == 7
+    assert stage.scenes().seed == 7
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import torch
 from tests.training.distributed_cases import CASES, STEPS
 from tests.training.test_trainer import MODEL, SmallDataset
 
-from blip3o_hf.training import stages
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage
+from blip3o_hf.training.stages import build_stage, encoder, understanding
 
 ROOT = Path(__file__).parents[2]
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
@@ -33,7 +32,8 @@ def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
     folders = {"encoder": "encoder", "decoder": "decoder", "understanding": "backbone"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "ShapesDataset", SmallDataset)
+        for module in (encoder, understanding):
+            patch.setattr(module, "ShapesDataset", SmallDataset)
         for name, folder in folders.items():
             needed = {"encoder": str(root / "encoder")} if name == "decoder" else {}
             recipe = Recipe(

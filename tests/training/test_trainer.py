@@ -7,21 +7,33 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
+from blip3o_hf.data.records import Record
 from blip3o_hf.data.shapes_dataset import ShapesDataset
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
-from blip3o_hf.models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
+from blip3o_hf.models.target_encoder import crop, extract_features, load_target_encoder, normalize, stack_images
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from blip3o_hf.training import checkpoints, stages
+from blip3o_hf.training import checkpoints
 from blip3o_hf.training import trainer as trainer_module
 from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
 from blip3o_hf.training.conversations import IGNORED, Conversations
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import STAGES, GenerationStage, build_stage, recolor
+from blip3o_hf.training.stages import (
+    STAGES,
+    GenerationStage,
+    base,
+    build_stage,
+    encoder,
+    generation,
+    joint,
+    understanding,
+)
+from blip3o_hf.training.stages.decoder import recolor
 from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, seeded_generator, trainable_summary
 
 NAMES = ("encoder", "decoder", "understanding", "generation", "joint")
@@ -112,8 +124,9 @@ class StepCallback(TrainerCallback):
 @pytest.fixture(scope="module", autouse=True)
 def _small_corpora():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "ShapesDataset", SmallDataset)
-        patch.setattr(GenerationStage._feature_statistics, "__defaults__", (40,))
+        for module in (base, encoder, generation, joint, understanding):
+            patch.setattr(module, "ShapesDataset", SmallDataset)
+        patch.setattr(generation, "STATISTICS_IMAGES", 40)
         yield
 
 
@@ -606,6 +619,9 @@ def test_pixels_are_what_the_image_processor_makes(results):
     images = [ShapesDataset(3)[index].image for index in range(3)]
     expected = image_processor(images, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(normalize(image_processor, stack_images(images)), expected, rtol=0, atol=1e-5)
+    photos = [Image.effect_noise(size, 80).convert("RGB") for size in ((200, 100), (64, 90), (31, 31))]
+    expected = image_processor(photos, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(normalize(image_processor, crop(image_processor, photos)), expected, rtol=0, atol=1e-5)
 
 
 class Painter(torch.nn.Module):
@@ -623,7 +639,7 @@ def test_decoder_targets_are_white_at_one_and_black_at_minus_one(make_recipe, re
     stage = build_stage(make_recipe("decoder", tmp_path))
     stage.build()
     record = stage.dataset()[0]
-    painted = torch.from_numpy(record.image).permute(2, 0, 1)[None] / 127.5 - 1
+    painted = torch.from_numpy(np.asarray(record.target).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     assert painted.abs().max() == 1.0
     assert stage.loss(Painter(painted), stage.collate([record]), []) < 1e-12
     assert stage.loss(Painter(painted + 0.5), stage.collate([record]), []).item() == pytest.approx(0.25)
@@ -640,64 +656,93 @@ def test_recoloring_keeps_greys_range_and_the_sum_of_channels():
     assert torch.equal(recolor(images, 0.0), images)
 
 
-@pytest.mark.parametrize("text_rate", [0.0, 0.5])
-def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(results, text_rate):
+def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(results):
     stage = results["understanding"].trainer.stage
-    stage.recipe.data["text_rate"], before = text_rate, stage.recipe.data["text_rate"]
     dataset = stage.dataset()
-    records = [dataset[index] for index in range(4)]
-    try:
-        batch = stage.collate(records)
-    finally:
-        stage.recipe.data["text_rate"] = before
-    conversations = Conversations(stage.processor, stage.max_length, text_rate)
-    num_text = int(4 * text_rate)
+    records = [dataset[index] for index in range(8)]
+    assert {len(record.images) for record in records} == {0, 1}
+    batch = stage.collate(records)
     tokenizer = stage.processor.tokenizer
-    assert batch["mm_token_type_ids"].sum(-1).tolist() == [0] * num_text + [64] * (4 - num_text)
-    assert len(batch["image_grid_thw"]) == 4 - num_text
+    assert batch["mm_token_type_ids"].sum(-1).tolist() == [64 * len(record.images) for record in records]
+    assert len(batch["image_grid_thw"]) == sum(len(record.images) for record in records)
     for index, record in enumerate(records):
-        is_text = index < num_text
-        turns = conversations.about_text(record) if is_text else conversations.about_image(record)
         messages = [
             {"role": role, "content": content}
-            for turn in turns
+            for turn in record.turns
             for role, content in zip(("user", "assistant"), turn, strict=True)
         ]
+        if record.images:
+            slots = "<|vision_start|>" + "<|image_pad|>" * 64 + "<|vision_end|>"
+            messages[0]["content"] = slots + messages[0]["content"]
         real = batch["attention_mask"][index].bool()
         text = tokenizer.decode(batch["input_ids"][index][real])
         assert text + "\n" == stage.processor.apply_chat_template(messages)
         labels = batch["labels"][index]
         learned = tokenizer.decode(labels[labels != IGNORED])
-        assert learned == "".join(answer + "<|im_end|>" for _, answer in turns)
+        assert learned == "".join(answer + "<|im_end|>" for _, answer in record.turns)
         assert (labels[~real] == IGNORED).all()
-        answers = [answer for _, answer in turns]
-        assert {question.answer for question in record.questions} <= set(answers)
-        if is_text:
-            is_short = record.caption != record.long_caption
-            assert record.caption in turns[0][0]
-            assert turns[0][1] == (record.plan if is_short else record.description)
-        else:
-            assert answers[-2:] == [record.description, record.long_caption]
 
 
 def test_a_batch_of_text_alone_is_collated(results):
     stage = results["understanding"].trainer.stage
-    stage.recipe.data["text_rate"], before = 1.0, stage.recipe.data["text_rate"]
-    dataset = stage.dataset()
-    try:
-        batch = stage.collate([dataset[0], dataset[1]])
-    finally:
-        stage.recipe.data["text_rate"] = before
-    assert torch.isfinite(stage.loss(results["understanding"].trainer.model, batch, []))
+    records = [Record(f"r:{i}", turns=(("What is 1 + 1?", "2"),)) for i in range(2)]
+    assert torch.isfinite(stage.loss(results["understanding"].trainer.model, stage.collate(records), []))
+
+
+def test_a_conversation_without_room_for_its_images_is_named(results):
+    processor = results["understanding"].trainer.stage.processor
+    record = Record("a.jsonl:7", images=(Image.new("RGB", (64, 64)),), turns=(("What?", "Nothing."),))
+    message = "The images of a conversation must fit `max_length`, 50 tokens. Those of a.jsonl:7 do not."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Conversations(processor, 50).collate([record])
 
 
 # Bad input
 
 
-def test_a_stage_without_its_input_is_refused():
-    message = "Stage 'decoder' starts from the folder 'encoder'. r.yaml names none. Add it to 'inputs'."
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [
+        ("decoder", (), "Stage 'decoder' starts from an encoder or from a whole model. r.yaml names neither. Put"),
+        ("decoder", ("encoder", "model"), "starts from an encoder or from a whole model. r.yaml names both."),
+        (
+            "generation",
+            ("encoder",),
+            "starts from a whole model or from a backbone. r.yaml names neither. Put a",
+        ),
+        (
+            "joint",
+            ("backbone", "model"),
+            "Stage 'joint' starts from a whole model or from a backbone. r.yaml names",
+        ),
+        (
+            "generation",
+            ("backbone",),
+            "Stage 'generation' on a new backbone needs a target encoder. r.yaml names",
+        ),
+    ],
+)
+def test_a_stage_without_its_inputs_is_refused(name, inputs, message, tmp_path):
+    recipe = Recipe(stage=name, output_dir="x", inputs=dict.fromkeys(inputs, str(tmp_path)), source="r.yaml")
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(Recipe(stage="decoder", output_dir="x", source="r.yaml"))
+        build_stage(recipe)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"train": ["queries", "transfomer"]},
+            "Unknown key 'transfomer' in key 'model.train' of r.yaml. Did you",
+        ),
+        ({"frozen_dtype": "float16"}, "Unknown key 'float16' in key 'model.frozen_dtype' of r.yaml. Did you mean"),
+        ({"num_queries": 8}, "A model that is trained further keeps its sizes. r.yaml sets 'model.num_queries' and"),
+    ],
+)
+def test_settings_that_a_trained_model_does_not_take_are_refused(model, message, tmp_path):
+    recipe = Recipe("generation", "x", inputs={"model": str(tmp_path)}, model=model, source="r.yaml")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_stage(recipe)
 
 
 def test_an_unknown_stage_names_the_nearest_one():
@@ -713,7 +758,7 @@ def test_an_input_folder_that_does_not_exist_is_named(tmp_path):
     recipe = Recipe(stage="decoder", output_dir="x", inputs={"encoder": f"{tmp_path}/none"})
     message = (
         f"Stage 'decoder' starts from 'encoder' in {tmp_path}/none. There is no such folder. Run the stage that "
-        "writes it first."
+        "writes it first, or name a Hub repository."
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         build_stage(recipe)

@@ -10,6 +10,7 @@ COMMANDS = {
     "demo": "draw a grid of pictures and describe one, with the packaged model",
     "generate": "draw images from a prompt",
     "describe": "answer a question about an image",
+    "finetune": "fine-tune a model on your own images with captions",
     "train": "run one training stage from a recipe",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",

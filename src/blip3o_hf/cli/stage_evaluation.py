@@ -3,37 +3,59 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ..evaluation import shapes
 from ..evaluation.sheets import contact_sheet
 from ..models.decoder_patch import Blip3oPatchDecoder
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from ..training.stages import GenerationStage, Stage
 from .files import save_picture
 
 
-def build_pipeline(stage: Stage, model) -> Blip3oPipeline:
+def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
     """The pipeline around the model that a generation stage trains, with the sampling settings of its recipe."""
     settings = stage.recipe.evaluation
-    return Blip3oPipeline(
-        model=model,
-        processor=stage.processor,
-        scheduler=Blip3oFlowScheduler(shift=stage.recipe.model.get("noise_shift", 1.0), integer_timesteps=False),
-        decoder=Blip3oPatchDecoder.from_pretrained(stage.recipe.inputs["decoder"]).eval(),
-        default_num_inference_steps=settings.get("num_inference_steps", 30),
-        default_guidance_scale=settings.get("guidance_scale", 3.0),
-    )
+    names = {"num_inference_steps": "default_num_inference_steps", "guidance_scale": "default_guidance_scale"}
+    parts = {"model": model, "processor": stage.processor}
+    parts |= {names[name]: settings[name] for name in names if name in settings}
+    if "decoder" in stage.folders:
+        parts["decoder"] = Blip3oPatchDecoder.from_pretrained(stage.folders["decoder"]).eval()
+    if "model" in stage.folders:
+        return Blip3oPipeline.from_pretrained(stage.folders["model"], **parts)
+    scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
+    return Blip3oPipeline(scheduler=scheduler, **parts)
+
+
+def _draw_prompts(stage: GenerationStage, model, sheet_path: Path) -> None:
+    """A sheet of what the recipe's own prompts give, with the same noise every time."""
+    prompts = stage.recipe.evaluation["prompts"]
+    pipe = build_pipeline(stage, model)
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+    images = pipe(prompts, generator=generators).images
+    save_picture(contact_sheet(images, prompts, columns=min(8, len(prompts)), size=128), sheet_path)
 
 
 def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
     """
     The evaluation of a stage: called with the model and the step, it returns rates and writes a sample sheet.
 
-    `None` for the encoder, which the decoder's reconstructions judge.
+    `None` where there is nothing to draw or to score.
     """
     settings = stage.recipe.evaluation
+    if "prompts" in settings:
+
+        def evaluate(model, step):
+            _draw_prompts(stage, model, folder / f"samples-{step}.png")
+            return {}
+
+        return evaluate
+    if not stage.is_world:
+        return (lambda model, step: {}) if "sources" in settings else None
     if isinstance(stage, GenerationStage):
         prompts = shapes.held_out_prompts(settings.get("per_family", 16), seed=1)
 
@@ -76,8 +98,6 @@ def finish_result(stage: Stage, folder: Path) -> None:
     """After generation or joint training: write the whole pipeline, target encoder included, to `folder`/pipeline."""
     if not isinstance(stage, GenerationStage):
         return
-    from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-
     model = Blip3oForConditionalGeneration.from_pretrained(folder)
     build_pipeline(stage, model).save_pretrained(folder / "pipeline")
     stage.encoder.save_pretrained(folder / "pipeline" / "target_encoder")

@@ -15,6 +15,7 @@ from .sources import Source, check_keys, open_source
 from .tolerance import TolerantSource
 
 DRAWS = 1000
+MIXTURE_KEYS = ("sources", "seed", "length", "streaming", "shuffle_buffer", "max_bad_share", "min_items")
 
 
 @lru_cache(maxsize=16)
@@ -263,8 +264,7 @@ def open_mixture(settings: Mapping[str, Any]) -> MixtureDataset | StreamingMixtu
     Raises:
         ValueError: for an unknown key, or one that the other kind of mixture has.
     """
-    known = ("sources", "seed", "length", "streaming", "shuffle_buffer", "max_bad_share", "min_items")
-    check_keys(settings, known, "the data settings")
+    check_keys(settings, MIXTURE_KEYS, "the data settings")
     streaming = settings.get("streaming", False)
     misplaced = "length" if streaming else "shuffle_buffer"
     if misplaced in settings:

@@ -1,5 +1,6 @@
 """What a training item is, whatever file it came from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -77,3 +78,19 @@ class Record:
         if self._shows_its_target:
             return "reconstruction"
         return "editing" if self.images else "generation"
+
+
+def targets(records: Sequence[Record]) -> list[Image.Image]:
+    """
+    The images to learn to generate.
+
+    Raises:
+        ValueError: naming the first record that has none.
+    """
+    for record in records:
+        if record.target is None:
+            raise ValueError(
+                f"Generation learns from images with captions. {record.key} is a record of {record.kind}. Leave its "
+                f"source to the understanding or joint stage."
+            )
+    return [record.target for record in records]

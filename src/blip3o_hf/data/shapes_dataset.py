@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset
 
+from .records import Record
 from .shapes import (
     GENERAL_QUESTION_KINDS,
     QUESTION_KINDS,
@@ -19,6 +21,9 @@ from .shapes import (
     sample_example,
     sample_question,
 )
+
+DESCRIBE = "describe the image"
+DESCRIBE_FULLY = "describe the image in detail"
 
 
 @dataclass(frozen=True)
@@ -128,3 +133,57 @@ class ShapesDataset(Dataset):
     def _question(self, scene: Scene, rng: np.random.Generator) -> Question:
         weights = self.question_weights
         return sample_question(scene, rng, None if weights is None else _draw(rng, weights, question_kinds(scene)))
+
+
+class ShapesPictures(Dataset):
+    """
+    The scenes as captions and images to learn to generate.
+
+    Args:
+        scenes: what is drawn and said.
+    """
+
+    def __init__(self, scenes: ShapesDataset):
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Record:
+        scene = self.scenes[index]
+        key = f"shapes/{self.scenes.split}/{self.scenes.seed}/{index}"
+        return Record(key, target=Image.fromarray(scene.image), prompt=scene.caption)
+
+
+class ShapesConversations(Dataset):
+    """
+    The scenes as conversations: about an image, or about a prompt and the picture it calls for.
+
+    Of an image, the questions are asked, then both descriptions. A prompt in words is a generation request answered
+    with a plan of the picture, then the questions are asked about that picture. A short prompt is answered with the
+    full description, so that its words come to mean a whole arrangement: which colour goes with which shape, who
+    stands where. A full description is answered with the plain one.
+
+    Args:
+        scenes: what is drawn and said, with at least one question each.
+        instruction: a generation request; `{caption}` stands for the prompt.
+        text_rate: share in [0, 1] of conversations that show no image.
+    """
+
+    def __init__(self, scenes: ShapesDataset, instruction: str, text_rate: float = 0.0):
+        self.scenes = scenes
+        self.instruction = instruction
+        self.text_rate = text_rate
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Record:
+        scene = self.scenes[index]
+        key = f"shapes/{self.scenes.split}/{self.scenes.seed}/{index}"
+        turns = tuple((question.text, question.answer) for question in scene.questions)
+        if np.random.default_rng((self.scenes.seed, index, 1)).random() < self.text_rate:
+            plan = scene.description if scene.caption == scene.long_caption else scene.plan
+            return Record(key, turns=((self.instruction.replace("{caption}", scene.caption), plan), *turns))
+        turns += ((DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption))
+        return Record(key, images=(Image.fromarray(scene.image),), turns=turns)

@@ -51,16 +51,18 @@ def curves(history: Sequence[dict], path: Path) -> None:
 
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     names = sorted({name for entry in history for name in entry if name.startswith("eval_")})
-    figure = Figure(figsize=(10, 4))
+    figure = Figure(figsize=(12, 5))
     left, right = figure.subplots(1, 2)
-    left.plot(*zip(*losses, strict=True) if losses else ([], []))
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
+    left.plot(*zip(*losses, strict=True) if losses else ([], []), color="0.7", label="training")
     for name in names:
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
-        right.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("eval_"))
+        panel = left if name.startswith("eval_loss") else right
+        panel.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("eval_"))
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss, and held-out losses")
     right.set(xlabel="step", ylim=(0, 1), title="held-out evaluation")
-    if names:
-        right.legend(fontsize=7)
+    for panel in (left, right):
+        if panel.get_lines():
+            panel.legend(fontsize=7)
     figure.tight_layout()
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)

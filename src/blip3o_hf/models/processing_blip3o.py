@@ -143,8 +143,18 @@ class Blip3oProcessor(ProcessorMixin):
         content = [*content, {"type": "text", "text": self.instruction.replace("{caption}", caption)}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
+    def _without_end(self, caption: str, num_tokens: int) -> str:
+        """The caption without its last tokens; all of it where it has no more than these."""
+        starts = [start for start, _ in self.tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]]
+        return caption[: starts[-num_tokens]].rstrip() if num_tokens < len(starts) else caption
+
     def encode_prompts(
-        self, prompts: Sequence[str], images=None, raw: bool = False, training: bool = False
+        self,
+        prompts: Sequence[str],
+        images=None,
+        raw: bool = False,
+        training: bool = False,
+        truncation: bool = False,
     ) -> BatchFeature:
         """
         Prompts for `encode_condition`: instruction, chat template, left padding, `[IMG]` at the end.
@@ -155,6 +165,8 @@ class Blip3oProcessor(ProcessorMixin):
             raw: take `prompts` as they are, with no instruction and no template (the reference's null prompt is
                 the raw string `" "`).
             training: put `training_turn_end` before `[IMG]`; without effect on `raw` prompts.
+            truncation: cut the end of a caption that is too long for the context, never its template; otherwise it
+                is an error.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` `[B, L]`, and image inputs where there are images.
@@ -196,12 +208,20 @@ class Blip3oProcessor(ProcessorMixin):
             return_tensors="pt",
             return_mm_token_type_ids=False,
         )
-        longest = int(torch.as_tensor(inputs["attention_mask"]).sum(-1).max())
-        if self.max_prompt_length is not None and longest > self.max_prompt_length:
-            index = int(torch.as_tensor(inputs["attention_mask"]).sum(-1).argmax())
+        excess = [0] * len(prompts)
+        if self.max_prompt_length is not None:
+            lengths = torch.as_tensor(inputs["attention_mask"]).sum(-1)
+            excess = (lengths - self.max_prompt_length).clamp(min=0).tolist()
+        if truncation and any(excess):
+            shorter = [
+                self._without_end(prompt, n) if n else prompt for prompt, n in zip(prompts, excess, strict=True)
+            ]
+            return self.encode_prompts(shorter, images, raw, training, truncation=shorter != list(prompts))
+        if any(excess):
+            index = max(range(len(prompts)), key=excess.__getitem__)
             raise ValueError(
                 f"A prompt must fit the context: at most {self.max_prompt_length} tokens with its template. Prompt "
-                f"{index} has {longest}. Shorten it: {prompts[index][:60]!r}..."
+                f"{index} has {self.max_prompt_length + excess[index]}. Shorten it: {prompts[index][:60]!r}..."
             )
         return BatchFeature({name: value for name, value in inputs.items() if name != "token_type_ids"})
 

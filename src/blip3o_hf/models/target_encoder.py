@@ -6,32 +6,55 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
-from . import image_processing_eva_clip, modeling_eva_clip  # noqa: F401  so that the Auto classes know EVA-CLIP
+from .image_processing_eva_clip import EvaClipImageProcessor
 from .loading import load_complete
+from .modeling_eva_clip import EvaClipVisionModel
+from .original_layout import original_settings
 
 
-def load_target_encoder(folder: str) -> tuple[PreTrainedModel, object]:
+def load_target_encoder(
+    folder: str, subfolder: str = "", dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, object]:
     """
     The vision tower saved in `folder`, frozen and in evaluation mode, and its image processor.
 
     Args:
         folder: what `save_pretrained` of any vision tower that `AutoModel` knows wrote (CLIP, SigLIP, EVA-CLIP), with
-            its image processor. Of a model with text and vision, such as CLIP whole, the vision tower is taken.
+            its image processor. Of a model with text and vision, such as CLIP whole, the vision tower is taken. Of a
+            published BLIP3-o, the EVA-CLIP among its tensors is taken.
+        subfolder: where in `folder`, unless that is a published BLIP3-o.
+        dtype: of the weights; by default that of the file.
 
     Raises:
         ValueError: naming the tensors that are missing.
     """
-    config = AutoConfig.from_pretrained(folder)
+    settings = {} if dtype is None else {"dtype": dtype}
+    if original_settings(folder) is not None:
+        encoder = EvaClipVisionModel.from_pretrained(folder, **settings)
+        return encoder.eval().requires_grad_(False), EvaClipImageProcessor()
+    config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
     config = getattr(config, "vision_config", config)
-    encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config)
-    return encoder.eval().requires_grad_(False), AutoImageProcessor.from_pretrained(folder, backend="pil")
+    encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config, subfolder=subfolder, **settings)
+    image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
+    return encoder.eval().requires_grad_(False), image_processor
 
 
 def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
     """uint8 images `[H, W, 3]` of one size as a batch `[B, 3, H, W]`, fp32 in [0, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+
+
+def crop(image_processor, images: Sequence[Image.Image]) -> torch.Tensor:
+    """
+    RGB images of any size as the encoder sees them, before its colours are normalised: resized and cropped.
+
+    Returns:
+        `torch.Tensor` `[B, 3, H, W]`, fp32 in [0, 1].
+    """
+    return image_processor(images, do_normalize=False, return_tensors="pt")["pixel_values"].float()
 
 
 def normalize(image_processor, images: torch.Tensor) -> torch.Tensor:
@@ -62,7 +85,7 @@ def extract_features(encoder: PreTrainedModel, pixel_values: torch.Tensor, featu
     Raises:
         ValueError: when the encoder's grid is no multiple of `feature_size`.
     """
-    tokens = encoder(pixel_values=pixel_values).last_hidden_state
+    tokens = encoder(pixel_values=pixel_values.to(encoder.dtype)).last_hidden_state.to(pixel_values.dtype)
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1]:
         tokens = tokens[:, 1:]

@@ -40,6 +40,11 @@ def keep_newest(folder: str | Path, number: int | None) -> None:
         _delete(checkpoint)
 
 
+def has_complete_checkpoint(folder: str | Path) -> bool:
+    """Whether there is one to resume from."""
+    return any(_is_complete(checkpoint) for checkpoint in _by_step(folder))
+
+
 def last_complete_checkpoint(folder: str | Path) -> str:
     """
     The newest complete `checkpoint-*` in `folder`; one that was interrupted while being written is passed over.

@@ -1,46 +1,47 @@
-"""Conversations about pictures and texts as inputs and labels: only answers are learned."""
+"""Conversations as inputs and labels: only answers are learned."""
 
 from collections.abc import Sequence
 
 import torch
 
-from ..data.shapes import IMAGE_SIZE
-from ..data.shapes_dataset import ShapesRecord
+from ..data.records import Record
 from ..models.processing_blip3o import Blip3oProcessor
 
 IGNORED = -100
-DESCRIBE = "describe the image"
-DESCRIBE_FULLY = "describe the image in detail"
 
 
 class Conversations:
     """
-    Turns records into conversations, and these into batches.
+    Turns records of understanding into batches for the backbone.
 
     Args:
         processor: of the backbone that answers.
         max_length: longest conversation in tokens; the end of a longer one is cut.
-        text_rate: share in [0, 1] of a batch's records that are spoken of without showing the picture.
     """
 
-    def __init__(self, processor: Blip3oProcessor, max_length: int, text_rate: float):
+    def __init__(self, processor: Blip3oProcessor, max_length: int):
         self.processor = processor
         self.max_length = max_length
-        self.text_rate = text_rate
 
-    def collate(self, records: Sequence[ShapesRecord]) -> dict[str, torch.Tensor]:
-        """A batch for the backbone, with labels; the first records are those about text."""
-        num_text = round(self.text_rate * len(records))
-        conversations = [self.about_text(record) for record in records[:num_text]]
-        conversations += [self.about_image(record) for record in records[num_text:]]
-        encoded = [self.encode(turns) for turns in conversations]
+    def collate(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """
+        A batch for the backbone, with labels.
+
+        Raises:
+            ValueError: when the images of a record alone do not fit `max_length`.
+        """
+        images = [image for record in records for image in record.images]
+        pixels = self.processor.image_processor(images, return_tensors="pt") if images else {}
+        encoded, first = [], 0
+        for record in records:
+            slots = [self.processor.replace_image_token(pixels, first + i) for i in range(len(record.images))]
+            first += len(record.images)
+            encoded.append(self.encode(record, slots))
         longest = max(len(ids) for ids, _ in encoded)
         pad = self.processor.tokenizer.pad_token_id
         input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
         labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded])
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
-        images = [record.image for record in records[num_text:]]
-        pixels = self.processor.image_processor(images, return_tensors="pt") if images else {}
         return {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
@@ -49,30 +50,21 @@ class Conversations:
             **pixels,
         }
 
-    def about_image(self, record: ShapesRecord) -> list[tuple[str, str]]:
-        """The record's questions about its picture, then both descriptions of it."""
-        placeholder = "<|vision_start|>" + self._image_slots + "<|vision_end|>"
-        turns = [(question.text, question.answer) for question in record.questions]
-        turns += [(DESCRIBE, record.description), (DESCRIBE_FULLY, record.long_caption)]
-        return [(placeholder + turns[0][0], turns[0][1]), *turns[1:]]
-
-    def about_text(self, record: ShapesRecord) -> list[tuple[str, str]]:
+    def encode(self, record: Record, slots: Sequence[str]) -> tuple[list[int], list[int]]:
         """
-        A generation request answered with a plan of the picture, then questions about that picture.
+        Token ids of a conversation, and labels for the assistant's words and the token that ends its turn.
 
-        A short prompt is answered with the full description, so that its words come to mean a whole arrangement: which
-        colour goes with which shape, who stands where. A full description is answered with the plain one.
+        Args:
+            record: of understanding; its images come before the first question.
+            slots: the placeholders of each image.
         """
-        plan = record.description if record.caption == record.long_caption else record.plan
-        request = self.processor.instruction.replace("{caption}", record.caption)
-        return [(request, plan), *((question.text, question.answer) for question in record.questions)]
-
-    def encode(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation, and labels for the assistant's words and the token that ends its turn."""
-        messages = [{"role": "user", "content": turns[0][0]}]
-        opening = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        parts = [opening, turns[0][1] + "<|im_end|>"]
-        for question, answer in turns[1:]:
+        pictures = "".join(f"<|vision_start|>{slot}<|vision_end|>" for slot in slots)
+        (question, answer), *further = record.turns
+        opening = self.processor.apply_chat_template(
+            [{"role": "user", "content": pictures + question}], add_generation_prompt=True
+        )
+        parts = [opening, answer + "<|im_end|>"]
+        for question, answer in further:
             parts += [f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", answer + "<|im_end|>"]
         ids: list[int] = []
         labels: list[int] = []
@@ -80,10 +72,9 @@ class Conversations:
         for index, part_ids in enumerate(tokenized):
             ids += part_ids
             labels += part_ids if index % 2 else [IGNORED] * len(part_ids)
+        if self.processor.image_token_id in ids[self.max_length :]:
+            raise ValueError(
+                f"The images of a conversation must fit `max_length`, {self.max_length} tokens. Those of {record.key} "
+                f"do not. Raise it, or give smaller images."
+            )
         return ids[: self.max_length], labels[: self.max_length]
-
-    @property
-    def _image_slots(self) -> str:
-        image_processor = self.processor.image_processor
-        side = IMAGE_SIZE // (image_processor.patch_size * image_processor.merge_size)
-        return self.processor.image_token * side**2

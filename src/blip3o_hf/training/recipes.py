@@ -52,6 +52,25 @@ def check_keys(given, known, where: str) -> None:
             raise ValueError(f"Unknown key '{key}' in {where}.{hint} Available: {', '.join(sorted(known))}.")
 
 
+def override(content: dict[str, Any], text: str) -> None:
+    """
+    Replace one value of a recipe's content.
+
+    Args:
+        text: `key=value` or `section.key=value`; the value is YAML.
+
+    Raises:
+        ValueError: when there is no `=`.
+    """
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"An override must be written key=value. Got {text!r}. Example: training.seed=1.")
+    *sections, name = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+    content[name] = yaml.safe_load(value)
+
+
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     Read a recipe.
@@ -73,15 +92,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"A recipe must be valid YAML. {path} is not: {error}. Correct that line.") from error
     if not isinstance(content, dict):
         raise ValueError(f"A recipe must be a mapping of keys. {path} holds {type(content).__name__}. See recipes/.")
-    for override in overrides or []:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise ValueError(f"An override must be written key=value. Got {override!r}. Example: training.seed=1.")
-        *sections, name = key.split(".")
-        target = content
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[name] = yaml.safe_load(value)
+    for text in overrides or []:
+        override(content, text)
     known = {f.name for f in fields(Recipe)} - {"source"}
     check_keys(content, known, str(path))
     for key in ("stage", "output_dir"):

@@ -93,7 +93,8 @@ class AverageCallback(TrainerCallback):
 
 class CompleteCallback(TrainerCallback):
     """
-    Marks a checkpoint as complete after every process wrote its part, and only then deletes older ones.
+    Adds the processor to a checkpoint, marks it as complete after every process wrote its part, and only then deletes
+    older ones.
 
     Args:
         trainer: whose processes are waited for.
@@ -107,7 +108,10 @@ class CompleteCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self.trainer.stage.processor is not None:
+                self.trainer.stage.processor.save_pretrained(folder)
+            mark_complete(folder)
             keep_newest(args.output_dir, self.number)
 
 

@@ -1,0 +1,34 @@
+"""Stages as data: what each one builds, what trains and what is frozen, which loss applies, what it leaves behind."""
+
+from ..recipes import Recipe, check_keys
+from .base import Stage
+from .decoder import DecoderStage
+from .encoder import EncoderStage
+from .generation import GenerationStage
+from .joint import JointStage
+from .understanding import UnderstandingStage
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage for stage in (EncoderStage, DecoderStage, UnderstandingStage, GenerationStage, JointStage)
+}
+
+
+def build_stage(recipe: Recipe) -> Stage:
+    """
+    Raises:
+        ValueError: when the recipe names an unknown stage.
+    """
+    check_keys([recipe.stage], STAGES, f"key 'stage' of {recipe.source or 'the recipe'}")
+    return STAGES[recipe.stage](recipe)
+
+
+__all__ = [
+    "STAGES",
+    "DecoderStage",
+    "EncoderStage",
+    "GenerationStage",
+    "JointStage",
+    "Stage",
+    "UnderstandingStage",
+    "build_stage",
+]

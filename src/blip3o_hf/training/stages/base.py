@@ -1,0 +1,112 @@
+"""What every stage has in common."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+from transformers import PreTrainedModel
+
+from ...assets import resolve_model
+from ...data.mixture import MIXTURE_KEYS, open_mixture
+from ...data.records import Record
+from ...data.shapes_dataset import ShapesDataset, ShapesPictures
+from ...models.processing_blip3o import Blip3oProcessor
+from ..recipes import Recipe, check_keys
+
+
+class Stage:
+    """
+    Base of all stages.
+
+    A stage reads a recipe, builds the module to train (`build`), turns records into batches (`collate`), computes
+    the loss (`loss`), and writes the trained part (`save`). Parameters with `requires_grad` train; nothing else does.
+
+    Its records are those of `data.sources`, as `data.mixture.open_mixture` reads them, or else of the tiny world.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    optional_inputs: ClassVar[tuple[str, ...]] = ()
+    model_keys: ClassVar[tuple[str, ...]] = ()
+    world_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "family_weights")
+    source_keys: ClassVar[tuple[str, ...]] = MIXTURE_KEYS
+    evaluation_keys: ClassVar[tuple[str, ...]] = ()
+    num_questions: ClassVar[int] = 0
+    encoder: PreTrainedModel | None = None
+    """The frozen target encoder, where a stage has one; the Trainer puts it on the training device."""
+    processor: Blip3oProcessor | None = None
+    """What prepares prompts for the model, where it reads any; every checkpoint holds it."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.where = recipe.source or "the recipe"
+        check_keys(recipe.inputs, (*self.inputs, *self.optional_inputs), f"section 'inputs' of {self.where}")
+        check_keys(recipe.model, self.model_keys, f"section 'model' of {self.where}")
+        data_keys = self.world_keys if self.is_world else self.source_keys
+        check_keys(recipe.data, data_keys, f"section 'data' of {self.where}")
+        check_keys(recipe.evaluation, self.evaluation_keys, f"section 'evaluation' of {self.where}")
+        for name in self.inputs:
+            if name not in recipe.inputs:
+                raise ValueError(
+                    f"Stage '{self.name}' starts from the folder '{name}'. {self.where} names none. Add it to "
+                    f"'inputs'."
+                )
+        self.folders = {name: self._find(name, given) for name, given in recipe.inputs.items()}
+        self.arguments = recipe.training_arguments()
+
+    def _find(self, name: str, given: str) -> str:
+        try:
+            return resolve_model(given)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"Stage '{self.name}' starts from '{name}' in {given}. There is no such folder. Run the stage that "
+                f"writes it first, or name a Hub repository."
+            ) from error
+
+    @property
+    def is_world(self) -> bool:
+        """Whether the records are the tiny world's."""
+        return "sources" not in self.recipe.data
+
+    def _check_config(self, given: dict[str, Any], config_class: type, section: str) -> None:
+        """Settings of a library's config class are checked here: the class itself would take any key."""
+        known = {field.name for field in fields(config_class)}
+        check_keys(given, known, f"section '{section}' of {self.where}")
+
+    def build(self) -> nn.Module:
+        raise NotImplementedError
+
+    def scenes(self) -> ShapesDataset:
+        """The tiny world that the recipe describes."""
+        known = ("length", "seed", "long_caption_rate", "family_weights", "question_weights")
+        settings = {key: value for key, value in self.recipe.data.items() if key in known}
+        return ShapesDataset(**settings, num_questions=self.num_questions)
+
+    def dataset(self) -> Dataset | IterableDataset:
+        """The records to learn from: captions and images, unless a stage says otherwise."""
+        return ShapesPictures(self.scenes()) if self.is_world else open_mixture(self.recipe.data)
+
+    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """
+        The loss of a batch.
+
+        Args:
+            model: what `build` returned, wrapped for several processes where there are.
+            batch: what `collate` returned.
+            generators: at least one for each record, to draw what is random about it.
+        """
+        raise NotImplementedError
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Losses on held-out records, the same ones and without chance at every call; none by default."""
+        return {}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        raise NotImplementedError

@@ -1,0 +1,197 @@
+"""The stage `generation`: queries and transformer learn to generate the target encoder's features."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from ...data.mixture import open_mixture
+from ...data.records import Record, targets
+from ...data.shapes_dataset import ShapesDataset, ShapesPictures
+from ...models.configuration_blip3o import Blip3oConfig
+from ...models.modeling_blip3o import Blip3oForConditionalGeneration
+from ...models.processing_blip3o import Blip3oProcessor
+from ...models.target_encoder import crop, extract_features, load_target_encoder, normalize
+from ..recipes import check_keys
+from .base import Stage
+
+VALIDATION_RECORDS = 64
+VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+STATISTICS_IMAGES = 2048
+PARTS = ("queries", "transformer")
+# What the published reconstruction data asks for.
+RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
+
+
+class GenerationStage(Stage):
+    """
+    Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o.
+
+    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`.
+    """
+
+    name = "generation"
+    optional_inputs = ("model", "backbone", "encoder", "decoder")
+    size_keys = (
+        "transformer",
+        "num_queries",
+        "objective",
+        "feature_size",
+        "standardize_features",
+        "initializer_range",
+    )
+    noise_keys = ("condition_dropout", "noise_distribution", "noise_shift")
+    model_keys = (*size_keys, *noise_keys, "train", "frozen_dtype")
+    evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        if ("model" in recipe.inputs) == ("backbone" in recipe.inputs):
+            raise ValueError(
+                f"Stage '{self.name}' starts from a whole model or from a backbone. {self.where} names "
+                f"{'both' if 'model' in recipe.inputs else 'neither'}. Put a BLIP3-o under 'inputs.model' to train "
+                f"it further, or a vision-language model under 'inputs.backbone' to build on it."
+            )
+        if "backbone" in recipe.inputs and "encoder" not in recipe.inputs:
+            raise ValueError(
+                f"Stage '{self.name}' on a new backbone needs a target encoder. {self.where} names none. Put its "
+                f"folder under 'inputs.encoder'."
+            )
+        for key in recipe.model:
+            if "model" in recipe.inputs and key in self.size_keys:
+                raise ValueError(
+                    f"A model that is trained further keeps its sizes. {self.where} sets 'model.{key}' and "
+                    f"'inputs.model'. Leave it out, or start from 'inputs.backbone'."
+                )
+        self.trained_parts = tuple(recipe.model.get("train", PARTS))
+        check_keys(self.trained_parts, PARTS, f"key 'model.train' of {self.where}")
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        name = recipe.model.get("frozen_dtype", "float32")
+        check_keys([name], dtypes, f"key 'model.frozen_dtype' of {self.where}")
+        self.frozen_dtype = dtypes[name]
+
+    # The model
+
+    def build(self):
+        self.encoder, self.image_processor = self._load_encoder()
+        model = self._load_model() if "model" in self.folders else self._new_model()
+        self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - model.config.num_queries
+        model.requires_grad_(False)
+        self._unfreeze(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.frozen_dtype)
+        return model
+
+    def _unfreeze(self, model: Blip3oForConditionalGeneration) -> None:
+        for part in self.trained_parts:
+            if part == "transformer" and not model.config.uses_transformer:
+                part = "feature_head"
+            getattr(model, part).requires_grad_(True)
+
+    def _load_encoder(self):
+        if "encoder" in self.folders:
+            return load_target_encoder(self.folders["encoder"], dtype=self.frozen_dtype)
+        return load_target_encoder(self.folders["model"], subfolder="target_encoder", dtype=self.frozen_dtype)
+
+    @property
+    def _attention(self) -> str:
+        """On a CPU plain matrix products train several times faster than the fused kernel."""
+        return "eager" if self.arguments.use_cpu else "sdpa"
+
+    def _load_model(self) -> Blip3oForConditionalGeneration:
+        folder = self.folders["model"]
+        self.processor = Blip3oProcessor.from_pretrained(folder)
+        model = Blip3oForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=self._attention
+        )
+        for key in self.noise_keys:
+            if key in self.recipe.model:
+                setattr(model.config, key, self.recipe.model[key])
+        return model
+
+    def _new_model(self) -> Blip3oForConditionalGeneration:
+        folder = self.folders["backbone"]
+        self.processor = Blip3oProcessor.from_pretrained(folder)
+        known = (*self.size_keys, *self.noise_keys)
+        settings = {key: value for key, value in self.recipe.model.items() if key in known}
+        statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
+        config = Blip3oConfig(
+            backbone_config=AutoConfig.from_pretrained(folder),
+            transformer_config=settings.pop("transformer", None),
+            feature_dim=self.encoder.config.hidden_size,
+            **settings,
+            **statistics,
+        )
+        return Blip3oForConditionalGeneration.from_backbone(folder, config, attn_implementation=self._attention)
+
+    def _feature_statistics(self) -> dict[str, list[float]]:
+        """Mean and standard deviation of each channel of the target features over training images."""
+        world = ShapesPictures(ShapesDataset(length=STATISTICS_IMAGES, seed=2))
+        records = world if self.is_world else open_mixture(self.recipe.data)
+        features = []
+        images = (targets([record])[0] for record in islice(iter(records), STATISTICS_IMAGES))
+        while batch := list(islice(images, 64)):
+            features.append(self._features(normalize(self.image_processor, crop(self.image_processor, batch))))
+        features = torch.cat(features)
+        return {
+            "feature_mean": features.mean(dim=(0, 2, 3)).tolist(),
+            "feature_std": features.std(dim=(0, 2, 3)).tolist(),
+        }
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return extract_features(self.encoder, pixel_values, self.recipe.model.get("feature_size", 8))
+
+    # Batches
+
+    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
+        images = [list(record.images) for record in records]
+        prompts = self.processor.encode_prompts(
+            [record.prompt or RECONSTRUCTION_PROMPT for record in records],
+            images=images if any(images) else None,
+            training=True,
+            truncation=True,
+        )
+        return {
+            **prompts,
+            "target_pixel_values": normalize(self.image_processor, crop(self.image_processor, targets(records))),
+        }
+
+    def loss(self, model, batch, generators):
+        features = self._features(batch.pop("target_pixel_values"))
+        settings = {"num_noise_draws": self.arguments.noise_draws, "generator": generators[: len(features)]}
+        return model(**batch, target_features=features, **settings).loss
+
+    def _validation_records(self) -> list[Record]:
+        """The tiny world's held-out scenes, or what `evaluation.sources` holds."""
+        if self.is_world:
+            data = ShapesPictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"))
+        elif "sources" in self.recipe.evaluation:
+            data = open_mixture({"sources": self.recipe.evaluation["sources"]})
+        else:
+            return []
+        return [data[index] for index in range(min(len(data), VALIDATION_RECORDS))]
+
+    def validate(self, model):
+        """The flow-matching loss by noise level, on held-out records and fixed noise."""
+        records = self._validation_records()
+        if not records or not model.config.uses_transformer:
+            return {}
+        batch = GenerationStage.collate(self, records)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        features = self._features(batch.pop("target_pixel_values"))
+        condition = model.encode_condition(**batch)
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
+        losses = {}
+        for sigma in VALIDATION_NOISE_LEVELS:
+            levels = torch.full((len(features),), sigma, device=features.device)
+            output = model(condition=condition, target_features=features, noise=noise, sigma=levels)
+            losses[f"loss_at_noise_{sigma}"] = output.loss.item()
+        return losses
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
