@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..assets import resolve_model
+    from ..data.mixture import open_mixture
     from ..training.checkpoints import has_complete_checkpoint
     from .train import run as train
 
     output = Path(arguments.output)
     recipes = make_recipes(arguments, resolve_model(arguments.model), output)
+    open_mixture(recipes["generation"]["data"])  # what is wrong with the data is said before anything is written
     for name, recipe in recipes.items():
         path = write_recipe(recipe, output / f"{name}.yaml")
         resume = arguments.resume and has_complete_checkpoint(output / name / "checkpoints")

@@ -1,0 +1,128 @@
+"""Fine-tuning on one's own images: what moves, what stays, what is left behind."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_model_path
+from blip3o_hf.cli import main
+from blip3o_hf.training.recipes import Recipe
+from blip3o_hf.training.stages import build_stage
+from blip3o_hf.training.trainer import Blip3oTrainer
+
+PACKAGED = packaged_model_path("blip3o-tiny")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Images of several sizes and modes, with captions."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = []
+    kinds = {"RGB": (90, 64), "L": (64, 64), "RGBA": (40, 120), "P": (300, 200)}
+    for index, (mode, size) in enumerate(kinds.items()):
+        Image.effect_noise(size, 60).convert(mode).save(folder / f"{index}.png")
+        rows.append({"file_name": f"{index}.png", "caption": f"a grey noise number {index}"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def make_recipe(photos, tmp_path):
+    def make(model=None, sources=None, **training):
+        return Recipe(
+            stage="generation",
+            output_dir=str(tmp_path / "out"),
+            inputs={"model": "blip3o-tiny"},
+            model=model or {},
+            data={"sources": sources or [{"path": str(photos)}]},
+            training={
+                "max_steps": 2,
+                "per_device_train_batch_size": 2,
+                "learning_rate": 1e-2,
+                "use_cpu": True,
+                "disable_tqdm": True,
+                "report_to": "none",
+                "remove_unused_columns": False,
+                **training,
+            },
+        )
+
+    return make
+
+
+def weights(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("train", [["queries", "transformer"], ["transformer"], ["queries"]])
+def test_only_the_parts_that_train_move(make_recipe, train):
+    trainer = Blip3oTrainer(build_stage(make_recipe({"train": train})))
+    before = weights(trainer.model)
+    trainer.train()
+    moved = {name.partition(".")[0] for name, value in weights(trainer.model).items() if (value != before[name]).any()}
+    assert moved == set(train)
+    packaged = weights(Blip3oForConditionalGeneration.from_pretrained(PACKAGED, dtype=torch.float32))
+    assert all(torch.equal(before[name], value) for name, value in packaged.items())
+
+
+def test_frozen_parts_may_be_in_bfloat16(make_recipe):
+    trainer = Blip3oTrainer(build_stage(make_recipe({"frozen_dtype": "bfloat16"}, bf16=True)))
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.dtype is (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+    assert trainer.stage.encoder.dtype is torch.bfloat16
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_edits_and_reconstructions_train_beside_captions(make_recipe, photos, tmp_path):
+    rows = [
+        {"images": ["0.png"], "target": "1.png", "prompt": "make it square"},
+        {"images": ["0.png", "2.png"], "target": "3.png", "prompt": "put both together"},
+    ]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edits = {"path": str(tmp_path / "edits.jsonl"), "image_root": str(photos)}
+    sources = [edits, {"path": str(photos)}, {"path": str(photos), "reconstruct": True}]
+    recipe = make_recipe(sources=sources, max_steps=1, per_device_train_batch_size=10)
+    trainer = Blip3oTrainer(build_stage(recipe))
+    records = [trainer.train_dataset[index] for index in range(10)]
+    assert {record.kind for record in records} == {"editing", "generation", "reconstruction"}
+    assert len(trainer.stage.collate(records)["image_grid_thw"]) == sum(len(record.images) for record in records)
+    trainer.train()
+    assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["train_loss"]))
+
+
+def test_answers_are_refused_by_name(make_recipe, tmp_path):
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"turns": [["1 + 1?", "2"]]}) + "\n")
+    trainer = Blip3oTrainer(build_stage(make_recipe(sources=[{"path": str(tmp_path / "chat.jsonl")}])))
+    with pytest.raises(ValueError, match=r"Generation learns from images with captions\. .*chat\.jsonl:1 is a record"):
+        trainer.train()
+
+
+def test_one_command_leaves_recipes_and_a_pipeline_that_draws(photos, tmp_path):
+    out = tmp_path / "mine"
+    command = ["finetune", "--data", str(photos), "--output", str(out), "--steps", "2", "--decoder-steps", "2"]
+    command += ["--batch-size", "2", "--prompts", "a grey noise", "--", "training.save_steps=1"]
+    assert main(command) == 0
+    assert main([*command[:-2], "--resume", *command[-2:]]) == 0
+    recipe = yaml.safe_load((out / "generation.yaml").read_text())
+    assert recipe["inputs"] == {"model": "blip3o-tiny", "decoder": str(out / "decoder")}
+    assert recipe["training"]["max_steps"] == 2 and recipe["training"]["muon_learning_rate"] > 0
+    pipe = Blip3oPipeline.from_pretrained(out / "generation" / "pipeline")
+    before = Blip3oPipeline.from_pretrained(PACKAGED)
+    for name in ("decoder", "transformer"):
+        old, new = (weights(getattr(each, name)) for each in (before, pipe))
+        assert any(not torch.equal(new[key].float(), value.float()) for key, value in old.items()), name
+    assert pipe("a grey noise", num_inference_steps=2).images[0].size == (64, 64)
+    assert Image.open(out / "generation" / "samples-2.png").width > 64
+    checkpoint = Blip3oForConditionalGeneration.from_pretrained(out / "generation" / "checkpoints" / "checkpoint-2")
+    assert (out / "generation" / "checkpoints" / "checkpoint-2" / "tokenizer.json").is_file()
+    assert checkpoint.config.num_queries == pipe.model.config.num_queries
+
+
+def test_data_that_does_not_exist_stops_before_anything_is_written(tmp_path, capsys):
+    assert main(["finetune", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert "There is none at" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
