@@ -29,6 +29,7 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
 from .conversations import DESCRIBE_FULLY, Conversations
+from .distributed import whole_weights
 from .recipes import Recipe, check_keys
 from .tokenizers import train_tokenizer
 
@@ -109,7 +110,15 @@ class Stage:
         """Losses on held-out records, the same ones and without chance at every call; none by default."""
         return {}
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """
+        Write the trained part.
+
+        Args:
+            model: what `build` returned.
+            folder: where to.
+            weights: the model's state dict; its own by default, which may hold partitions of them only.
+        """
         raise NotImplementedError
 
 
@@ -155,9 +164,11 @@ class EncoderStage(Stage):
     def loss(self, model, batch, generators):
         return model(**batch, return_loss=True).loss
 
-    def save(self, model, folder):
+    def save(self, model, folder, weights=None):
+        weights = model.state_dict() if weights is None else weights
+        prefix = "vision_model."
         tower = CLIPVisionModel(model.config.vision_config)
-        tower.load_state_dict(model.vision_model.state_dict())
+        tower.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
         tower.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 
@@ -190,7 +201,8 @@ class DecoderStage(Stage):
     evaluation_keys = ("per_family",)
 
     def build(self):
-        self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
+        with whole_weights(self.arguments):
+            self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
         settings = dict(self.recipe.model)
         self.feature_noise = settings.pop("feature_noise", 0.0)
         self.recolor_rate = settings.pop("recolor_rate", 0.0)
@@ -207,8 +219,10 @@ class DecoderStage(Stage):
         sample = model(features + level * scale * torch.randn_like(features)).sample
         return torch.nn.functional.mse_loss(sample.float(), 2 * images - 1)
 
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        decoder = Blip3oPatchDecoder.from_config(model.config)
+        decoder.load_state_dict(model.state_dict() if weights is None else weights)
+        decoder.save_pretrained(folder)
 
 
 class UnderstandingStage(Stage):
@@ -298,8 +312,8 @@ class UnderstandingStage(Stage):
     def loss(self, model, batch, generators):
         return model(**batch).loss
 
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        model.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
 
 
@@ -327,7 +341,8 @@ class GenerationStage(Stage):
     def _build(self, settings: dict[str, Any]) -> Blip3oForConditionalGeneration:
         folder = self.recipe.inputs["backbone"]
         self.processor = Blip3oProcessor.from_pretrained(folder)
-        self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
+        with whole_weights(self.arguments):
+            self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
         statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
             backbone_config=AutoConfig.from_pretrained(folder),
@@ -383,8 +398,8 @@ class GenerationStage(Stage):
             losses[f"loss_at_noise_{sigma}"] = output.loss.item()
         return losses
 
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        model.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)
 
 
