@@ -1,5 +1,6 @@
 """The cases of `test_distributed.py`, and the recipe of each."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +20,16 @@ class Case:
         engine: `"fsdp2"`, or the name of a file in recipes/deepspeed; DDP by default.
         accumulation: micro-batches of a step.
         resumes: the case whose checkpoint this one goes on from, and the checkpoint's step.
+        lora: whether it trains adapters on what the case `single` left.
+        spoiled: the step whose loss is not finite.
     """
 
     num_processes: int = 2
     engine: str | None = None
     accumulation: int = 1
     resumes: tuple[str, int] | None = None
+    lora: bool = False
+    spoiled: int | None = None
 
 
 ENGINES = {"ddp": None, "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "fsdp2": "fsdp2"}
@@ -33,6 +38,9 @@ CASES = {
     "accumulated": Case(1, accumulation=2),
     "ddp_accumulated": Case(accumulation=2),
     **{name: Case(engine=engine) for name, engine in ENGINES.items()},
+    "lora_single": Case(1, lora=True),
+    **{f"lora_{name}": Case(engine=name, lora=True) for name in ("zero2", "zero3", "fsdp2")},
+    **{f"spoiled_{name}": Case(engine=name, spoiled=3) for name in ("zero2", "zero3", "fsdp2")},
 }
 RESUMED = {f"{name}_from_{step}": replace(CASES[name], resumes=(name, step)) for name in ENGINES for step in (2, 4)}
 CASES |= RESUMED
@@ -59,12 +67,20 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
     if case.engine == "fsdp2":
         training |= {"fsdp": True, "fsdp_config": str(RECIPES / "accelerate" / "fsdp2.json")}
     elif case.engine:
-        training["deepspeed"] = str(RECIPES / "deepspeed" / f"{case.engine}.json")
+        settings = json.loads((RECIPES / "deepspeed" / f"{case.engine}.json").read_text())
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # so small weights are partitioned, too
+        training["deepspeed"] = settings
     return Recipe(
         stage="generation",
         output_dir=str(folder),
-        inputs={name: str(inputs / name) for name in ("backbone", "encoder", "decoder")},
-        model={
+        inputs={
+            "encoder": str(inputs / "encoder"),
+            "decoder": str(inputs / "decoder"),
+            **({"model": str(folder.parent / "single")} if case.lora else {"backbone": str(inputs / "backbone")}),
+        },
+        model={"lora": {"parts": ["transformer", "backbone"], "rank": 4}}
+        if case.lora
+        else {
             "num_queries": 4,
             "condition_dropout": 0.1,
             "transformer": {

@@ -17,8 +17,18 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from tests.training.distributed_cases import CASES, make_recipe
 
+from blip3o_hf.cli.stage_evaluation import build_pipeline
 from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer
+from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback
+
+
+def draw(stage, model) -> float:
+    """The norm of sampled features."""
+    pipeline = build_pipeline(stage, model)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "generator": generator}
+    return pipeline("two red circles", output_type="features", **arguments).image_features.norm().item()
 
 
 def train(inputs: Path, out: Path, name: str) -> None:
@@ -29,14 +39,23 @@ def train(inputs: Path, out: Path, name: str) -> None:
         # accelerate knows FSDP on accelerators only, although it runs on gloo.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = Blip3oTrainer(stage)
+    if case.spoiled is not None:
+        plain = trainer.compute_loss
+        trainer.compute_loss = lambda *args, **kwargs: plain(*args, **kwargs) * (
+            float("nan") if trainer.state.global_step + 1 == case.spoiled else 1.0
+        )
     checkpoint = None
     if case.resumes is not None:
         checkpoint = out / case.resumes[0] / "checkpoints" / f"checkpoint-{case.resumes[1]}"
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.run_evaluation(lambda model, step: {"drawn": draw(stage, model)})
     trainer.save_result()
     if trainer.is_world_process_zero():
+        spikes = next(one for one in trainer.callback_handler.callbacks if isinstance(one, SpikeCallback))
         summary = {
+            "left_out": spikes.skipped,
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "evaluation": trainer.state.log_history[-1],
             "engine": type(trainer.model_wrapped).__name__,
             "distributed_type": trainer.accelerator.state.distributed_type.value,
             "num_processes": trainer.accelerator.num_processes,

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterable
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -89,3 +90,18 @@ def forget_gathered(model: nn.Module) -> None:
     partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
     if partitioned:
         partitioned[0].partition(partitioned)
+
+
+@contextlib.contextmanager
+def whole_model(model: nn.Module, accelerator: Accelerator):
+    """Within the block, every process holds all of a model that FSDP2 cut up, whose parts can then be called alone."""
+    pieces = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for piece in pieces:
+        piece.set_reshard_after_forward(False, recurse=False)
+        piece.unshard()
+    try:
+        yield
+    finally:
+        for piece in pieces:
+            piece.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False)
+            piece.reshard()

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from peft import get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..data.shapes import IMAGE_SIZE
 from ..data.shapes_dataset import ShapesDataset, ShapesRecord
+from ..models.adapters import lora_config, read_lora, write_lora
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -318,10 +321,17 @@ class UnderstandingStage(Stage):
 
 
 class GenerationStage(Stage):
-    """Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o."""
+    """
+    Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o.
+
+    It starts on a trained `backbone`, or goes on from a whole `model`. With `model.lora` that model stays as it is,
+    adapters train on it ([`~models.adapters.lora_config`]), and adapters are what is left: in PEFT's form, and as the
+    one file that a pipeline's `load_lora_weights` reads.
+    """
 
     name = "generation"
-    inputs = ("backbone", "encoder", "decoder")
+    inputs = ("encoder", "decoder")
+    optional_inputs = ("backbone", "model")
     model_keys = (
         "transformer",
         "num_queries",
@@ -332,28 +342,60 @@ class GenerationStage(Stage):
         "noise_shift",
         "standardize_features",
         "initializer_range",
+        "lora",
     )
+    lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
     evaluation_keys = ("per_family", "num_inference_steps", "guidance_scale")
 
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        where = recipe.source or "the recipe"
+        if ("backbone" in recipe.inputs) == ("model" in recipe.inputs):
+            raise ValueError(
+                f"Stage '{self.name}' starts from one model. {where} names "
+                f"{'two' if 'model' in recipe.inputs else 'none'}. Name a trained backbone under 'inputs.backbone', or "
+                f"a whole BLIP3-o to go on from under 'inputs.model'."
+            )
+        if "model" in recipe.inputs:
+            check_keys(recipe.model, ("lora",), f"section 'model' of {where}, which goes on from 'inputs.model'")
+        elif "lora" in recipe.model:
+            raise ValueError(
+                f"LoRA adapts a trained model. {where} has 'model.lora', and starts from a backbone. Name a whole "
+                f"BLIP3-o under 'inputs.model' in the place of 'inputs.backbone'."
+            )
+        self.lora = recipe.model.get("lora")
+        check_keys(self.lora or {}, self.lora_keys, f"section 'model.lora' of {where}")
+
     def build(self):
-        return self._build(dict(self.recipe.model))
+        model = self._build(dict(self.recipe.model))
+        if self.lora is not None:
+            model = get_peft_model(model, lora_config(model, **self.lora))
+        if self.arguments.deepspeed_plugin is None:  # DeepSpeed keeps fp32 copies of its own
+            for parameter in model.parameters():
+                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+        return model
 
     def _build(self, settings: dict[str, Any]) -> Blip3oForConditionalGeneration:
-        folder = self.recipe.inputs["backbone"]
-        self.processor = Blip3oProcessor.from_pretrained(folder)
         with whole_weights(self.arguments):
             self.encoder, self.image_processor = load_target_encoder(self.recipe.inputs["encoder"])
-        statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
-        config = Blip3oConfig(
-            backbone_config=AutoConfig.from_pretrained(folder),
-            transformer_config=settings.pop("transformer", None),
-            feature_dim=self.encoder.config.hidden_size,
-            **settings,
-            **statistics,
-        )
-        model = Blip3oForConditionalGeneration.from_backbone(folder, config, attn_implementation="eager")
+        folder = self.recipe.inputs.get("model") or self.recipe.inputs["backbone"]
+        self.processor = Blip3oProcessor.from_pretrained(folder)
+        if "model" in self.recipe.inputs:
+            model = Blip3oForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+        else:
+            self.feature_size = settings.get("feature_size", 8)
+            statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
+            config = Blip3oConfig(
+                backbone_config=AutoConfig.from_pretrained(folder),
+                transformer_config=settings.pop("transformer", None),
+                feature_dim=self.encoder.config.hidden_size,
+                **settings,
+                **statistics,
+            )
+            model = Blip3oForConditionalGeneration.from_backbone(folder, config, attn_implementation="eager")
+        self.feature_size = model.config.feature_size
         model.backbone.requires_grad_(False)
-        self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - config.num_queries
+        self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - model.config.num_queries
         return model
 
     def _feature_statistics(self, num_images: int = 2048) -> dict[str, list[float]]:
@@ -367,7 +409,7 @@ class GenerationStage(Stage):
         }
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return extract_features(self.encoder, pixel_values, self.recipe.model.get("feature_size", 8))
+        return extract_features(self.encoder, pixel_values, self.feature_size)
 
     def collate(self, records):
         prompts = self.processor.encode_prompts([record.caption for record in records], training=True)
@@ -400,6 +442,8 @@ class GenerationStage(Stage):
 
     def save(self, model, folder, weights=None):
         model.save_pretrained(folder, state_dict=weights)
+        if self.lora is not None:
+            write_lora(*read_lora(folder, PEFT_WEIGHT_NAME), folder)
         self.processor.save_pretrained(folder)
 
 
@@ -410,7 +454,14 @@ class JointStage(GenerationStage):
     """
 
     name = "joint"
-    model_keys = (*GenerationStage.model_keys, "max_length", "understanding_weight", "generation_weight")
+    inputs = ("backbone", "encoder", "decoder")
+    optional_inputs = ()
+    model_keys = (
+        *(key for key in GenerationStage.model_keys if key != "lora"),
+        "max_length",
+        "understanding_weight",
+        "generation_weight",
+    )
     data_keys = (*GenerationStage.data_keys, "text_rate", "question_weights", "understanding_rate")
     evaluation_keys = (*GenerationStage.evaluation_keys, "per_kind")
     num_questions = UnderstandingStage.num_questions

@@ -18,7 +18,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .checkpoints import delete_incomplete, keep_newest, mark_complete
-from .distributed import check_engine, forget_gathered, join_processes, local_parts
+from .distributed import check_engine, forget_gathered, join_processes, local_parts, whole_model
 from .optimizers import build_optimizer
 from .stages import Stage
 
@@ -355,7 +355,8 @@ class Blip3oTrainer(Trainer):
         """Evaluate the (averaged) model and log what comes back under `eval_`."""
         was_training = self.model.training
         self.model.eval()
-        with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        with self.averaged(), whole_model(self.model, self.accelerator), torch.no_grad(), eager:
             metrics = {**self.stage.validate(self.model), **evaluate(self.model, self.state.global_step)}
         self.model.train(was_training)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
