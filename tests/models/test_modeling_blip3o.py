@@ -285,12 +285,16 @@ def test_num_noise_draws_equals_explicit_repetition(model, prompts, assert_close
 
 
 def test_the_backbone_runs_once_for_all_noise_draws(model, prompts):
+    model.backbone.requires_grad_(False)
     batches = []
     model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: batches.append(kwargs["inputs_embeds"].shape[0]), with_kwargs=True
     )
     model(**prompts, target_features=make_targets(), num_noise_draws=4)
-    assert batches == [3, 3]
+    assert batches == [3, 3]  # the prompt, then the queries
+    model.backbone.requires_grad_(True)
+    model(**prompts, target_features=make_targets(), num_noise_draws=4)
+    assert batches == [3, 3, 3]  # both at once
 
 
 def test_condition_dropout_replaces_whole_conditions_by_zeros(make_model):

@@ -1,13 +1,15 @@
 """The cases of `test_distributed.py`, and the recipe of each."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blip3o_hf.training.recipes import Recipe
 
-DEEPSPEED = Path(__file__).parents[2] / "recipes" / "deepspeed"
+RECIPES = Path(__file__).parents[2] / "recipes"
 GLOBAL_BATCH = 4
 STEPS = 6
+STEPS_PER_EPOCH = 3
 
 
 @dataclass(frozen=True)
@@ -15,31 +17,37 @@ class Case:
     """
     Args:
         num_processes: over which a batch of four is spread.
-        deepspeed: name of a file in recipes/deepspeed.
+        engine: `"fsdp2"`, or the name of a file in recipes/deepspeed; DDP by default.
         accumulation: micro-batches of a step.
-        stop_after: step after which the run is interrupted and resumed.
+        resumes: the case whose checkpoint this one goes on from, and the checkpoint's step.
+        lora: whether it trains adapters on what the case `single` left.
+        spoiled: the step whose loss is not finite.
     """
 
-    num_processes: int
-    deepspeed: str | None = None
+    num_processes: int = 2
+    engine: str | None = None
     accumulation: int = 1
-    stop_after: int | None = None
+    resumes: tuple[str, int] | None = None
+    lora: bool = False
+    spoiled: int | None = None
 
 
+ENGINES = {"ddp": None, "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "fsdp2": "fsdp2"}
 CASES = {
     "single": Case(1),
     "accumulated": Case(1, accumulation=2),
-    "ddp": Case(2),
-    "ddp_accumulated": Case(2, accumulation=2),
-    "ddp_resumed": Case(2, stop_after=4),
-    "zero1": Case(2, "zero1"),
-    "zero2": Case(2, "zero2"),
-    "zero2_resumed": Case(2, "zero2", stop_after=4),
+    "ddp_accumulated": Case(accumulation=2),
+    **{name: Case(engine=engine) for name, engine in ENGINES.items()},
+    "lora_single": Case(1, lora=True),
+    **{f"lora_{name}": Case(engine=name, lora=True) for name in ("zero2", "zero3", "fsdp2")},
+    **{f"spoiled_{name}": Case(engine=name, spoiled=3) for name in ("zero2", "zero3", "fsdp2")},
 }
+RESUMED = {f"{name}_from_{step}": replace(CASES[name], resumes=(name, step)) for name in ENGINES for step in (2, 4)}
+CASES |= RESUMED
 
 
 def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
-    """Two passes over 12 records, so that the interruption at step 4 lies in the second."""
+    """Two passes over 12 records: checkpoint 2 lies in the middle of the first, checkpoint 4 in that of the second."""
     training = {
         "max_steps": STEPS,
         "save_steps": 2,
@@ -47,21 +55,35 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
         "per_device_train_batch_size": GLOBAL_BATCH // case.num_processes // case.accumulation,
         "gradient_accumulation_steps": case.accumulation,
         "learning_rate": 1e-2,
+        "adam_epsilon": 1e-3,  # otherwise Adam blows up the rounding of gradients that are nearly zero
         "lr_scheduler_type": "cosine",
         "noise_draws": 2,
+        "ema_decay": 0.9,
         "use_cpu": True,
         "disable_tqdm": True,
         "report_to": "none",
         "remove_unused_columns": False,
     }
-    if case.deepspeed:
-        training["deepspeed"] = str(DEEPSPEED / f"{case.deepspeed}.json")
+    if case.engine == "fsdp2":
+        training |= {"fsdp": True, "fsdp_config": str(RECIPES / "accelerate" / "fsdp2.json")}
+    elif case.engine:
+        settings = json.loads((RECIPES / "deepspeed" / f"{case.engine}.json").read_text())
+        # So that small weights are partitioned, too.
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        training["deepspeed"] = settings
     return Recipe(
         stage="generation",
         output_dir=str(folder),
-        inputs={name: str(inputs / name) for name in ("backbone", "encoder", "decoder")},
-        model={
+        inputs={
+            "encoder": str(inputs / "encoder"),
+            "decoder": str(inputs / "decoder"),
+            **({"model": str(folder.parent / "single")} if case.lora else {"backbone": str(inputs / "backbone")}),
+        },
+        model={"lora": {"parts": ["transformer", "backbone"], "rank": 4}}
+        if case.lora
+        else {
             "num_queries": 4,
+            "condition_dropout": 0.1,
             "transformer": {
                 "dim": 16,
                 "num_layers": 1,
@@ -70,6 +92,6 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
                 "gate_init": 0.5,
             },
         },
-        data={"length": 12, "seed": 1},
+        data={"length": GLOBAL_BATCH * STEPS_PER_EPOCH, "seed": 1},
         training=training,
     )

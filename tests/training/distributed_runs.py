@@ -4,6 +4,7 @@
 longer than the training, and writes what each run was like to `OUT/CASE.json`.
 """
 
+import gc
 import json
 import os
 import socket
@@ -12,47 +13,52 @@ import traceback
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from tests.training.distributed_cases import CASES, make_recipe
-from transformers import TrainerCallback
 
-from blip3o_hf import Blip3oForConditionalGeneration
-from blip3o_hf.training.checkpoints import last_complete_checkpoint
+from blip3o_hf.cli.stage_evaluation import build_pipeline
 from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer
+from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback
 
 
-class StopAfter(TrainerCallback):
-    """Ends a run early, as an interruption between two steps would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
+def draw(stage, model) -> float:
+    """The norm of sampled features."""
+    pipeline = build_pipeline(stage, model)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "generator": generator}
+    return pipeline("two red circles", output_type="features", **arguments).image_features.norm().item()
 
 
 def train(inputs: Path, out: Path, name: str) -> None:
     """One process of one case."""
     case = CASES[name]
-    trainer = Blip3oTrainer(build_stage(make_recipe(inputs, out / name, case)))
+    stage = build_stage(make_recipe(inputs, out / name, case))
+    if case.engine == "fsdp2":
+        # accelerate knows FSDP on accelerators only, although it runs on gloo.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    trainer = Blip3oTrainer(stage)
+    if case.spoiled is not None:
+        plain = trainer.compute_loss
+        trainer.compute_loss = lambda *args, **kwargs: (
+            plain(*args, **kwargs) * (float("nan") if trainer.state.global_step + 1 == case.spoiled else 1.0)
+        )
     checkpoint = None
-    if case.stop_after is not None:
-        trainer.add_callback(StopAfter(case.stop_after))
-        trainer.train()
-        trainer = Blip3oTrainer(build_stage(make_recipe(inputs, out / name, case)))
-        checkpoint = last_complete_checkpoint(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    folder = trainer.save_result()
-    trainer.accelerator.wait_for_everyone()
+    if case.resumes is not None:
+        checkpoint = out / case.resumes[0] / "checkpoints" / f"checkpoint-{case.resumes[1]}"
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.run_evaluation(lambda model, step: {"drawn": draw(stage, model)})
+    trainer.save_result()
     if trainer.is_world_process_zero():
-        saved = Blip3oForConditionalGeneration.from_pretrained(folder)
+        spikes = next(one for one in trainer.callback_handler.callbacks if isinstance(one, SpikeCallback))
         summary = {
+            "left_out": spikes.skipped,
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "evaluation": trainer.state.log_history[-1],
             "engine": type(trainer.model_wrapped).__name__,
             "distributed_type": trainer.accelerator.state.distributed_type.value,
             "num_processes": trainer.accelerator.num_processes,
-            "resumed_from": checkpoint and Path(checkpoint).name,
-            "saved_norm": sum(p.double().square().sum().item() for p in saved.parameters() if p.requires_grad),
         }
         (out / f"{name}.json").write_text(json.dumps(summary))
 
@@ -89,10 +95,12 @@ def run(inputs: Path, out: Path, name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in sys.argv[3:]:
-        if CASES[case].deepspeed:
-            import deepspeed.ops
+    if any(CASES[case].engine not in (None, "fsdp2") for case in sys.argv[3:]):
+        import deepspeed.ops
+        import deepspeed.runtime.zero.muon.muon_optimizer  # or every process would: it takes seconds
 
-            # Otherwise the first run compiles a C++ extension that gloo does not need.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Otherwise the first run compiles a C++ extension that gloo does not need.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    gc.freeze()  # what was imported is not collected in every process
+    for case in sys.argv[3:]:
         run(Path(sys.argv[1]), Path(sys.argv[2]), case)

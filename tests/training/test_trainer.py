@@ -562,7 +562,7 @@ def test_the_average_is_applied_within_its_block_alone(results):
     raw = parameters_of(trainer.model)
     with trainer.averaged():
         inside = parameters_of(trainer.model)
-    shadow = dict(zip(inside, trainer.average.average.shadow_params, strict=True))
+    shadow = dict(zip(inside, trainer.average.average, strict=True))
     assert_same_tensors(inside, shadow)
     assert not torch.equal(inside["proj_in.weight"], raw["proj_in.weight"])
     assert_same_tensors(parameters_of(trainer.model), raw)
@@ -589,7 +589,7 @@ def test_evaluation_runs_on_the_average_and_changes_no_training(make_recipe, res
         assert model is trainer.model
         assert not model.training
         assert not torch.is_grad_enabled()
-        shadow = trainer.average.average.shadow_params
+        shadow = trainer.average.average
         assert all(torch.equal(p, s) for p, s in zip(model.parameters(), shadow, strict=True))
         seen.append(step)
         return {"score": step / 8}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from PIL import Image
 
 from ..evaluation import shapes
@@ -12,6 +13,7 @@ from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from ..training.distributed import whole_weights
 from ..training.stages import GenerationStage, Stage
 from .files import save_picture
 
@@ -20,6 +22,7 @@ def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
     """The pipeline around the model that a generation stage trains, with the sampling settings of its recipe."""
     settings = stage.recipe.evaluation
     names = {"num_inference_steps": "default_num_inference_steps", "guidance_scale": "default_guidance_scale"}
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = {"model": model, "processor": stage.processor}
     parts |= {names[name]: settings[name] for name in names if name in settings}
     if "decoder" in stage.folders:
@@ -63,10 +66,11 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
             pipe = build_pipeline(stage, model)
             rates, images = shapes.score_generation(pipe, prompts, seed=1)
             shown = range(0, len(prompts), max(1, len(prompts) // 32))
-            sheet = contact_sheet(
-                [Image.fromarray(images[i]) for i in shown], [prompts[i].text for i in shown], columns=8, size=128
-            )
-            save_picture(sheet, folder / f"samples-{step}.png")
+            if stage.arguments.process_index == 0:
+                sheet = contact_sheet(
+                    [Image.fromarray(images[i]) for i in shown], [prompts[i].text for i in shown], columns=8, size=128
+                )
+                save_picture(sheet, folder / f"samples-{step}.png")
             scores = {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
             if "per_kind" in settings:
                 answers = shapes.score_understanding(model, stage.processor, settings["per_kind"], seed=1)
@@ -95,10 +99,15 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
 
 
 def finish_result(stage: Stage, folder: Path) -> None:
-    """After generation or joint training: write the whole pipeline, target encoder included, to `folder`/pipeline."""
-    if not isinstance(stage, GenerationStage):
+    """
+    After generation or joint training: write the whole pipeline, target encoder included, to `folder`/pipeline.
+
+    Not after LoRA, which leaves adapters for the pipeline of the model that it adapted.
+    """
+    if not isinstance(stage, GenerationStage) or stage.lora is not None:
         return
-    model = Blip3oForConditionalGeneration.from_pretrained(folder)
+    with whole_weights(stage.arguments):
+        model = Blip3oForConditionalGeneration.from_pretrained(folder)
     build_pipeline(stage, model).save_pretrained(folder / "pipeline")
     stage.encoder.save_pretrained(folder / "pipeline" / "target_encoder")
     stage.image_processor.save_pretrained(folder / "pipeline" / "target_encoder")

@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     if evaluate is not None:
         trainer.run_evaluation(evaluate)
     trainer.save_result()
+    if not trainer.is_world_process_zero():
+        return 0
     finish_result(stage, folder)
     print(f"{recipe.stage}: {trainer.state.global_step} steps, {wall:.0f} s of wall time, {cpu:.0f} s of CPU time")
     print(folder.absolute())

@@ -241,9 +241,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         """
         The condition Q: the backbone's hidden states at the query tokens, after the final norm (paper section 3.2).
 
-        The prompt runs first and leaves its keys and values in a cache; the queries run after it. Attention is
-        causal, so nothing of the prompt depends on the queries: unless the backbone itself trains, the prompt runs
-        without gradient, and the gradient of the queries is that of the full sequence.
+        The prompt runs first, without gradient, and leaves its keys and values in a cache; the queries run after it.
+        Attention is causal, so nothing of the prompt depends on the queries, and their gradient is that of the full
+        sequence. Where the backbone itself trains, there is nothing to save: one pass over the whole sequence.
 
         Args:
             input_ids (`[B, L]`): prompts that end with the `[IMG]` token, padded on either side.
@@ -266,8 +266,11 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         prompt_positions = _positions(attention_mask)
         query_positions = attention_mask.long().sum(-1, keepdim=True) + torch.arange(queries.shape[1], device=device)
 
-        if decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
-            # Under gradient checkpointing the library's layers take no cache: one pass over the whole sequence.
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
+        is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+        if trains or (decoder.training and is_checkpointed):
+            # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
+            # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
             prompt = self._embed_prompt(input_ids, **image_inputs)
             hidden_states = decoder(
                 inputs_embeds=torch.cat([prompt, queries], dim=1),
@@ -277,9 +280,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             ).last_hidden_state
             return hidden_states[:, -queries.shape[1] :]
 
-        backbone_trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         cache = DynamicCache(config=decoder.config)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and backbone_trains):
+        with torch.no_grad():
             decoder(
                 inputs_embeds=self._embed_prompt(input_ids, **image_inputs),
                 attention_mask=attention_mask,

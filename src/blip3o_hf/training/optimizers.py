@@ -55,7 +55,11 @@ def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
         model: parameters with `requires_grad` are trained, others are left out.
         arguments ([`Blip3oTrainingArguments`]): learning rates, betas, epsilon and weight decay.
     """
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {
+        name.removeprefix("base_model.model."): parameter  # PEFT's prefix
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     rates = arguments.learning_rates or {}
     for part in rates:
         if not any(name.startswith(part) for name in trainable):

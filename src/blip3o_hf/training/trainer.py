@@ -10,14 +10,15 @@ from statistics import median
 
 import numpy as np
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from .checkpoints import delete_incomplete, keep_newest, mark_complete
+from .distributed import check_engine, forget_gathered, join_processes, local_parts, whole_model
 from .optimizers import build_optimizer
 from .stages import Stage
 
@@ -29,8 +30,9 @@ def trainable_summary(model: torch.nn.Module) -> str:
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
         part = counts.setdefault(name.partition(".")[0], [0, 0])
-        part[0] += parameter.numel()
-        part[1] += parameter.numel() if parameter.requires_grad else 0
+        size = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 partitioned
+        part[0] += size
+        part[1] += size if parameter.requires_grad else 0
     lines = [f"{part}: {total:,} parameters, {trained:,} train" for part, (total, trained) in counts.items()]
     totals = [sum(column) for column in zip(*counts.values(), strict=True)]
     return "\n".join([*lines, f"all: {totals[0]:,} parameters, {totals[1]:,} train"])
@@ -43,52 +45,84 @@ def seeded_generator(*numbers: int) -> torch.Generator:
 
 
 class AverageCallback(TrainerCallback):
-    """Keep an exponential moving average of the trainable weights; it is saved with every checkpoint."""
+    """
+    Keep an exponential moving average of the trainable weights, in fp32; it is saved with every checkpoint.
 
-    filename = "ema.safetensors"
+    Each process averages what it holds of the weights: all of them, or its partition under ZeRO-3 and FSDP2. After
+    step n the decay is at most 1 - n^-0.75, so that the average soon forgets where it began.
 
-    def __init__(self, parameters: list[torch.nn.Parameter], decay: float):
-        self.parameters = parameters
-        self.average = EMAModel(parameters, decay=decay, use_ema_warmup=True, power=0.75)
+    Args:
+        trainer: whose model is averaged, from the beginning of training on.
+        decay: of the average, in (0, 1).
+    """
 
-    def load(self, checkpoint: str | Path) -> None:
+    def __init__(self, trainer: "Blip3oTrainer", decay: float):
+        self.trainer = trainer
+        self.decay = decay
+        self.average: list[torch.Tensor] = []
+        self.num_updates = 0
+
+    def _weights(self) -> list[torch.Tensor]:
+        return local_parts(parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad)
+
+    @property
+    def _is_partitioned(self) -> bool:
+        return self.trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+    def _file(self, checkpoint: str | Path) -> Path:
+        """One for each process where each holds a partition."""
+        args = self.trainer.args
+        place = f"-{args.process_index + 1}-of-{args.world_size}" if self._is_partitioned else ""
+        return Path(checkpoint) / f"ema{place}.safetensors"
+
+    def on_train_begin(self, args, state, control, **kwargs):
         """
-        Go on from the average in a checkpoint.
+        Begin with the weights, or go on from the average in the checkpoint.
 
         Raises:
-            FileNotFoundError: when the checkpoint was written without one.
+            FileNotFoundError: when the checkpoint was written without one, or by other processes.
         """
-        path = Path(checkpoint) / self.filename
+        weights = self._weights()
+        if self.trainer.resumed_from is None:
+            self.average = [weight.float().clone() for weight in weights]
+            return
+        path = self._file(self.trainer.resumed_from)
         if not path.is_file():
             raise FileNotFoundError(
-                f"To resume with `ema_decay`, the checkpoint must hold the average of weights. There is no {path}. "
-                f"Resume without `ema_decay`, or from a checkpoint that was written with it."
+                f"To resume with `ema_decay`, the checkpoint must hold the average of weights, written by as many "
+                f"processes and the same engine. There is no {path}. Resume as the checkpoint was written, or without "
+                f"`ema_decay`."
             )
         with safe_open(path, "pt") as file:
-            self.average.optimization_step = int(file.metadata()["optimization_step"])
-            shadow = [file.get_tensor(str(index)) for index in range(len(self.parameters))]
-        self.average.shadow_params = [
-            saved.to(parameter.device) for saved, parameter in zip(shadow, self.parameters, strict=True)
-        ]
+            self.num_updates = int(file.metadata()["num_updates"])
+            self.average = [file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(weights)]
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.average.step(self.parameters)
+        self.num_updates += 1
+        decay = min(self.decay, 1 - self.num_updates**-0.75)
+        for average, weight in zip(self.average, self._weights(), strict=True):
+            average.lerp_(weight.float(), 1 - decay)
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            tensors = {str(index): tensor.contiguous() for index, tensor in enumerate(self.average.shadow_params)}
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            save_file(tensors, folder / self.filename, {"optimization_step": str(self.average.optimization_step)})
+        if state.is_world_process_zero or self._is_partitioned:
+            path = self._file(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            tensors = {str(index): tensor for index, tensor in enumerate(self.average)}
+            save_file(tensors, path, {"num_updates": str(self.num_updates)})
 
     @contextlib.contextmanager
     def applied(self):
         """Within the block, the model holds the averaged weights."""
-        self.average.store(self.parameters)
-        self.average.copy_to(self.parameters)
+        stored = [weight.clone() for weight in self._weights()]
+        self._write(self.average)
         try:
             yield
         finally:
-            self.average.restore(self.parameters)
+            self._write(stored)
+
+    def _write(self, values: list[torch.Tensor]) -> None:
+        for weight, value in zip(self._weights(), values, strict=True):
+            weight.copy_(value)
+        forget_gathered(self.trainer.model)
 
 
 class CompleteCallback(TrainerCallback):
@@ -119,6 +153,8 @@ class SpikeCallback(TrainerCallback):
     """
     Leaves out updates with gradients that are not finite, or far larger than usual.
 
+    DeepSpeed owns gradients and updates, and leaves out by itself those that are not finite; these are counted here.
+
     Args:
         trainer: whose `gradient_norm` is that of the coming update.
         factor: how many times the median of the last 100 norms is too large; `None` for no limit.
@@ -137,8 +173,12 @@ class SpikeCallback(TrainerCallback):
         norm = self.trainer.gradient_norm
         if norm is None:
             return
-        is_spike = self.factor is not None and len(self.norms) >= 10 and norm > self.factor * median(self.norms)
-        if math.isfinite(norm) and not is_spike:
+        if self.trainer.is_deepspeed_enabled:
+            is_left_out = self.trainer.accelerator.optimizer_step_was_skipped
+        else:
+            is_spike = self.factor is not None and len(self.norms) >= 10 and norm > self.factor * median(self.norms)
+            is_left_out = is_spike or not math.isfinite(norm)
+        if not is_left_out:
             self.norms.append(norm)
             self.in_a_row = 0
             return
@@ -189,6 +229,7 @@ class Blip3oTrainer(Trainer):
 
     def __init__(self, stage: Stage, **kwargs):
         self.stage = stage
+        join_processes(stage.arguments)
         set_seed(stage.arguments.seed)
         model = stage.build()
         super().__init__(
@@ -198,13 +239,14 @@ class Blip3oTrainer(Trainer):
             data_collator=stage.collate,
             **kwargs,
         )
+        check_engine(self.args, self.accelerator.distributed_type)
         self.model_accepts_loss_kwargs = False
         if stage.encoder is not None:
             stage.encoder.to(self.args.device)
-        self.average = None
+        self.resumed_from: str | Path | None = None
+        self.average: AverageCallback | None = None
         if self.args.ema_decay is not None:
-            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self.average = AverageCallback(trainable, self.args.ema_decay)
+            self.average = AverageCallback(self, self.args.ema_decay)
             self.add_callback(self.average)
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
         self.add_callback(CompleteCallback(self, number))
@@ -230,29 +272,43 @@ class Blip3oTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """Through `from_pretrained`, which knows every layout that `save_pretrained` writes."""
-        if self.average is not None:
-            self.average.load(resume_from_checkpoint)
-        if isinstance(self.model, PreTrainedModel):
+        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled:
             saved = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
             self.model.load_state_dict(saved.state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, None if state_dict is None else self._untied(state_dict))
+
+    def _untied(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tied weights once: DeepSpeed gathers copies, in which `save_pretrained` cannot see that they are tied."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        return {name: value for name, value in weights.items() if name not in tied}
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.model, self.args)
         return self.optimizer
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """As in transformers; what interrupted runs left of checkpoints is deleted first."""
+        self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             delete_incomplete(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        """Not after the last step: from a checkpoint of it, transformers would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.gradient_norm = None if norm is None or self.is_deepspeed_enabled else float(norm)
+        self.gradient_norm = None if norm is None else float(norm)
         return norm
 
     def log(self, logs, *args, **kwargs):
@@ -296,21 +352,26 @@ class Blip3oTrainer(Trainer):
 
     def averaged(self):
         """Context in which the model holds the averaged weights, where an average is kept."""
-        return contextlib.nullcontext() if self.average is None else self.average.applied()
+        is_kept = self.average is not None and self.average.num_updates > 0
+        return self.average.applied() if is_kept else contextlib.nullcontext()
 
     def run_evaluation(self, evaluate: Callable) -> None:
         """Evaluate the (averaged) model and log what comes back under `eval_`."""
         was_training = self.model.training
         self.model.eval()
-        with self.averaged(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        with self.averaged(), whole_model(self.model, self.accelerator), torch.no_grad(), eager:
             metrics = {**self.stage.validate(self.model), **evaluate(self.model, self.state.global_step)}
         self.model.train(was_training)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
 
     def save_result(self) -> Path:
-        """Write the trained part to the recipe's `output_dir` and return that folder."""
+        """Write the trained part to the recipe's `output_dir`, by one process for all, and return that folder."""
         folder = Path(self.stage.recipe.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         with self.averaged():
-            self.stage.save(self.model, folder)
+            weights = self.accelerator.get_state_dict(self.model_wrapped)
+            if self.is_world_process_zero():
+                folder.mkdir(parents=True, exist_ok=True)
+                self.stage.save(self.accelerator.unwrap_model(self.model), folder, self._untied(weights))
+        self.accelerator.wait_for_everyone()
         return folder

@@ -108,5 +108,13 @@ class Stage:
         """Losses on held-out records, the same ones and without chance at every call; none by default."""
         return {}
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """
+        Write the trained part.
+
+        Args:
+            model: what `build` returned.
+            folder: where to.
+            weights: the model's state dict; its own by default, which may hold partitions of them only.
+        """
         raise NotImplementedError

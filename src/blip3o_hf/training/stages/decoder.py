@@ -5,6 +5,7 @@ import torch
 from ...data.records import targets
 from ...models.decoder_patch import Blip3oPatchDecoder
 from ...models.target_encoder import crop, extract_features, load_target_encoder, normalize
+from ..distributed import whole_weights
 from .base import Stage
 
 
@@ -56,9 +57,11 @@ class DecoderStage(Stage):
     def build(self):
         if "model" in self.folders:
             folder = self.folders["model"]
-            self.encoder, self.image_processor = load_target_encoder(folder, "target_encoder", torch.float32)
+            with whole_weights(self.arguments):
+                self.encoder, self.image_processor = load_target_encoder(folder, "target_encoder", torch.float32)
             return Blip3oPatchDecoder.from_pretrained(folder, subfolder="decoder", torch_dtype=torch.float32)
-        self.encoder, self.image_processor = load_target_encoder(self.folders["encoder"])
+        with whole_weights(self.arguments):
+            self.encoder, self.image_processor = load_target_encoder(self.folders["encoder"])
         sizes = {key: value for key, value in self.recipe.model.items() if key in self.size_keys}
         return Blip3oPatchDecoder(in_channels=self.encoder.config.hidden_size, **sizes)
 
@@ -73,5 +76,7 @@ class DecoderStage(Stage):
         sample = model(features + level * scale * torch.randn_like(features)).sample
         return torch.nn.functional.mse_loss(sample.float(), 2 * images - 1)
 
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        decoder = Blip3oPatchDecoder.from_config(model.config)
+        decoder.load_state_dict(model.state_dict() if weights is None else weights)
+        decoder.save_pretrained(folder)

@@ -52,8 +52,10 @@ class EncoderStage(Stage):
     def loss(self, model, batch, generators):
         return model(**batch, return_loss=True).loss
 
-    def save(self, model, folder):
+    def save(self, model, folder, weights=None):
+        weights = model.state_dict() if weights is None else weights
+        prefix = "vision_model."
         tower = CLIPVisionModel(model.config.vision_config)
-        tower.load_state_dict(model.vision_model.state_dict())
+        tower.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
         tower.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)

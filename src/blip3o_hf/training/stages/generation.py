@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from peft import get_peft_model
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
 from transformers import AutoConfig
 
 from ...data.mixture import open_mixture
 from ...data.records import Record, targets
 from ...data.shapes_dataset import ShapesDataset, ShapesPictures
+from ...models.adapters import lora_config, read_lora, write_lora
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, load_target_encoder, normalize
+from ..distributed import whole_weights
 from ..recipes import check_keys
 from .base import Stage
 
@@ -31,7 +33,9 @@ class GenerationStage(Stage):
     """
     Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o.
 
-    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`.
+    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`. With
+    `model.lora` that model stays as it is, adapters train on it ([`~models.adapters.lora_config`]), and adapters are
+    what is left: in PEFT's form, and as the one file that a pipeline's `load_lora_weights` reads.
     """
 
     name = "generation"
@@ -45,7 +49,8 @@ class GenerationStage(Stage):
         "initializer_range",
     )
     noise_keys = ("condition_dropout", "noise_distribution", "noise_shift")
-    model_keys = (*size_keys, *noise_keys, "train", "frozen_dtype")
+    model_keys = (*size_keys, *noise_keys, "train", "frozen_dtype", "lora")
+    lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
     evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
 
     def __init__(self, recipe):
@@ -67,6 +72,14 @@ class GenerationStage(Stage):
                     f"A model that is trained further keeps its sizes. {self.where} sets 'model.{key}' and "
                     f"'inputs.model'. Leave it out, or start from 'inputs.backbone'."
                 )
+        self.lora = recipe.model.get("lora")
+        check_keys(self.lora or {}, self.lora_keys, f"section 'model.lora' of {self.where}")
+        if self.lora is not None and ("backbone" in recipe.inputs or "train" in recipe.model):
+            raise ValueError(
+                f"LoRA adapts a whole trained model, and `model.lora` says what trains. {self.where} has 'model.lora' "
+                f"with {'inputs.backbone' if 'backbone' in recipe.inputs else 'model.train'}. Name a BLIP3-o under "
+                f"'inputs.model', and leave 'model.train' out."
+            )
         self.trained_parts = tuple(recipe.model.get("train", PARTS))
         check_keys(self.trained_parts, PARTS, f"key 'model.train' of {self.where}")
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -77,13 +90,20 @@ class GenerationStage(Stage):
     # The model
 
     def build(self):
-        self.encoder, self.image_processor = self._load_encoder()
+        with whole_weights(self.arguments):
+            self.encoder, self.image_processor = self._load_encoder()
+        self.feature_size = self.recipe.model.get("feature_size", 8)
         model = self._load_model() if "model" in self.folders else self._new_model()
+        self.feature_size = model.config.feature_size
         self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - model.config.num_queries
         model.requires_grad_(False)
-        self._unfreeze(model)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.frozen_dtype)
+        if self.lora is not None:
+            model = get_peft_model(model, lora_config(model, **self.lora))
+        else:
+            self._unfreeze(model)
+        if self.arguments.deepspeed_plugin is None:  # DeepSpeed keeps fp32 copies of its own
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.frozen_dtype)
         return model
 
     def _unfreeze(self, model: Blip3oForConditionalGeneration) -> None:
@@ -143,7 +163,7 @@ class GenerationStage(Stage):
         }
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return extract_features(self.encoder, pixel_values, self.recipe.model.get("feature_size", 8))
+        return extract_features(self.encoder, pixel_values, self.feature_size)
 
     # Batches
 
@@ -192,6 +212,8 @@ class GenerationStage(Stage):
             losses[f"loss_at_noise_{sigma}"] = output.loss.item()
         return losses
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        model.save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        model.save_pretrained(folder, state_dict=weights)
+        if self.lora is not None:
+            write_lora(*read_lora(folder, PEFT_WEIGHT_NAME), folder)
         self.processor.save_pretrained(folder)

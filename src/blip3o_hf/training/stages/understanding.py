@@ -108,6 +108,6 @@ class UnderstandingStage(Stage):
     def loss(self, model, batch, generators):
         return model(**batch).loss
 
-    def save(self, model, folder):
-        model.save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        model.save_pretrained(folder, state_dict=weights)
         self.processor.save_pretrained(folder)

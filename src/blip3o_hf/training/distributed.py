@@ -1,0 +1,107 @@
+"""What the engines that spread training over processes (DDP, DeepSpeed, FSDP2) leave to this package."""
+
+import contextlib
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers.integrations import HfDeepSpeedConfig, is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import deepspeed_config
+
+from .arguments import Blip3oTrainingArguments
+
+
+def join_processes(arguments: Blip3oTrainingArguments) -> None:
+    """
+    Open what the processes talk through, before a model is built.
+
+    ZeRO-3 partitions weights while they are loaded. On a CPU accelerate opens a process group that DeepSpeed does not
+    know of, and every process would take itself for the only one; where DeepSpeed knows it, nothing happens. The
+    backend is that of the accelerator: NCCL on NVIDIA's, gloo on a CPU.
+    """
+    if arguments.world_size > 1 and is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+
+
+def check_engine(arguments: Blip3oTrainingArguments, engine: DistributedType) -> None:
+    """
+    Raises:
+        ValueError: when the engine in use is not the one asked for, or cannot do what was asked for.
+    """
+    asked = DistributedType.FSDP if arguments.fsdp else None
+    asked = DistributedType.DEEPSPEED if arguments.deepspeed_plugin is not None else asked
+    if asked is not None and engine != asked:
+        raise ValueError(
+            f"Training must run on the engine that was asked for, {asked.value}. accelerate chose {engine.value}: it "
+            f"has no FSDP on a CPU, and no DeepSpeed under ACCELERATE_USE_CPU or `accelerate launch --cpu`. Drop "
+            f"these, or drop `deepspeed` and `fsdp`."
+        )
+    is_sharded = engine in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+    if is_sharded and arguments.muon_learning_rate is not None:
+        raise ValueError(
+            f"Muon works on whole matrices, and {engine.value} cuts them up. Got `muon_learning_rate` "
+            f"{arguments.muon_learning_rate}. Leave it out to train everything with AdamW, or train without "
+            f"{engine.value}."
+        )
+    if engine == DistributedType.DEEPSPEED and arguments.spike_factor is not None:
+        raise ValueError(
+            f"`spike_factor` needs the gradient norm before the update, and DeepSpeed updates by itself. Got "
+            f"{arguments.spike_factor}. Leave it out: updates that are not finite are left out all the same."
+        )
+
+
+@contextlib.contextmanager
+def whole_weights(arguments: Blip3oTrainingArguments):
+    """Within the block, `from_pretrained` loads whole weights, also under ZeRO-3."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    settings = deepspeed_config()
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        arguments.deepspeed_plugin.dschf = HfDeepSpeedConfig(settings)  # transformers holds a weak reference only
+
+
+def local_parts(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
+    """
+    What this process holds of each parameter, in place: its partition under ZeRO-3 and FSDP2, all of it otherwise.
+    """
+    return [
+        parameter.data.to_local()
+        if isinstance(parameter, DTensor)
+        else getattr(parameter, "ds_tensor", parameter).data
+        for parameter in parameters
+    ]
+
+
+def forget_gathered(model: nn.Module) -> None:
+    """After `local_parts` were written to: what FSDP2 and ZeRO-3 had gathered of the weights before is dropped."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
+    if partitioned:
+        partitioned[0].partition(partitioned)
+
+
+@contextlib.contextmanager
+def whole_model(model: nn.Module, accelerator: Accelerator):
+    """Within the block, every process holds all of a model that FSDP2 cut up, whose parts can then be called alone."""
+    pieces = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for piece in pieces:
+        piece.set_reshard_after_forward(False, recurse=False)
+        piece.unshard()
+    try:
+        yield
+    finally:
+        for piece in pieces:
+            piece.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False)
+            piece.reshard()
