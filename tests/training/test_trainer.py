@@ -26,6 +26,7 @@ from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.stages import (
     STAGES,
     GenerationStage,
+    alignment,
     base,
     build_stage,
     encoder,
@@ -36,8 +37,12 @@ from blip3o_hf.training.stages import (
 from blip3o_hf.training.stages.decoder import recolor
 from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, seeded_generator, trainable_summary
 
-NAMES = ("encoder", "decoder", "understanding", "generation", "joint")
-INPUTS = {"decoder": ("encoder",), **dict.fromkeys(("generation", "joint"), ("backbone", "encoder", "decoder"))}
+NAMES = ("encoder", "decoder", "understanding", "alignment", "generation", "joint")
+INPUTS = {
+    "decoder": ("encoder",),
+    "alignment": ("backbone", "encoder"),
+    **dict.fromkeys(("generation", "joint"), ("backbone", "encoder", "decoder")),
+}
 FOLDERS = {"encoder": "encoder", "decoder": "decoder", "backbone": "understanding"}
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 MODEL = {
@@ -87,6 +92,7 @@ MODEL = {
     },
 }
 MODEL["joint"] = {**MODEL["generation"], "max_length": 900, "understanding_weight": 0.5}
+MODEL["alignment"] = {**MODEL["generation"], "max_length": 900}
 TRAINING = {
     "max_steps": 4,
     "save_steps": 2,
@@ -124,7 +130,7 @@ class StepCallback(TrainerCallback):
 @pytest.fixture(scope="module", autouse=True)
 def _small_corpora():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (base, encoder, generation, joint, understanding):
+        for module in (alignment, base, encoder, generation, joint, understanding):
             patch.setattr(module, "ShapesDataset", SmallDataset)
         patch.setattr(generation, "STATISTICS_IMAGES", 40)
         yield
@@ -270,8 +276,9 @@ def test_the_generation_stage_leaves_a_model_that_draws(results):
 @pytest.mark.parametrize("name", NAMES)
 def test_trainable_parameters_move_and_have_gradients_frozen_ones_do_not(results, name):
     run = results[name]
-    frozen = {"generation": "backbone.", "joint": "backbone.model.visual."}.get(name)
-    is_frozen = {key: frozen is not None and key.startswith(frozen) for key in run.start}
+    vision = "backbone.model.visual."
+    frozen = {"generation": ("backbone.",), "joint": (vision,), "alignment": (vision, "transformer.")}.get(name, ())
+    is_frozen = {key: key.startswith(frozen) for key in run.start}
     moved = {key: not torch.equal(value, run.start[key]) for key, value in parameters_of(run.trainer.model).items()}
     for key, parameter in run.trainer.model.named_parameters():
         assert parameter.requires_grad is not is_frozen[key], key
@@ -312,6 +319,24 @@ def test_joint_training_adds_the_losses_of_both_tasks(results, assert_close):
     assert both.keys() == pictures.keys() | answers.keys()
     for name, gradient in both.items():
         assert_close(gradient, pictures.get(name, 0.0) + 0.5 * answers.get(name, torch.zeros_like(gradient)))
+
+
+def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(results, assert_close):
+    stage, model = results["alignment"].trainer.stage, results["alignment"].trainer.model.eval()
+    pairs = stage.dataset()
+    plans = [pairs[index].picture for index in range(6)]
+    batch = stage._collate_plans(plans)
+    tokenizer = stage.processor.tokenizer
+    with torch.no_grad():
+        condition = model.encode_condition(batch["input_ids"], batch["attention_mask"])
+        shares = model.get_output_embeddings()(condition).log_softmax(-1)
+        loss = model(**batch).loss
+    expected = []
+    for plan, row in zip(plans, shares, strict=True):
+        for index, query in enumerate(row):
+            text = f" {' '.join(plan.phrases[index])}" if index < len(plan.phrases) else "<|im_end|>"
+            expected.append(-query[tokenizer(text, add_special_tokens=False)["input_ids"]].mean())
+    assert_close(loss, torch.stack(expected).mean())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
@@ -747,8 +772,8 @@ def test_settings_that_a_trained_model_does_not_take_are_refused(model, message,
 
 def test_an_unknown_stage_names_the_nearest_one():
     message = (
-        "Unknown key 'decodr' in key 'stage' of r.yaml. Did you mean 'decoder'? Available: decoder, encoder, "
-        "generation, joint, understanding."
+        "Unknown key 'decodr' in key 'stage' of r.yaml. Did you mean 'decoder'? Available: alignment, decoder, "
+        "encoder, generation, joint, understanding."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         build_stage(Recipe(stage="decodr", output_dir="x", source="r.yaml"))

@@ -59,7 +59,7 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
         return evaluate
     if not stage.is_world:
         return (lambda model, step: {}) if "sources" in settings else None
-    if isinstance(stage, GenerationStage):
+    if isinstance(stage, GenerationStage) and stage.draws:
         prompts = shapes.held_out_prompts(settings.get("per_family", 16), seed=1)
 
         def evaluate(model, step):
@@ -78,7 +78,7 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
             return scores
 
         return evaluate
-    if stage.name == "understanding":
+    if stage.name in ("understanding", "alignment"):
 
         def evaluate(model, step):
             rates = shapes.score_understanding(model, stage.processor, settings.get("per_kind", 32), seed=1)
@@ -104,7 +104,7 @@ def finish_result(stage: Stage, folder: Path) -> None:
 
     Not after LoRA, which leaves adapters for the pipeline of the model that it adapted.
     """
-    if not isinstance(stage, GenerationStage) or stage.lora is not None:
+    if not isinstance(stage, GenerationStage) or not stage.draws or stage.lora is not None:
         return
     with whole_weights(stage.arguments):
         model = Blip3oForConditionalGeneration.from_pretrained(folder)

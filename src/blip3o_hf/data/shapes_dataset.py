@@ -16,6 +16,7 @@ from .shapes import (
     Scene,
     describe,
     long_caption,
+    object_words,
     question_kinds,
     render,
     sample_example,
@@ -153,6 +154,40 @@ class ShapesPictures(Dataset):
         scene = self.scenes[index]
         key = f"shapes/{self.scenes.split}/{self.scenes.seed}/{index}"
         return Record(key, target=Image.fromarray(scene.image), prompt=scene.caption)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    A prompt and the picture to plan for it, before it is drawn.
+
+    Attributes:
+        prompt: a caption, whose objects stand in the order of the phrases.
+        phrases: single words about each thing to draw.
+    """
+
+    prompt: str
+    phrases: tuple[tuple[str, ...], ...]
+
+
+class ShapesPlans(Dataset):
+    """
+    The scenes as prompts and what is to be drawn for them.
+
+    Args:
+        scenes: what is drawn and said.
+    """
+
+    def __init__(self, scenes: ShapesDataset):
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Plan:
+        scene = self.scenes[index]
+        prompt = scene.plan if scene.caption == scene.long_caption else scene.caption
+        return Plan(prompt, tuple(map(tuple, object_words(scene.scene))))
 
 
 class ShapesConversations(Dataset):

@@ -45,9 +45,9 @@ class Blip3oQueries(nn.Module):
 class Blip3oOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `()`): the generation loss in fp32.
+        loss (`torch.Tensor` of shape `()`): the generation loss in fp32, or that of phrases.
         prediction (`torch.Tensor` `[B, C, H, W]`): predicted velocity, or predicted features under
-            `feature_regression`.
+            `feature_regression`; none with phrases.
         condition (`torch.Tensor` `[B, num_queries, hidden_size]`): the backbone's hidden states at the queries.
         text_loss (`torch.Tensor` of shape `()`, *optional*): the loss of `conversations`, which `loss` leaves out.
     """
@@ -308,6 +308,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         num_noise_draws: int = 1,
         conversations: dict[str, torch.Tensor] | None = None,
         generator: list[torch.Generator] | None = None,
+        phrase_ids: torch.LongTensor | None = None,
         **backbone_inputs,
     ):
         """
@@ -324,6 +325,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             generator (*optional*): one for each image, on the CPU; it draws the noise, noise levels and dropped
                 conditions of that image, which then do not depend on what else is in the batch.
             conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1).
+            phrase_ids (`[B, P, W]`, *optional*): instead of features, P phrases of at most W tokens, padded with -100,
+                that the queries learn to say: each P-th part of the queries all words of one phrase.
 
         Returns:
             [`Blip3oOutput`], or the backbone's output when `target_features` is left out.
@@ -331,6 +334,10 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: when features do not have the config's shape, or an image meets a text-only backbone.
         """
+        text_loss = None if conversations is None else self.backbone(**conversations).loss
+        if phrase_ids is not None:
+            condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
+            return Blip3oOutput(self._phrase_loss(condition, phrase_ids), None, condition, text_loss)
         if target_features is None:
             self._check_image_inputs(backbone_inputs)
             backbone_inputs = self._with_token_types(input_ids, backbone_inputs)
@@ -352,7 +359,6 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         target = self.normalize_features(target_features)
         if condition is None:
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
-        text_loss = None if conversations is None else self.backbone(**conversations).loss
         if self.config.objective == "feature_regression":
             prediction = self.regress_features(condition)
             return Blip3oOutput(regression_loss(prediction, target), prediction, condition, text_loss)
@@ -386,6 +392,19 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             encoder_hidden_states=visible.to(self.transformer.dtype),
         ).sample
         return Blip3oOutput(flow_loss(velocity, target, noise), velocity, condition, text_loss)
+
+    def _phrase_loss(self, condition: torch.Tensor, phrase_ids: torch.LongTensor) -> torch.Tensor:
+        """Cross-entropy of what the backbone would say at a query, and an equal share for each word of its phrase."""
+        num_queries, num_phrases = condition.shape[1], phrase_ids.shape[1]
+        if num_queries % num_phrases:
+            raise ValueError(
+                f"`phrase_ids` must divide the queries evenly. Got {num_phrases} phrases for {num_queries} queries. "
+                f"Choose a number of queries that {num_phrases} divides."
+            )
+        words = phrase_ids.repeat_interleave(num_queries // num_phrases, dim=1)
+        log_shares = self.get_output_embeddings()(condition).float().log_softmax(dim=-1)
+        said = log_shares.gather(-1, words.clamp(min=0)).masked_fill(words < 0, 0.0)
+        return -(said.sum(-1) / (words >= 0).sum(-1)).mean()
 
     def regress_features(self, condition: torch.Tensor) -> torch.Tensor:
         """WQ of the CLIP + MSE design (paper section 3.2): `[B, num_queries, hidden]` to `[B, C, H, W]`."""

@@ -12,6 +12,7 @@ from .language import (
     Prompt,
     describe,
     long_caption,
+    object_words,
     sample_prompt,
     zone,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "is_held_out_text",
     "is_training_scene",
     "long_caption",
+    "object_words",
     "question_kinds",
     "render",
     "sample_example",

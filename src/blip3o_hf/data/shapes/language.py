@@ -207,6 +207,17 @@ def zone(o: SceneObject) -> str:
     return f"{vertical} {horizontal}".strip() or "center"
 
 
+def object_words(scene: Scene) -> list[list[str]]:
+    """What there is to know of each object, and the background, in single words; objects of a kind from top to bottom.
+
+    Args:
+        scene: The scene; kinds stay in the order of its objects.
+    """
+    kinds = list(dict.fromkeys((o.color, o.shape) for o in scene.objects))
+    ordered = sorted(scene.objects, key=lambda o: (kinds.index((o.color, o.shape)), o.center[1], o.center[0]))
+    return [[o.size, o.color, o.shape, *zone(o).split(), scene.background] for o in ordered]
+
+
 def long_caption(scene: Scene, rng: np.random.Generator, split: str = "train", in_order: bool = False) -> str:
     """A full description: size, colour, shape and place of every object, and the background.
 

@@ -1,6 +1,7 @@
 """Stages as data: what each one builds, what trains and what is frozen, which loss applies, what it leaves behind."""
 
 from ..recipes import Recipe, check_keys
+from .alignment import AlignmentStage
 from .base import Stage
 from .decoder import DecoderStage
 from .encoder import EncoderStage
@@ -9,7 +10,8 @@ from .joint import JointStage
 from .understanding import UnderstandingStage
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (EncoderStage, DecoderStage, UnderstandingStage, GenerationStage, JointStage)
+    stage.name: stage
+    for stage in (EncoderStage, DecoderStage, UnderstandingStage, AlignmentStage, GenerationStage, JointStage)
 }
 
 
@@ -24,6 +26,7 @@ def build_stage(recipe: Recipe) -> Stage:
 
 __all__ = [
     "STAGES",
+    "AlignmentStage",
     "DecoderStage",
     "EncoderStage",
     "GenerationStage",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import get_peft_model
@@ -39,6 +39,8 @@ class GenerationStage(Stage):
     """
 
     name = "generation"
+    draws: ClassVar[bool] = True
+    """Whether what the stage leaves can draw."""
     optional_inputs = ("model", "backbone", "encoder", "decoder")
     size_keys = (
         "transformer",

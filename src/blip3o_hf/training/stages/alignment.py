@@ -1,0 +1,70 @@
+"""The stage `alignment`: a small backbone learns to have the picture ready at the query tokens."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ...data.shapes import MAX_OBJECTS
+from ...data.shapes_dataset import Plan, ShapesDataset, ShapesPlans
+from ..conversations import IGNORED
+from .generation import VALIDATION_RECORDS
+from .joint import JointStage, PairedDataset
+
+NOTHING = "<|im_end|>"
+
+
+class AlignmentStage(JointStage):
+    """
+    Conversations, and prompts whose queries learn to say what the picture will show. Leaves a BLIP3-o whose
+    transformer is untrained.
+
+    Query tokens read what a backbone has in mind at places where it never had to speak. A large one has the picture in
+    mind there; a small one does not, until it is asked. Each quarter of the queries has to say, through the
+    backbone's own output layer, all words about one object: size, colour, shape, place and background. What the
+    prompt leaves open stays open, and "left of" becomes a place that is likely on the left.
+
+    It reads the tiny world alone.
+    """
+
+    name = "alignment"
+    optional_inputs = ("backbone", "encoder")
+    source_keys = JointStage.world_keys
+    evaluation_keys = ("per_kind",)
+    draws = False
+
+    def _unfreeze(self, model):
+        for part in (model.queries, model.get_decoder(), model.get_output_embeddings()):
+            part.requires_grad_(True)
+
+    def dataset(self):
+        return self._pairs(self.scenes(), self.recipe.data.get("text_rate", 0.0))
+
+    def _pairs(self, scenes: ShapesDataset, text_rate: float) -> PairedDataset:
+        return PairedDataset(ShapesPlans(scenes), self._about(scenes, text_rate))
+
+    def collate(self, records):
+        conversations = [pair.conversation for pair in records[: self.num_conversations]]
+        plans = [pair.picture for pair in records[self.num_conversations :]]
+        return {**self._collate_plans(plans), "conversations": self.conversations.collate(conversations)}
+
+    def _collate_plans(self, plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
+        prompts = self.processor.encode_prompts([plan.prompt for plan in plans])
+        texts = [[*(f" {' '.join(words)}" for words in plan.phrases), *[NOTHING] * MAX_OBJECTS] for plan in plans]
+        phrases = [self.processor.tokenizer(own[:MAX_OBJECTS], add_special_tokens=False)["input_ids"] for own in texts]
+        longest = max(len(ids) for own in phrases for ids in own)
+        padded = [[ids + [IGNORED] * (longest - len(ids)) for ids in own] for own in phrases]
+        return {**prompts, "phrase_ids": torch.tensor(padded)}
+
+    def loss(self, model, batch, generators):
+        output = model(**batch)
+        return self.weights[0] * output.text_loss + self.weights[1] * output.loss
+
+    def validate(self, model):
+        """Losses of answers about pictures and of phrases, on the tiny world's held-out scenes."""
+        scenes = ShapesDataset(VALIDATION_RECORDS, seed=3, split="test", num_questions=self.num_questions)
+        pairs = self._pairs(scenes, 0.0)
+        batch = self.collate([pairs[index] for index in range(len(pairs))])
+        conversations = {name: tensor.to(model.device) for name, tensor in batch.pop("conversations").items()}
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        output = model(**batch, conversations=conversations)
+        return {"loss_of_answers": output.text_loss.item(), "loss_of_phrases": output.loss.item()}
