@@ -1,6 +1,7 @@
 """The Trainer: transformers' own, with the stage's loss, Muon where asked for, and an average of the weights."""
 
 import contextlib
+import json
 import math
 import time
 from collections import deque
@@ -14,9 +15,11 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
+from ..data.mixture import StreamingMixture
 from .checkpoints import delete_incomplete, keep_newest, mark_complete
 from .optimizers import build_optimizer
 from .stages import Stage
@@ -89,6 +92,55 @@ class AverageCallback(TrainerCallback):
             yield
         finally:
             self.average.restore(self.parameters)
+
+
+class StreamCallback(TrainerCallback):
+    """
+    Every checkpoint holds the place of the stream of records, and a resumed run goes on from there.
+
+    Args:
+        trainer: whose `resumed_from` is the checkpoint to go on from.
+        stream: what the Trainer reads.
+    """
+
+    filename = "stream.json"
+
+    def __init__(self, trainer: "Blip3oTrainer", stream: StreamingMixture):
+        self.trainer = trainer
+        self.stream = stream
+
+    def _place(self, args, state) -> dict:
+        batches = state.global_step * args.gradient_accumulation_steps
+        return self.stream.state_dict(batches, args.train_batch_size, args.dataloader_num_workers)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """
+        Raises:
+            FileNotFoundError: when the checkpoint was written without a stream.
+            ValueError: when it was written with other batches, or in another order.
+        """
+        if self.trainer.resumed_from is None:
+            return
+        path = Path(self.trainer.resumed_from) / self.filename
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"To resume with `streaming: true`, the checkpoint must hold the place of the stream. There is no "
+                f"{path}. Resume with the data settings that it was written with."
+            )
+        saved = json.loads(path.read_text())
+        expected = self._place(args, state)
+        if saved["items"] != expected["items"]:
+            raise ValueError(
+                f"A stream goes on with the batches it had. After {state.global_step} steps its workers had given "
+                f"{saved['items']} items, and with these settings it were {expected['items']}. Set "
+                f"`per_device_train_batch_size`, `gradient_accumulation_steps` and `dataloader_num_workers` back."
+            )
+        self.stream.load_state_dict(saved)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / self.filename).write_text(json.dumps(self._place(args, state)))
 
 
 class CompleteCallback(TrainerCallback):
@@ -189,6 +241,7 @@ class Blip3oTrainer(Trainer):
 
     def __init__(self, stage: Stage, **kwargs):
         self.stage = stage
+        stage.arguments.check_global_batch_size()
         set_seed(stage.arguments.seed)
         model = stage.build()
         super().__init__(
@@ -206,6 +259,10 @@ class Blip3oTrainer(Trainer):
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
             self.average = AverageCallback(trainable, self.args.ema_decay)
             self.add_callback(self.average)
+        self.resumed_from: str | None = None
+        if isinstance(self.train_dataset, StreamingMixture):
+            self.args.ignore_data_skip = True  # the stream itself goes on where it was
+            self.add_callback(StreamCallback(self, self.train_dataset))
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
         self.add_callback(CompleteCallback(self, number))
         self.add_callback(SpikeCallback(self, self.args.spike_factor, self.args.max_skipped_steps))
@@ -243,12 +300,30 @@ class Blip3oTrainer(Trainer):
             self.optimizer = build_optimizer(self.model, self.args)
         return self.optimizer
 
-    def train(self, *args, **kwargs):
+    def get_train_dataloader(self):
+        """
+        As in transformers. A stream divides itself among processes, so it is not prepared to be divided; and it draws
+        the seeds of its workers by itself, since a resumed run must not find other random numbers for that.
+        """
+        if not isinstance(self.train_dataset, StreamingMixture):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=seeded_generator(self.args.seed),
+        )
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """As in transformers; what interrupted runs left of checkpoints is deleted first."""
+        self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             delete_incomplete(self.args.output_dir)
         self.accelerator.wait_for_everyone()
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from ...data.mixture import open_mixture
+from ...data.mixture import StreamingMixture, open_mixture
 from ...data.records import Record, targets
 from ...data.shapes_dataset import ShapesDataset, ShapesPictures
 from ...models.configuration_blip3o import Blip3oConfig
@@ -132,6 +132,8 @@ class GenerationStage(Stage):
         """Mean and standard deviation of each channel of the target features over training images."""
         world = ShapesPictures(ShapesDataset(length=STATISTICS_IMAGES, seed=2))
         records = world if self.is_world else open_mixture(self.recipe.data)
+        if isinstance(records, StreamingMixture):
+            records.rank, records.world_size = 0, 1  # the same images in every process
         features = []
         images = (targets([record])[0] for record in islice(iter(records), STATISTICS_IMAGES))
         while batch := list(islice(images, 64)):
