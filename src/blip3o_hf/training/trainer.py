@@ -252,8 +252,8 @@ class Blip3oTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False
-        if stage.encoder is not None:
-            stage.encoder.to(self.args.device)
+        for part in stage.frozen_parts:
+            part.to(self.args.device)
         self.average = None
         if self.args.ema_decay is not None:
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -3,13 +3,24 @@
 from ..recipes import Recipe, check_keys
 from .base import Stage
 from .decoder import DecoderStage
+from .diffusion_decoder import DiffusionDecoderStage
 from .encoder import EncoderStage
 from .generation import GenerationStage
 from .joint import JointStage
 from .understanding import UnderstandingStage
+from .vae import VaeStage
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (EncoderStage, DecoderStage, UnderstandingStage, GenerationStage, JointStage)
+    stage.name: stage
+    for stage in (
+        EncoderStage,
+        VaeStage,
+        DecoderStage,
+        DiffusionDecoderStage,
+        UnderstandingStage,
+        GenerationStage,
+        JointStage,
+    )
 }
 
 
@@ -25,10 +36,12 @@ def build_stage(recipe: Recipe) -> Stage:
 __all__ = [
     "STAGES",
     "DecoderStage",
+    "DiffusionDecoderStage",
     "EncoderStage",
     "GenerationStage",
     "JointStage",
     "Stage",
     "UnderstandingStage",
+    "VaeStage",
     "build_stage",
 ]

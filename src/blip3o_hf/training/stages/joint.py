@@ -54,7 +54,7 @@ class JointStage(GenerationStage):
     """
 
     name = "joint"
-    model_keys = (*GenerationStage.model_keys, "max_length", "understanding_weight", "generation_weight")
+    model_keys = (*GenerationStage.model_keys, "understanding_weight", "generation_weight")
     world_keys = (*GenerationStage.world_keys, "text_rate", "question_weights", "understanding_rate")
     source_keys = ("pictures", "conversations", "understanding_rate")
     evaluation_keys = (*GenerationStage.evaluation_keys, "per_kind")
