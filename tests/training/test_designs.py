@@ -323,6 +323,24 @@ def test_the_recipe_limits_prompts_and_input_images(make_trainer, backbones, tmp
     assert batch["image_grid_thw"].prod() * 8 * 8 <= 1024
 
 
+@pytest.mark.parametrize("name", ["regression", "flow"])
+def test_frozen_parts_may_be_in_half_precision_and_activations_recomputed(make_trainer, backbones, tmp_path, name):
+    """As the full-size recipes do; the frozen part rounds, so only the same run with activations kept is compared."""
+    inputs = {"backbone": backbones["qwen"], "encoder": ENCODER}
+    model = {**DESIGNS[name], "frozen_dtype": "bfloat16", "train": ["queries", "transformer"]}
+    found = []
+    for recompute in (False, True):
+        folder = tmp_path / str(recompute)
+        trainer = make_trainer("generation", folder, inputs, model, activation_checkpointing=recompute, bf16=True)
+        assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+        assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+        trainer.train()
+        with torch.no_grad():
+            assert np.isfinite(list(trainer.stage.validate(trainer.model.eval()).values())).all()
+        found.append(trainer.state.log_history[0]["loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
 # Every kind of record
 
 

@@ -417,6 +417,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 f"`feature_regression` needs one query per feature: {size * size}. This model has "
                 f"{condition.shape[1]} queries. Set `num_queries={size * size}`."
             )
+        condition = condition.to(self.feature_head.weight.dtype)
         return self.feature_head(condition).transpose(1, 2).unflatten(2, (size, size))
 
     def normalize_features(self, features: torch.Tensor) -> torch.Tensor:

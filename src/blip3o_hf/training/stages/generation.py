@@ -33,8 +33,8 @@ class GenerationStage(Stage):
     Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o.
 
     It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`. Its
-    `model.objective` makes it the paper's other designs (section 3.3): `feature_regression` trains a linear head in the
-    transformer's place, `latent_flow` has a VAE as target encoder. `model.train` says what trains: `transformer` (or
+    `model.objective` makes it the paper's other designs (section 3.3): `feature_regression` trains a linear head in
+    the transformer's place, `latent_flow` has a VAE as target encoder. What trains is `model.train`: `transformer` (or
     that head), `queries`, and `backbone`, which is its text stack without the output layer.
     """
 
