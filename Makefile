@@ -49,6 +49,15 @@ smoke: $(VENV)/.demo
 	$(BIN)/blip3o-hf train recipes/tiny/joint.yaml $(SHORT) output_dir=$(SMOKE)/joint \
 		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 evaluation.per_kind=1 training.compile_transformer=false
+	$(BIN)/blip3o-hf train recipes/tiny/vae.yaml $(SHORT) output_dir=$(SMOKE)/vae
+	$(BIN)/blip3o-hf train recipes/tiny/regression.yaml $(SHORT) output_dir=$(SMOKE)/regression \
+		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		evaluation.per_family=1
+	$(BIN)/blip3o-hf train recipes/tiny/latents.yaml $(SHORT) output_dir=$(SMOKE)/latents \
+		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/vae inputs.decoder=$(SMOKE)/vae \
+		evaluation.per_family=1 training.compile_transformer=false
+	$(BIN)/blip3o-hf train recipes/tiny/diffusion_decoder.yaml $(SHORT) output_dir=$(SMOKE)/diffusion_decoder \
+		inputs.encoder=$(SMOKE)/encoder inputs.vae=$(SMOKE)/vae
 	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation/pipeline -o $(SMOKE)/out.png
 
 # One stamp per set of packages; a change of versions or of the package's metadata sets up again.

@@ -1,7 +1,6 @@
 """Target features are the vision tower's last hidden states, class token left out, averaged down to the grid."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +19,16 @@ TOWER = {
 }
 
 
-def fake_encoder(tokens):
+class FakeEncoder:
     """A tower that sees the given tokens `[B, N, C]` in every image."""
-    return lambda pixel_values: SimpleNamespace(last_hidden_state=tokens)
+
+    dtype = torch.float32
+
+    def __init__(self, tokens):
+        self.last_hidden_state = tokens
+
+    def __call__(self, pixel_values):
+        return self
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def clip():
 def test_features_are_row_major_and_know_no_class_token(has_class_token):
     tokens = torch.randn(2, 16, 3)
     seen = torch.cat([torch.full((2, 1, 3), 100.0), tokens], dim=1) if has_class_token else tokens
-    features = extract_features(fake_encoder(seen), torch.zeros(2, 3, 8, 8), feature_size=4)
+    features = extract_features(FakeEncoder(seen), torch.zeros(2, 3, 8, 8), feature_size=4)
     assert features.shape == (2, 3, 4, 4)
     for row in range(4):
         for column in range(4):
@@ -43,7 +49,7 @@ def test_features_are_row_major_and_know_no_class_token(has_class_token):
 
 def test_a_finer_grid_is_averaged_over_windows():
     tokens = torch.randn(1, 64, 3)
-    features = extract_features(fake_encoder(tokens), torch.zeros(1, 3, 8, 8), feature_size=4)
+    features = extract_features(FakeEncoder(tokens), torch.zeros(1, 3, 8, 8), feature_size=4)
     grid = tokens.reshape(1, 8, 8, 3)
     for row in range(4):
         for column in range(4):
@@ -78,6 +84,6 @@ def test_a_grid_that_does_not_divide_is_refused(num_tokens, seen, feature_size):
         f"The encoder must give a square grid of features that divides into {feature_size} x {feature_size}. It "
         f"gave {seen} tokens. Choose its image and patch size accordingly."
     )
-    encoder = fake_encoder(torch.randn(1, num_tokens, 3))
+    encoder = FakeEncoder(torch.randn(1, num_tokens, 3))
     with pytest.raises(ValueError, match=re.escape(message)):
         extract_features(encoder, torch.zeros(1, 3, 8, 8), feature_size)

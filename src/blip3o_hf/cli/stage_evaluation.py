@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 from peft import PeftModel
 from PIL import Image
 
@@ -11,7 +12,8 @@ from ..evaluation import shapes
 from ..evaluation.sheets import contact_sheet
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline
+from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from ..training.distributed import whole_weights
 from ..training.stages import GenerationStage, Stage
@@ -26,11 +28,21 @@ def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
     parts = {"model": model, "processor": stage.processor}
     parts |= {names[name]: settings[name] for name in names if name in settings}
     if "decoder" in stage.folders:
-        parts["decoder"] = Blip3oPatchDecoder.from_pretrained(stage.folders["decoder"]).eval()
+        parts |= _decoder_parts(stage.folders["decoder"], stage.frozen_dtype)
     if "model" in stage.folders:
         return Blip3oPipeline.from_pretrained(stage.folders["model"], **parts)
     scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
     return Blip3oPipeline(scheduler=scheduler, **parts)
+
+
+def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
+    """The parts of a pipeline that a decoder gives: by diffusion (also of a published BLIP3-o), a VAE or patches."""
+    for subfolder in (ORIGINAL_DECODER, None):
+        if has_decoder(folder, **({"subfolder": subfolder} if subfolder else {})):
+            decoder = Blip3oDecoderPipeline.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype)
+            return {"unet": decoder.unet, "vae": decoder.vae, "decoder_scheduler": decoder.scheduler}
+    is_vae = Blip3oPatchDecoder.load_config(folder)["_class_name"] == AutoencoderKL.__name__
+    return {"decoder": (AutoencoderKL if is_vae else Blip3oPatchDecoder).from_pretrained(folder).eval()}
 
 
 def _draw_prompts(stage: GenerationStage, model, sheet_path: Path) -> None:

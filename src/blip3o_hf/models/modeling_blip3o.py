@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin
@@ -68,6 +75,15 @@ def _vision_or_text_model(backbone_config):
     if type(backbone_config) in AutoModelForImageTextToText._model_mapping:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+@torch.no_grad()
+def _embed_new_tokens(backbone: PreTrainedModel, first: int, end: int) -> None:
+    """Give the tokens from `first` up to `end` the mean of all embeddings before them."""
+    if end > backbone.get_input_embeddings().num_embeddings:
+        backbone.resize_token_embeddings(end)
+    embeddings = backbone.get_input_embeddings().weight
+    embeddings[first:end] = embeddings[:first].float().mean(dim=0).to(embeddings.dtype)
 
 
 class Blip3oPreTrainedModel(PreTrainedModel):
@@ -179,7 +195,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
-    def from_backbone(cls, backbone: str, config: Blip3oConfig | None = None, **kwargs):
+    def from_backbone(
+        cls, backbone: str, config: Blip3oConfig | None = None, processor: ProcessorMixin | None = None, **kwargs
+    ):
         """
         A BLIP3-o on top of a trained backbone, with new queries and a new transformer (paper section 5.1).
 
@@ -187,12 +205,18 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             backbone: folder or Hub id of any Hugging Face autoregressive model, such as
                 `Qwen/Qwen2.5-VL-3B-Instruct`.
             config (*optional*): everything but the backbone; by default the paper's sizes.
+            processor (*optional*): what [`Blip3oProcessor.from_backbone`] made. Tokens that it added get the mean of
+                the backbone's own embeddings, as in the reference; the vocabulary grows where it is too small.
             kwargs: passed on to the backbone's `from_pretrained` (`dtype`, `attn_implementation`, ...).
         """
         settings = {} if config is None else config.to_dict()
         settings.pop("model_type", None)
         settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
         pretrained = _vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
+        if processor is not None:
+            _embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
+            text_config = settings["backbone_config"].get_text_config()
+            text_config.vocab_size = pretrained.get_input_embeddings().num_embeddings
         model = cls(Blip3oConfig(**settings), backbone=pretrained)
         model.generation_config = pretrained.generation_config
         return model
@@ -414,6 +438,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 f"`feature_regression` needs one query per feature: {size * size}. This model has "
                 f"{condition.shape[1]} queries. Set `num_queries={size * size}`."
             )
+        condition = condition.to(self.feature_head.weight.dtype)
         return self.feature_head(condition).transpose(1, 2).unflatten(2, (size, size))
 
     def normalize_features(self, features: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
@@ -35,6 +35,8 @@ CHAT_TEMPLATE = (
 
 # The original closes the assistant's empty turn before the image in training, and leaves it open to draw.
 REFERENCE_TRAINING_TURN_END = "<|im_end|>\n"
+# Llama's template names the day; without its own default, prompts would change from day to day.
+FIXED_DATE = "{%- set date_string = date_string | default('26 Jul 2024') -%}"
 # Areas in pixels between which Qwen2.5-VL, as published, reads an image at its own size.
 QWEN_IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}
 
@@ -128,6 +130,33 @@ class Blip3oProcessor(ProcessorMixin):
         reference = {"chat_template": CHAT_TEMPLATE, "training_turn_end": REFERENCE_TRAINING_TURN_END}
         return cls.from_args_and_dict([image_processor, tokenizer], reference, **own_kwargs)
 
+    @classmethod
+    def from_backbone(cls, backbone: str | os.PathLike) -> "Blip3oProcessor":
+        """
+        For a new model on a backbone: the backbone's tokenizer, chat template and image processor (on PIL), with the
+        token `[IMG]` added. Give it to [`Blip3oForConditionalGeneration.from_backbone`], which makes room for it.
+
+        A template that names the day gets a fixed one. A tokenizer without a padding token pads with its end token. A
+        backbone that already has a [`Blip3oProcessor`] keeps it.
+
+        Args:
+            backbone: folder or Hub id of any Hugging Face autoregressive model.
+        """
+        if cls.get_processor_dict(backbone)[0].get("processor_class") == cls.__name__:
+            return cls.from_pretrained(backbone)
+        tokenizer = AutoTokenizer.from_pretrained(backbone)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["[IMG]"]}, replace_extra_special_tokens=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        template = tokenizer.chat_template
+        if template and "date_string" in template:
+            template = FIXED_DATE + template
+        if getattr(AutoConfig.from_pretrained(backbone), "vision_config", None) is None:
+            image_processor = Qwen2VLImageProcessorPil()
+        else:
+            image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
+        return cls(image_processor, tokenizer, chat_template=template)
+
     @property
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "mm_token_type_ids"]
@@ -139,8 +168,9 @@ class Blip3oProcessor(ProcessorMixin):
 
     def render_prompt(self, caption: str, num_images: int = 0) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""
-        content = [{"type": "image"}] * num_images
-        content = [*content, {"type": "text", "text": self.instruction.replace("{caption}", caption)}]
+        content = self.instruction.replace("{caption}", caption)
+        if num_images:  # otherwise a plain string, which templates of text-only backbones read, too
+            content = [*[{"type": "image"}] * num_images, {"type": "text", "text": content}]
         return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def _without_end(self, caption: str, num_tokens: int) -> str:

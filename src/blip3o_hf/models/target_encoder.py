@@ -1,4 +1,4 @@
-"""Target features: what any CLIP-style vision tower says about an image, on the grid the model generates."""
+"""Target features: what a CLIP-style vision tower or a VAE says of an image, on the grid the model generates."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from ..objectives.latent_flow import scale_latents
 from .image_processing_eva_clip import EvaClipImageProcessor
 from .loading import load_complete
 from .modeling_eva_clip import EvaClipVisionModel
@@ -16,17 +20,19 @@ from .original_layout import original_settings
 
 
 def load_target_encoder(
-    folder: str, subfolder: str = "", dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, object]:
+    folder: str, subfolder: str = "", dtype: torch.dtype | None = None, feature_size: int = 8
+) -> tuple[PreTrainedModel | AutoencoderKL, object]:
     """
-    The vision tower saved in `folder`, frozen and in evaluation mode, and its image processor.
+    The vision tower or VAE saved in `folder`, frozen and in evaluation mode, and its image processor.
 
     Args:
         folder: what `save_pretrained` of any vision tower that `AutoModel` knows wrote (CLIP, SigLIP, EVA-CLIP), with
             its image processor. Of a model with text and vision, such as CLIP whole, the vision tower is taken. Of a
-            published BLIP3-o, the EVA-CLIP among its tensors is taken.
+            published BLIP3-o, the EVA-CLIP among its tensors is taken. Of diffusers, an `AutoencoderKL` is taken; its
+            images get the size that gives `feature_size` x `feature_size` latents.
         subfolder: where in `folder`, unless that is a published BLIP3-o.
         dtype: of the weights; by default that of the file.
+        feature_size: height and width of a VAE's latents; a vision tower's images have a size of their own.
 
     Raises:
         ValueError: naming the tensors that are missing.
@@ -35,11 +41,33 @@ def load_target_encoder(
     if original_settings(folder) is not None:
         encoder = EvaClipVisionModel.from_pretrained(folder, **settings)
         return encoder.eval().requires_grad_(False), EvaClipImageProcessor()
+    stored, _ = PreTrainedConfig.get_config_dict(folder, subfolder=subfolder)
+    if stored.get("_class_name") == AutoencoderKL.__name__:
+        vae, _ = load_complete(AutoencoderKL.from_pretrained, folder, subfolder=subfolder or None, **settings)
+        return vae.eval().requires_grad_(False), square_image_processor(feature_size * vae_scale_factor(vae))
     config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
     config = getattr(config, "vision_config", config)
     encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config, subfolder=subfolder, **settings)
     image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
     return encoder.eval().requires_grad_(False), image_processor
+
+
+def vae_scale_factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent, in height and in width."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def square_image_processor(size: int) -> CLIPImageProcessorPil:
+    """For a VAE: the shorter side to `size` pixels, the centre cut out, values in [-1, 1]."""
+    half = [0.5, 0.5, 0.5]
+    sides = {"height": size, "width": size}
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=sides, image_mean=half, image_std=half)
+
+
+def feature_channels(encoder: PreTrainedModel | AutoencoderKL) -> int:
+    """Channels of the features that `extract_features` gives."""
+    is_vae = isinstance(encoder, AutoencoderKL)
+    return encoder.config.latent_channels if is_vae else encoder.config.hidden_size
 
 
 def stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -71,11 +99,13 @@ def extract_features(encoder: PreTrainedModel, pixel_values: torch.Tensor, featu
     """
     Features X that the model learns to generate (paper section 3.1).
 
-    The encoder's last hidden states, without the class token, averaged over windows down to the grid (the
-    reference's `early_pool2d_4`: 32 x 32 to 8 x 8).
+    Of a vision tower: the last hidden states, without the class token, averaged over windows down to the grid (the
+    reference's `early_pool2d_4`: 32 x 32 to 8 x 8). Of a VAE: the mean of the latents, scaled as its config says, at
+    their own size, since an average over windows could not be decoded.
 
     Args:
-        encoder: a vision tower with `last_hidden_state` `[B, N (+ 1), C]` (CLIP, SigLIP, EVA-CLIP).
+        encoder: a vision tower with `last_hidden_state` `[B, N (+ 1), C]` (CLIP, SigLIP, EVA-CLIP), or an
+            `AutoencoderKL`.
         pixel_values (`[B, 3, H, W]`): images as the encoder's image processor prepares them.
         feature_size: height and width of the grid.
 
@@ -83,8 +113,17 @@ def extract_features(encoder: PreTrainedModel, pixel_values: torch.Tensor, featu
         `torch.Tensor` `[B, C, feature_size, feature_size]`, row-major: token index = feature_size * row + column.
 
     Raises:
-        ValueError: when the encoder's grid is no multiple of `feature_size`.
+        ValueError: when a tower's grid is no multiple of `feature_size`, or a VAE's is not `feature_size`.
     """
+    if isinstance(encoder, AutoencoderKL):
+        latents = encoder.encode(pixel_values.to(encoder.dtype)).latent_dist.mode().to(pixel_values.dtype)
+        if latents.shape[-2:] != (feature_size, feature_size):
+            raise ValueError(
+                f"Latents keep their size: {feature_size} x {feature_size} were asked for, and the images gave "
+                f"{latents.shape[-2]} x {latents.shape[-1]}. Load the VAE with load_target_encoder(..., feature_size="
+                f"{feature_size}) and prepare the images with its image processor."
+            )
+        return scale_latents(latents, encoder.config.scaling_factor, encoder.config.shift_factor)
     tokens = encoder(pixel_values=pixel_values.to(encoder.dtype)).last_hidden_state.to(pixel_values.dtype)
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1]:

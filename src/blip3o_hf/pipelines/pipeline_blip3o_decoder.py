@@ -383,7 +383,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         num_images, device, dtype = len(latents), latents.device, self.unet.dtype
         tokens = feature_tokens(image_features).to(device, dtype)
         size = [side * self.vae_scale_factor for side in latents.shape[-2:]]
-        time_ids = torch.tensor([[*ORIGINAL_SIZE, *CROP, *size]], device=device).repeat(num_images, 1)
+        time_ids = image_conditions(*size).to(device).repeat(num_images, 1)
         plain = (tokens, time_ids)
         guided = None
         if guidance_scale > 1:
@@ -441,6 +441,11 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
     def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor
         return num_images, self.unet.config.in_channels, height // factor, width // factor
+
+
+def image_conditions(height: int, width: int) -> torch.Tensor:
+    """What SDXL calls time ids, `[1, 6]`: the original size and the crop, the same for every image, and its size."""
+    return torch.tensor([[*ORIGINAL_SIZE, *CROP, height, width]])
 
 
 def feature_tokens(features: torch.Tensor) -> torch.Tensor:
@@ -569,6 +574,7 @@ __all__ = [
     "Blip3oDecoderPipeline",
     "feature_tokens",
     "has_decoder",
+    "image_conditions",
     "load_scheduler",
     "local_decoder",
     "stored_component",

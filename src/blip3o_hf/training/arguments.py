@@ -23,6 +23,8 @@ class Blip3oTrainingArguments(TrainingArguments):
             left out; `None` leaves out only those that are not finite. Not under DeepSpeed, which steps by itself.
         max_skipped_steps: the run stops when so many updates in a row were left out.
         evaluation_steps: steps between two runs of the stage's own evaluation; 0 evaluates at the end only.
+        global_batch_size: records of a step over all processes and micro-batches. It sets nothing: a run that would
+            have another is refused at its start.
     """
 
     muon_learning_rate: float | None = field(default=None)
@@ -33,6 +35,7 @@ class Blip3oTrainingArguments(TrainingArguments):
     spike_factor: float | None = field(default=None)
     max_skipped_steps: int = field(default=10)
     evaluation_steps: int = field(default=0)
+    global_batch_size: int | None = field(default=None)
 
     def __post_init__(self):
         super().__post_init__()
@@ -53,3 +56,22 @@ class Blip3oTrainingArguments(TrainingArguments):
             )
         if self.noise_draws < 1:
             raise ValueError(f"`noise_draws` must be at least 1. Got {self.noise_draws}. Use 1 for the plain loss.")
+
+    def check_global_batch_size(self) -> None:
+        """
+        Raises:
+            ValueError: when a step of the processes at hand has another number of records than `global_batch_size`.
+        """
+        micro = self.train_batch_size * self.world_size
+        found = micro * self.gradient_accumulation_steps
+        if self.global_batch_size in (None, found):
+            return
+        accumulation, rest = divmod(self.global_batch_size, micro)
+        advice = f"Set training.gradient_accumulation_steps={accumulation}"
+        if rest:
+            advice = "No number of micro-batches fits: choose training.per_device_train_batch_size so that one does"
+        raise ValueError(
+            f"A step must have `global_batch_size` records, {self.global_batch_size}. Got {self.train_batch_size} a "
+            f"process x {self.world_size} processes x {self.gradient_accumulation_steps} micro-batches = {found}. "
+            f"{advice}, or leave `global_batch_size` out."
+        )

@@ -15,11 +15,19 @@ class Conversations:
     Turns records of understanding into batches for the backbone.
 
     Args:
-        processor: of the backbone that answers.
+        processor: of the backbone that answers; its chat template must be ChatML.
         max_length: longest conversation in tokens; the end of a longer one is cut.
+
+    Raises:
+        ValueError: when the tokenizer does not know the marks of ChatML.
     """
 
     def __init__(self, processor: Blip3oProcessor, max_length: int):
+        if "<|im_end|>" not in processor.tokenizer.get_vocab():
+            raise ValueError(
+                "Conversations are learned in ChatML, with turns between <|im_start|> and <|im_end|>. The backbone's "
+                "tokenizer does not know these. Use a backbone such as Qwen2.5-VL, or the stage 'generation'."
+            )
         self.processor = processor
         self.max_length = max_length
 

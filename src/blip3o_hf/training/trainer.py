@@ -1,6 +1,7 @@
 """The Trainer: transformers' own, with the stage's loss, Muon where asked for, and an average of the weights."""
 
 import contextlib
+import json
 import math
 import time
 from collections import deque
@@ -13,10 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from ..data.mixture import StreamingMixture
 from .checkpoints import delete_incomplete, keep_newest, mark_complete
 from .distributed import check_engine, forget_gathered, join_processes, local_parts, whole_model
 from .optimizers import build_optimizer
@@ -125,6 +128,55 @@ class AverageCallback(TrainerCallback):
         forget_gathered(self.trainer.model)
 
 
+class StreamCallback(TrainerCallback):
+    """
+    Every checkpoint holds the place of the stream of records, and a resumed run goes on from there.
+
+    Args:
+        trainer: whose `resumed_from` is the checkpoint to go on from.
+        stream: what the Trainer reads.
+    """
+
+    filename = "stream.json"
+
+    def __init__(self, trainer: "Blip3oTrainer", stream: StreamingMixture):
+        self.trainer = trainer
+        self.stream = stream
+
+    def _place(self, args, state) -> dict:
+        batches = state.global_step * args.gradient_accumulation_steps
+        return self.stream.state_dict(batches, args.train_batch_size, args.dataloader_num_workers)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """
+        Raises:
+            FileNotFoundError: when the checkpoint was written without a stream.
+            ValueError: when it was written with other batches, or in another order.
+        """
+        if self.trainer.resumed_from is None:
+            return
+        path = Path(self.trainer.resumed_from) / self.filename
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"To resume with `streaming: true`, the checkpoint must hold the place of the stream. There is no "
+                f"{path}. Resume with the data settings that it was written with."
+            )
+        saved = json.loads(path.read_text())
+        expected = self._place(args, state)
+        if saved["items"] != expected["items"]:
+            raise ValueError(
+                f"A stream goes on with the batches it had. After {state.global_step} steps its workers had given "
+                f"{saved['items']} items, and with these settings it were {expected['items']}. Set "
+                f"`per_device_train_batch_size`, `gradient_accumulation_steps` and `dataloader_num_workers` back."
+            )
+        self.stream.load_state_dict(saved)
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / self.filename).write_text(json.dumps(self._place(args, state)))
+
+
 class CompleteCallback(TrainerCallback):
     """
     Adds the processor to a checkpoint, marks it as complete after every process wrote its part, and only then deletes
@@ -229,6 +281,7 @@ class Blip3oTrainer(Trainer):
 
     def __init__(self, stage: Stage, **kwargs):
         self.stage = stage
+        stage.arguments.check_global_batch_size()
         join_processes(stage.arguments)
         set_seed(stage.arguments.seed)
         model = stage.build()
@@ -241,13 +294,16 @@ class Blip3oTrainer(Trainer):
         )
         check_engine(self.args, self.accelerator.distributed_type)
         self.model_accepts_loss_kwargs = False
-        if stage.encoder is not None:
-            stage.encoder.to(self.args.device)
+        for part in stage.frozen_parts:
+            part.to(self.args.device)
         self.resumed_from: str | Path | None = None
         self.average: AverageCallback | None = None
         if self.args.ema_decay is not None:
             self.average = AverageCallback(self, self.args.ema_decay)
             self.add_callback(self.average)
+        if isinstance(self.train_dataset, StreamingMixture):
+            self.args.ignore_data_skip = True  # the stream itself goes on where it was
+            self.add_callback(StreamCallback(self, self.train_dataset))
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
         self.add_callback(CompleteCallback(self, number))
         self.add_callback(SpikeCallback(self, self.args.spike_factor, self.args.max_skipped_steps))
@@ -290,6 +346,23 @@ class Blip3oTrainer(Trainer):
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.model, self.args)
         return self.optimizer
+
+    def get_train_dataloader(self):
+        """
+        As in transformers. A stream divides itself among processes, so it is not prepared to be divided; and it draws
+        the seeds of its workers by itself, since a resumed run must not find other random numbers for that.
+        """
+        if not isinstance(self.train_dataset, StreamingMixture):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=seeded_generator(self.args.seed),
+        )
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """As in transformers; what interrupted runs left of checkpoints is deleted first."""

@@ -4,14 +4,25 @@ from ..recipes import Recipe, check_keys
 from .alignment import AlignmentStage
 from .base import Stage
 from .decoder import DecoderStage
+from .diffusion_decoder import DiffusionDecoderStage
 from .encoder import EncoderStage
 from .generation import GenerationStage
 from .joint import JointStage
 from .understanding import UnderstandingStage
+from .vae import VaeStage
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
-    for stage in (EncoderStage, DecoderStage, UnderstandingStage, AlignmentStage, GenerationStage, JointStage)
+    for stage in (
+        EncoderStage,
+        VaeStage,
+        DecoderStage,
+        DiffusionDecoderStage,
+        UnderstandingStage,
+        AlignmentStage,
+        GenerationStage,
+        JointStage,
+    )
 }
 
 
@@ -28,10 +39,12 @@ __all__ = [
     "STAGES",
     "AlignmentStage",
     "DecoderStage",
+    "DiffusionDecoderStage",
     "EncoderStage",
     "GenerationStage",
     "JointStage",
     "Stage",
     "UnderstandingStage",
+    "VaeStage",
     "build_stage",
 ]

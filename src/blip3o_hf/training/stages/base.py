@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedModel
@@ -36,8 +37,8 @@ class Stage:
     source_keys: ClassVar[tuple[str, ...]] = MIXTURE_KEYS
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
     num_questions: ClassVar[int] = 0
-    encoder: PreTrainedModel | None = None
-    """The frozen target encoder, where a stage has one; the Trainer puts it on the training device."""
+    encoder: PreTrainedModel | AutoencoderKL | None = None
+    """The frozen target encoder, where a stage has one."""
     processor: Blip3oProcessor | None = None
     """What prepares prompts for the model, where it reads any; every checkpoint holds it."""
 
@@ -66,6 +67,16 @@ class Stage:
                 f"Stage '{self.name}' starts from '{name}' in {given}. There is no such folder. Run the stage that "
                 f"writes it first, or name a Hub repository."
             ) from error
+
+    def _dtype(self, name: str) -> torch.dtype:
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        check_keys([name], dtypes, f"key 'model.frozen_dtype' of {self.where}")
+        return dtypes[name]
+
+    @property
+    def frozen_parts(self) -> list[nn.Module]:
+        """Models outside the one that trains; the Trainer puts them on the training device."""
+        return [] if self.encoder is None else [self.encoder]
 
     @property
     def is_world(self) -> bool:

@@ -1,6 +1,7 @@
 """The stage `generation`: queries and transformer learn to generate the target encoder's features."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -9,14 +10,14 @@ from peft import get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
 from transformers import AutoConfig
 
-from ...data.mixture import open_mixture
+from ...data.mixture import StreamingMixture, open_mixture
 from ...data.records import Record, targets
 from ...data.shapes_dataset import ShapesDataset, ShapesPictures
 from ...models.adapters import lora_config, read_lora, write_lora
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
-from ...models.target_encoder import crop, extract_features, load_target_encoder, normalize
+from ...models.target_encoder import crop, extract_features, feature_channels, load_target_encoder, normalize
 from ..distributed import whole_weights
 from ..recipes import check_keys
 from .base import Stage
@@ -24,7 +25,7 @@ from .base import Stage
 VALIDATION_RECORDS = 64
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 STATISTICS_IMAGES = 2048
-PARTS = ("queries", "transformer")
+PARTS = ("queries", "transformer", "backbone")
 # What the published reconstruction data asks for.
 RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
 
@@ -33,9 +34,13 @@ class GenerationStage(Stage):
     """
     Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o.
 
-    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`. With
-    `model.lora` that model stays as it is, adapters train on it ([`~models.adapters.lora_config`]), and adapters are
-    what is left: in PEFT's form, and as the one file that a pipeline's `load_lora_weights` reads.
+    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`. Its
+    `model.objective` makes it the paper's other designs (section 3.3): `feature_regression` trains a linear head in
+    the transformer's place, `latent_flow` has a VAE as target encoder. What trains is `model.train`: `transformer` (or
+    that head), `queries`, and `backbone`, which is its text stack without the output layer.
+
+    With `model.lora` the whole BLIP3-o stays as it is, adapters train on it ([`~models.adapters.lora_config`]), and
+    adapters are what is left: in PEFT's form, and as the one file that a pipeline's `load_lora_weights` reads.
     """
 
     name = "generation"
@@ -51,7 +56,8 @@ class GenerationStage(Stage):
         "initializer_range",
     )
     noise_keys = ("condition_dropout", "noise_distribution", "noise_shift")
-    model_keys = (*size_keys, *noise_keys, "train", "frozen_dtype", "lora")
+    length_keys = ("max_length", "max_input_pixels")
+    model_keys = (*size_keys, *noise_keys, *length_keys, "train", "frozen_dtype", "lora")
     lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
     evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
 
@@ -82,22 +88,20 @@ class GenerationStage(Stage):
                 f"with {'inputs.backbone' if 'backbone' in recipe.inputs else 'model.train'}. Name a BLIP3-o under "
                 f"'inputs.model', and leave 'model.train' out."
             )
-        self.trained_parts = tuple(recipe.model.get("train", PARTS))
+        self.trained_parts = tuple(recipe.model.get("train", ("queries", "transformer")))
         check_keys(self.trained_parts, PARTS, f"key 'model.train' of {self.where}")
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        name = recipe.model.get("frozen_dtype", "float32")
-        check_keys([name], dtypes, f"key 'model.frozen_dtype' of {self.where}")
-        self.frozen_dtype = dtypes[name]
+        self.frozen_dtype = self._dtype(recipe.model.get("frozen_dtype", "float32"))
 
     # The model
 
     def build(self):
         with whole_weights(self.arguments):
             self.encoder, self.image_processor = self._load_encoder()
-        self.feature_size = self.recipe.model.get("feature_size", 8)
         model = self._load_model() if "model" in self.folders else self._new_model()
-        self.feature_size = model.config.feature_size
-        self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - model.config.num_queries
+        max_length = self.recipe.model.get("max_length", self.processor.tokenizer.model_max_length)
+        self.processor.max_prompt_length = max_length - model.config.num_queries
+        if "max_input_pixels" in self.recipe.model:
+            self._limit_input_images(self.recipe.model["max_input_pixels"])
         model.requires_grad_(False)
         if self.lora is not None:
             model = get_peft_model(model, lora_config(model, **self.lora))
@@ -108,16 +112,30 @@ class GenerationStage(Stage):
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.frozen_dtype)
         return model
 
+    def _limit_input_images(self, num_pixels: int) -> None:
+        """Let the processor scale images in prompts down to so many pixels."""
+        plain = self.processor.image_processor
+        smallest = min(plain.size["shortest_edge"], num_pixels)
+        size = {"shortest_edge": smallest, "longest_edge": num_pixels}
+        self.processor.image_processor = type(plain).from_dict({**plain.to_dict(), "size": size})
+
     def _unfreeze(self, model: Blip3oForConditionalGeneration) -> None:
         for part in self.trained_parts:
             if part == "transformer" and not model.config.uses_transformer:
                 part = "feature_head"
-            getattr(model, part).requires_grad_(True)
+            module = model.get_decoder() if part == "backbone" else getattr(model, part)
+            module.requires_grad_(True)
+
+    @cached_property
+    def _feature_size(self) -> int:
+        if "model" in self.folders:
+            return Blip3oConfig.from_pretrained(self.folders["model"]).feature_size
+        return self.recipe.model.get("feature_size", 8)
 
     def _load_encoder(self):
-        if "encoder" in self.folders:
-            return load_target_encoder(self.folders["encoder"], dtype=self.frozen_dtype)
-        return load_target_encoder(self.folders["model"], subfolder="target_encoder", dtype=self.frozen_dtype)
+        name = "encoder" if "encoder" in self.folders else "model"
+        subfolder = "" if name == "encoder" else "target_encoder"
+        return load_target_encoder(self.folders[name], subfolder, self.frozen_dtype, self._feature_size)
 
     @property
     def _attention(self) -> str:
@@ -137,23 +155,27 @@ class GenerationStage(Stage):
 
     def _new_model(self) -> Blip3oForConditionalGeneration:
         folder = self.folders["backbone"]
-        self.processor = Blip3oProcessor.from_pretrained(folder)
+        self.processor = Blip3oProcessor.from_backbone(folder)
         known = (*self.size_keys, *self.noise_keys)
         settings = {key: value for key, value in self.recipe.model.items() if key in known}
         statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
             backbone_config=AutoConfig.from_pretrained(folder),
             transformer_config=settings.pop("transformer", None),
-            feature_dim=self.encoder.config.hidden_size,
+            feature_dim=feature_channels(self.encoder),
             **settings,
             **statistics,
         )
-        return Blip3oForConditionalGeneration.from_backbone(folder, config, attn_implementation=self._attention)
+        return Blip3oForConditionalGeneration.from_backbone(
+            folder, config, self.processor, attn_implementation=self._attention
+        )
 
     def _feature_statistics(self) -> dict[str, list[float]]:
         """Mean and standard deviation of each channel of the target features over training images."""
         world = ShapesPictures(ShapesDataset(length=STATISTICS_IMAGES, seed=2))
-        records = world if self.is_world else open_mixture(self.recipe.data)
+        records = world if self.is_world else open_mixture(self.recipe.data.get("pictures", self.recipe.data))
+        if isinstance(records, StreamingMixture):
+            records.rank, records.world_size = 0, 1  # the same images in every process
         features = []
         images = (targets([record])[0] for record in islice(iter(records), STATISTICS_IMAGES))
         while batch := list(islice(images, 64)):
@@ -165,7 +187,7 @@ class GenerationStage(Stage):
         }
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return extract_features(self.encoder, pixel_values, self.feature_size)
+        return extract_features(self.encoder, pixel_values, self._feature_size)
 
     # Batches
 
@@ -198,14 +220,16 @@ class GenerationStage(Stage):
         return [data[index] for index in range(min(len(data), VALIDATION_RECORDS))]
 
     def validate(self, model):
-        """The flow-matching loss by noise level, on held-out records and fixed noise."""
+        """The loss on held-out records; of the flow objectives by noise level, on fixed noise."""
         records = self._validation_records()
-        if not records or not model.config.uses_transformer:
+        if not records:
             return {}
         batch = GenerationStage.collate(self, records)
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         features = self._features(batch.pop("target_pixel_values"))
         condition = model.encode_condition(**batch)
+        if not model.config.uses_transformer:
+            return {"loss_of_features": model(condition=condition, target_features=features).loss.item()}
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
         losses = {}
         for sigma in VALIDATION_NOISE_LEVELS:

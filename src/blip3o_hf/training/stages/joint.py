@@ -56,7 +56,6 @@ class JointStage(GenerationStage):
     name = "joint"
     model_keys = (
         *(key for key in GenerationStage.model_keys if key != "lora"),
-        "max_length",
         "understanding_weight",
         "generation_weight",
     )

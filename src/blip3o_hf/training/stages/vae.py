@@ -1,0 +1,73 @@
+"""The stage `vae`: a VAE for the tiny world, where a published one would be out of place."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from ...data.records import targets
+from ...models.target_encoder import crop, normalize, square_image_processor
+from .base import Stage
+
+SCALING_IMAGES = 256
+
+
+class VaeWithLoss(nn.Module):
+    """What trains: the VAE, called with images and noise, giving the loss."""
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float):
+        super().__init__()
+        self.vae = vae
+        self.kl_weight = kl_weight
+
+    def forward(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`[B, 3, H, W]`): images in [-1, 1].
+            noise (`[B, latent channels, H / factor, W / factor]`): standard normal.
+        """
+        posterior = self.vae.encode(pixel_values).latent_dist
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return torch.nn.functional.mse_loss(decoded.float(), pixel_values) + self.kl_weight * kl
+
+
+class VaeStage(Stage):
+    """A VAE from nothing: mean squared error of pixels, and a small KL divergence. Leaves an `AutoencoderKL`."""
+
+    name = "vae"
+    size_keys = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "sample_size")
+    model_keys = (*size_keys, "kl_weight")
+
+    def build(self):
+        sizes = {key: value for key, value in self.recipe.model.items() if key in self.size_keys}
+        depth = len(sizes["block_out_channels"])
+        vae = AutoencoderKL(
+            **sizes,
+            down_block_types=("DownEncoderBlock2D",) * depth,
+            up_block_types=("UpDecoderBlock2D",) * depth,
+        )
+        self.image_processor = square_image_processor(sizes["sample_size"])
+        return VaeWithLoss(vae, self.recipe.model.get("kl_weight", 1e-4))
+
+    def collate(self, records):
+        return {"pixel_values": normalize(self.image_processor, crop(self.image_processor, targets(records)))}
+
+    def loss(self, model, batch, generators: Sequence[torch.Generator]):
+        images = batch["pixel_values"]
+        sizes = self.recipe.model
+        side = sizes["sample_size"] // 2 ** (len(sizes["block_out_channels"]) - 1)
+        shape = (sizes["latent_channels"], side, side)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators[: len(images)]])
+        return model(pixel_values=images, noise=noise.to(images))
+
+    def save(self, model, folder):
+        """With the factor that brings the latents of training images to unit variance."""
+        records = self.dataset()
+        batch = self.collate(list(islice((records[index] for index in range(len(records))), SCALING_IMAGES)))
+        with torch.no_grad():
+            latents = model.vae.encode(batch["pixel_values"].to(model.vae.device)).latent_dist.mean
+        model.vae.register_to_config(scaling_factor=1 / latents.std().item())
+        model.vae.save_pretrained(folder)
