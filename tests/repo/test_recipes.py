@@ -11,7 +11,7 @@ from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
 from blip3o_hf.objectives import OBJECTIVES
 from blip3o_hf.training.recipes import load_recipe
-from blip3o_hf.training.stages import STAGES, build_stage
+from blip3o_hf.training.stages import STAGES, GenerationStage, build_stage
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -59,6 +59,8 @@ def test_nested_model_keys_are_known(path):
         assert set(described) == (set() if "backbone" in recipe.inputs else set(sub_configs))
         for name, settings in described.items():
             assert set(settings) <= parameters(sub_configs[name])
+    elif "model" in recipe.inputs:
+        assert not set(recipe.model) & set(STAGES[recipe.stage].size_keys)
     else:
         assert set(recipe.model["transformer"]) <= parameters(Blip3oTransformer2DModel)
         assert recipe.model["objective"] in OBJECTIVES
@@ -66,7 +68,9 @@ def test_nested_model_keys_are_known(path):
 
 @every_recipe
 def test_inputs_are_what_other_recipes_leave(path):
-    left = {load_recipe(other).output_dir for other in path.parent.glob("*.yaml")}
+    others = [load_recipe(other) for other in path.parent.glob("*.yaml")]
+    left = {other.output_dir for other in others}
+    left |= {f"{other.output_dir}/pipeline" for other in others if issubclass(STAGES[other.stage], GenerationStage)}
     assert set(load_recipe(path).inputs.values()) <= left
 
 

@@ -1,14 +1,18 @@
 """The stage `generation`: queries and transformer learn to generate the target encoder's features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoConfig
 
+from ...data.images import decoded
 from ...data.mixture import open_mixture
 from ...data.records import Record, targets
 from ...data.shapes_dataset import ShapesDataset, ShapesPictures
@@ -16,6 +20,8 @@ from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, load_target_encoder, normalize
+from ..feature_cache import CachedRecord, FeatureCache, differences
+from ..fingerprints import condition_fingerprint, encoder_fingerprint
 from ..recipes import check_keys
 from .base import Stage
 
@@ -27,11 +33,16 @@ PARTS = ("queries", "transformer")
 RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
 
 
+def _decode(identity: str, record: Record) -> Record:
+    return decoded(record)
+
+
 class GenerationStage(Stage):
     """
     Queries and transformer with flow matching, backbone frozen (paper sections 4 and 5.2). Leaves a BLIP3-o.
 
-    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`.
+    It puts new ones on the backbone in `inputs`, or goes on from the whole BLIP3-o in `inputs.model`. With
+    `data.cache`, target features come from there, and conditions too where nothing of theirs trains.
     """
 
     name = "generation"
@@ -46,6 +57,8 @@ class GenerationStage(Stage):
     )
     noise_keys = ("condition_dropout", "noise_distribution", "noise_shift")
     model_keys = (*size_keys, *noise_keys, "train", "frozen_dtype")
+    world_keys = (*Stage.world_keys, "cache")
+    source_keys = (*Stage.source_keys, "cache")
     evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
 
     def __init__(self, recipe):
@@ -77,13 +90,18 @@ class GenerationStage(Stage):
     # The model
 
     def build(self):
-        self.encoder, self.image_processor = self._load_encoder()
+        if "targets" in self.cached_kinds:
+            self._check_cache("targets", self.target_fingerprint())
+        else:
+            self.load_encoder()
         model = self._load_model() if "model" in self.folders else self._new_model()
         self.processor.max_prompt_length = self.processor.tokenizer.model_max_length - model.config.num_queries
         model.requires_grad_(False)
         self._unfreeze(model)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.frozen_dtype)
+        if "conditions" in self.cached_kinds:
+            self._check_cache("conditions", self.condition_fingerprint(model))
         return model
 
     def _unfreeze(self, model: Blip3oForConditionalGeneration) -> None:
@@ -92,10 +110,16 @@ class GenerationStage(Stage):
                 part = "feature_head"
             getattr(model, part).requires_grad_(True)
 
-    def _load_encoder(self):
+    @property
+    def _encoder_place(self) -> tuple[str, str]:
+        """Folder and subfolder of the target encoder."""
         if "encoder" in self.folders:
-            return load_target_encoder(self.folders["encoder"], dtype=self.frozen_dtype)
-        return load_target_encoder(self.folders["model"], subfolder="target_encoder", dtype=self.frozen_dtype)
+            return self.folders["encoder"], ""
+        return self.folders["model"], "target_encoder"
+
+    def load_encoder(self) -> None:
+        """Load the frozen target encoder and its image processor, which training from a cache does without."""
+        self.encoder, self.image_processor = load_target_encoder(*self._encoder_place, dtype=self.frozen_dtype)
 
     @property
     def _attention(self) -> str:
@@ -118,72 +142,167 @@ class GenerationStage(Stage):
         self.processor = Blip3oProcessor.from_pretrained(folder)
         known = (*self.size_keys, *self.noise_keys)
         settings = {key: value for key, value in self.recipe.model.items() if key in known}
-        statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
+        statistics = self.feature_statistics if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
             backbone_config=AutoConfig.from_pretrained(folder),
             transformer_config=settings.pop("transformer", None),
-            feature_dim=self.encoder.config.hidden_size,
+            feature_dim=self._feature_dim,
             **settings,
             **statistics,
         )
         return Blip3oForConditionalGeneration.from_backbone(folder, config, attn_implementation=self._attention)
 
-    def _feature_statistics(self) -> dict[str, list[float]]:
+    @property
+    def _feature_dim(self) -> int:
+        if "targets" in self.cached_kinds:
+            return self.cache.shape("targets")[0]
+        return self.encoder.config.hidden_size
+
+    @cached_property
+    def feature_statistics(self) -> dict[str, list[float]]:
         """Mean and standard deviation of each channel of the target features over training images."""
+        if "targets" in self.cached_kinds:
+            return self._cached_statistics()
         world = ShapesPictures(ShapesDataset(length=STATISTICS_IMAGES, seed=2))
-        records = world if self.is_world else open_mixture(self.recipe.data)
+        records = world if self.is_world else self.records()
         features = []
         images = (targets([record])[0] for record in islice(iter(records), STATISTICS_IMAGES))
         while batch := list(islice(images, 64)):
-            features.append(self._features(normalize(self.image_processor, crop(self.image_processor, batch))))
+            features.append(self.features(self.pixel_values(batch)))
         features = torch.cat(features)
         return {
             "feature_mean": features.mean(dim=(0, 2, 3)).tolist(),
             "feature_std": features.std(dim=(0, 2, 3)).tolist(),
         }
 
-    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return extract_features(self.encoder, pixel_values, self.recipe.model.get("feature_size", 8))
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Images of any size as the target encoder takes them, `[B, 3, H, W]`."""
+        return normalize(self.image_processor, crop(self.image_processor, images))
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Target features `[B, C, H, W]`."""
+        return extract_features(self.encoder, pixel_values.to(self.encoder.device), self._feature_size)
+
+    @property
+    def _feature_size(self) -> int:
+        return self.recipe.model.get("feature_size", 8)
+
+    # The cache
+
+    @property
+    def has_frozen_conditions(self) -> bool:
+        """Whether nothing trains between a prompt and its condition."""
+        return "queries" not in self.trained_parts
+
+    @cached_property
+    def cache(self) -> FeatureCache | None:
+        return FeatureCache(self.recipe.data["cache"]) if "cache" in self.recipe.data else None
+
+    @cached_property
+    def cached_kinds(self) -> tuple[str, ...]:
+        """What is taken from the cache. Conditions change while the queries train, and are then computed."""
+        if self.cache is None:
+            return ()
+        kinds = tuple(kind for kind in self.cache.manifest if kind != "conditions" or self.has_frozen_conditions)
+        if not kinds:
+            raise ValueError(
+                f"A cache of conditions alone is for frozen queries. {self.where} trains them, and "
+                f"{self.cache.folder} holds nothing else. Set `model.train: [transformer]`, or run `blip3o-hf "
+                f"precompute` on this recipe."
+            )
+        return kinds
+
+    def target_fingerprint(self) -> dict[str, Any]:
+        """All that target features depend on, beside the images."""
+        own = {"feature_size": self._feature_size, "frozen_dtype": str(self.frozen_dtype)}
+        return {**encoder_fingerprint(*self._encoder_place), **own}
+
+    def condition_fingerprint(self, model: Blip3oForConditionalGeneration) -> dict[str, Any]:
+        """All that conditions depend on, beside prompts and input images."""
+        own = {"frozen_dtype": str(self.frozen_dtype), "mixed precision": self.arguments.mixed_precision}
+        return {**condition_fingerprint(model, self.processor), **own}
+
+    def _check_cache(self, kind: str, fingerprint: dict[str, Any]) -> None:
+        if found := differences(self.cache.manifest[kind]["fingerprint"], fingerprint):
+            raise ValueError(
+                f"Cached {kind} must be those of the recipe. {self.cache.folder} does not fit {self.where}: {found}. "
+                f"Set that back, or run `blip3o-hf precompute` on this recipe with another folder."
+            )
+
+    def _cached_statistics(self) -> dict[str, list[float]]:
+        if "statistics" not in self.cache.manifest["targets"]:
+            raise ValueError(
+                f"With `model.standardize_features`, the cache must hold the statistics of the features. "
+                f"{self.cache.folder} does not. Run `blip3o-hf precompute` on this recipe again."
+            )
+        return self.cache.manifest["targets"]["statistics"]
 
     # Batches
 
-    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
-        images = [list(record.images) for record in records]
-        prompts = self.processor.encode_prompts(
-            [record.prompt or RECONSTRUCTION_PROMPT for record in records],
-            images=images if any(images) else None,
-            training=True,
-            truncation=True,
-        )
-        return {
-            **prompts,
-            "target_pixel_values": normalize(self.image_processor, crop(self.image_processor, targets(records))),
-        }
+    def dataset(self):
+        return self.records(self._complete)
 
-    def loss(self, model, batch, generators):
-        features = self._features(batch.pop("target_pixel_values"))
-        settings = {"num_noise_draws": self.arguments.noise_draws, "generator": generators[: len(features)]}
-        return model(**batch, target_features=features, **settings).loss
+    @property
+    def _complete(self) -> Callable[[str, Record], Any]:
+        return partial(self.cache.complete, self.cached_kinds) if self.cached_kinds else _decode
 
-    def _validation_records(self) -> list[Record]:
-        """The tiny world's held-out scenes, or what `evaluation.sources` holds."""
+    def records(self, complete: Callable[[str, Record], Any] = _decode) -> Dataset | IterableDataset:
+        """The records to learn from; `complete` is that of [`~data.mixture.open_mixture`]."""
         if self.is_world:
-            data = ShapesPictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"))
+            return ShapesPictures(self.scenes(), complete)
+        return open_mixture({key: value for key, value in self.recipe.data.items() if key != "cache"}, complete)
+
+    def held_out_records(self, complete: Callable[[str, Record], Any]) -> list:
+        """For validation: the tiny world's held-out scenes, or what `evaluation.sources` holds."""
+        if self.is_world:
+            data = ShapesPictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"), complete)
         elif "sources" in self.recipe.evaluation:
-            data = open_mixture({"sources": self.recipe.evaluation["sources"]})
+            data = open_mixture({"sources": self.recipe.evaluation["sources"]}, complete)
         else:
             return []
         return [data[index] for index in range(min(len(data), VALIDATION_RECORDS))]
 
+    def collate(self, records: Sequence[Record | CachedRecord]) -> dict[str, Any]:
+        batch = {}
+        if "conditions" in self.cached_kinds:
+            batch["condition"] = torch.stack([record.condition for record in records]).float()
+        else:
+            batch.update(self.encode_prompts([record.prompt for record in records], [r.images for r in records]))
+        if "targets" in self.cached_kinds:
+            batch["target_features"] = torch.stack([record.target_features for record in records]).float()
+        else:
+            batch["target_pixel_values"] = self.pixel_values(targets(records))
+        return batch
+
+    def encode_prompts(self, prompts: Sequence[str | None], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+        """Prompts with their input images for `encode_condition`; `None` asks for the image itself."""
+        return self.processor.encode_prompts(
+            [prompt or RECONSTRUCTION_PROMPT for prompt in prompts],
+            images=[list(own) for own in images] if any(images) else None,
+            training=True,
+            truncation=True,
+        )
+
+    def _with_features(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with target features in the place of pixels."""
+        if "target_pixel_values" in batch:
+            batch["target_features"] = self.features(batch.pop("target_pixel_values"))
+        return batch
+
+    def loss(self, model, batch, generators):
+        batch = self._with_features(batch)
+        generator = generators[: len(batch["target_features"])]
+        return model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator).loss
+
     def validate(self, model):
         """The flow-matching loss by noise level, on held-out records and fixed noise."""
-        records = self._validation_records()
+        records = self.held_out_records(self._complete)
         if not records or not model.config.uses_transformer:
             return {}
         batch = GenerationStage.collate(self, records)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        features = self._features(batch.pop("target_pixel_values"))
-        condition = model.encode_condition(**batch)
+        batch = self._with_features({name: tensor.to(model.device) for name, tensor in batch.items()})
+        features = batch.pop("target_features")
+        condition = batch["condition"] if "condition" in batch else model.encode_condition(**batch)
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)
         losses = {}
         for sigma in VALIDATION_NOISE_LEVELS:
