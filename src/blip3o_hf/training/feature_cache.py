@@ -24,32 +24,28 @@ MANIFEST = "manifest.json"
 OPEN_SHARDS = 256
 
 
-def _hash(*parts: bytes) -> int:
+def _hash(*parts: str | bytes) -> int:
     """64 bits as a signed integer: of 30 million things, any two are alike by chance once in 40,000 caches."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
+        part = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         digest.update(len(part).to_bytes(8, "little") + part)
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def target_address(identity: str, record: Record) -> int:
     """Of a record's target, in a source of that `identity`."""
-    return _hash(identity.encode(), record.key.encode(errors="surrogateescape"))
+    return _hash(identity, record.key)
 
 
 def condition_address(identity: str, record: Record) -> int:
     """Of a record's prompt with its input images; its long and its short caption have two."""
-    return _hash(
-        identity.encode(),
-        record.key.encode(errors="surrogateescape"),
-        (record.prompt or "").encode(errors="surrogateescape"),
-    )
+    return _hash(identity, record.key, record.prompt or "")
 
 
 def content_hash(text: str, images: Iterable[Image.Image]) -> int:
     """The same text with images of the same pixels has the same hash."""
-    parts = (part for image in images for part in (repr(image.size).encode(), image.tobytes()))
-    return _hash(text.encode(errors="surrogateescape"), *parts)
+    return _hash(text, *(part for image in images for part in (repr(image.size), image.tobytes())))
 
 
 @dataclass(frozen=True)
@@ -115,9 +111,9 @@ class FeatureCache:
             indices[kind] = (*tensors, json.loads(file.metadata()["names"]))
         return indices
 
-    def num_records(self, kind: str) -> int:
-        """Number of addresses."""
-        return len(self._indices[kind][0])
+    def addresses(self, kind: str) -> torch.Tensor:
+        """The addresses that have a row, `[n]`, in order."""
+        return self._indices[kind][0]
 
     def contents(self, kind: str) -> set[int]:
         """The hashes of everything that has a row."""
@@ -207,6 +203,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, kind: str, rank: int, dtype: torch.dtype, num_rows: int):
         self.folder, self.kind, self.rank, self.dtype, self.num_rows = folder, kind, rank, dtype, num_rows
+        self.number = 0
         self._empty()
 
     def _empty(self) -> None:
@@ -231,9 +228,8 @@ class ShardWriter:
         """Write what was collected."""
         if not self.addresses:
             return
-        number = 0
-        while (path := self.folder / f"{self.kind}-{self.rank:04d}-{number:06d}.safetensors").exists():
-            number += 1
+        while (path := self.folder / f"{self.kind}-{self.rank:04d}-{self.number:06d}.safetensors").exists():
+            self.number += 1
         tensors = {
             "values": torch.stack(self.values) if self.values else torch.empty(0, dtype=self.dtype),
             **{

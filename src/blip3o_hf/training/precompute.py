@@ -216,7 +216,7 @@ def precompute(
     cache = FeatureCache(folder)
     return Summary(
         computed={kind: len(known[kind]) - before[kind] for kind in kinds},
-        records={kind: cache.num_records(kind) for kind in kinds},
+        records={kind: len(cache.addresses(kind)) for kind in kinds},
         bad=gather_object(bad),
     )
 
