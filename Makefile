@@ -58,6 +58,11 @@ smoke: $(VENV)/.demo
 		evaluation.per_family=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf train recipes/tiny/diffusion_decoder.yaml $(SHORT) output_dir=$(SMOKE)/diffusion_decoder \
 		inputs.encoder=$(SMOKE)/encoder inputs.vae=$(SMOKE)/vae
+	$(BIN)/blip3o-hf precompute recipes/tiny/dit_only.yaml data.length=64 data.cache=$(SMOKE)/cache \
+		inputs.model=$(SMOKE)/generation/pipeline
+	$(BIN)/blip3o-hf train recipes/tiny/dit_only.yaml $(SHORT) output_dir=$(SMOKE)/dit_only \
+		data.cache=$(SMOKE)/cache inputs.model=$(SMOKE)/generation/pipeline \
+		evaluation.per_family=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf generate "two red circles" --model $(SMOKE)/generation/pipeline -o $(SMOKE)/out.png
 
 # One stamp per set of packages; a change of versions or of the package's metadata sets up again.

@@ -34,7 +34,18 @@ def fails(capsys, arguments, *texts):
 
 def test_every_command_has_help_with_examples(capsys):
     parser = build_parser()
-    for command in ("demo", "generate", "describe", "train", "data", "evaluate", "convert", "export", "env"):
+    for command in (
+        "demo",
+        "generate",
+        "describe",
+        "train",
+        "precompute",
+        "data",
+        "evaluate",
+        "convert",
+        "export",
+        "env",
+    ):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args([command, "--help"])
         assert stop.value.code == 0
@@ -161,6 +172,42 @@ def test_train_refuses_unknown_keys_and_missing_files(tmp_path, capsys):
     recipe.write_text(f"stage: decoder\noutput_dir: {tmp_path / 'x'}\ninputs: {{encoder: {tmp_path / 'y'}}}\n")
     fails(capsys, ["train", recipe], "There is no such folder", "Run the stage that writes it first")
     assert not (tmp_path / "x").exists()
+
+
+def test_precompute_then_train_from_the_cache_leaves_a_whole_pipeline(tmp_path, capsys):
+    recipe = tmp_path / "dit.yaml"
+    recipe.write_text(
+        "stage: generation\n"
+        f"output_dir: {tmp_path / 'dit'}\n"
+        f"inputs: {{model: {TINY}}}\n"
+        "model: {train: [transformer]}\n"
+        f"data: {{length: 6, cache: {tmp_path / 'cache'}}}\n"
+        "evaluation: {prompts: [a red circle], num_inference_steps: 1}\n"
+        "training: {max_steps: 1, per_device_train_batch_size: 4, use_cpu: true, report_to: none,\n"
+        "  remove_unused_columns: false}\n"
+    )
+    fails(capsys, ["train", recipe], "A cache is a folder that `blip3o-hf precompute` wrote", "Run the command")
+    assert main(["precompute", str(recipe), "--dtype", "bfloat16"]) == 0
+    targets, conditions, bad, folder = capsys.readouterr().out.splitlines()[-4:]
+    assert targets == "targets: 70 records, 70 rows computed now"
+    assert conditions.startswith("conditions: 70 records, ")
+    assert (bad, folder) == ("bad items: 0", str(tmp_path / "cache"))
+    assert main(["train", str(recipe)]) == 0
+    assert (tmp_path / "dit" / "pipeline" / "target_encoder" / "model.safetensors").is_file()
+    assert Image.open(tmp_path / "dit" / "samples-1.png").size[0] > 100
+    call = ["generate", "a", "-o", str(tmp_path / "a.png"), "--steps", "1"]
+    assert main([*call, "--model", str(tmp_path / "dit" / "pipeline")]) == 0
+
+
+def test_precompute_refuses_what_it_cannot_do(tmp_path, capsys):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"stage: generation\noutput_dir: x\ninputs: {{model: {TINY}}}\ndata: {{length: 4}}\n")
+    fails(capsys, ["precompute", recipe], "A cache needs a folder. None was given")
+    call = ["precompute", recipe, "--output", tmp_path / "cache"]
+    fails(capsys, [*call, "--what", "conditions"], "where the queries are frozen", "trains queries, transformer")
+    fails(capsys, [*call, "--shard-size", "0"], "`shard_size` must be at least 1. Got 0")
+    fails(capsys, [*call, "data.lenght=3"], "Unknown key 'lenght'", "Did you mean 'length'?")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_export_refuses_to_overwrite_and_keeps_the_pictures(tmp_path, capsys):

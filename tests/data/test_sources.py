@@ -8,6 +8,7 @@ import tarfile
 import pytest
 from PIL import Image
 
+from blip3o_hf.data.images import decoded
 from blip3o_hf.data.records import BadItem
 from blip3o_hf.data.sources import expand_paths, open_source
 
@@ -200,6 +201,22 @@ def test_short_captions_are_drawn_by_seed_epoch_and_place(tmp_path):
     assert 60 < first.count("short") < 120
     assert first[-1] == "long"
     assert set(drawn(open_lines(tmp_path / "a.jsonl", *lines))) == {"long"}
+
+
+def test_variants_are_an_item_s_captions_and_decode_nothing(tmp_path):
+    lines = [{"caption": "long", "short": "short"}, {"short": "short"}, {"caption": "long"}, {"other": "x"}]
+    lines = [{"image": "none.png", **line} for line in lines]
+    source = open_lines(tmp_path / "a.jsonl", *lines, short_caption="short")
+    assert [[record.prompt for record in source.variants(index)] for index in range(3)] == [
+        ["long", "short"],
+        ["short"],
+        ["long", "long"],
+    ]
+    with pytest.raises(BadItem, match="no text under 'caption'"):
+        source.variants(3)
+    (record,) = open_lines(tmp_path / "a.jsonl", *lines).variants(0)
+    with pytest.raises(BadItem, match="no image file at"):
+        decoded(record)
 
 
 # webdataset

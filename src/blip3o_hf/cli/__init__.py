@@ -12,6 +12,7 @@ COMMANDS = {
     "describe": "answer a question about an image",
     "finetune": "fine-tune a model on your own images with captions",
     "train": "run one training stage from a recipe",
+    "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
     "convert": "write a published checkpoint in our layout",

@@ -121,5 +121,7 @@ def finish_result(stage: Stage, folder: Path) -> None:
     with whole_weights(stage.arguments):
         model = Blip3oForConditionalGeneration.from_pretrained(folder)
     build_pipeline(stage, model).save_pretrained(folder / "pipeline")
+    if stage.encoder is None:
+        stage.load_encoder()
     stage.encoder.save_pretrained(folder / "pipeline" / "target_encoder")
     stage.image_processor.save_pretrained(folder / "pipeline" / "target_encoder")

@@ -5,11 +5,13 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from .records import BadItem
+from .records import BadItem, Record
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
@@ -68,3 +70,40 @@ def decode_image(
     except DECODING_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadItem(key, f"not a readable image ({reason})") from error
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """
+    An image that nobody has asked for yet.
+
+    Args:
+        data: an encoded image, the path of one, or a function that reads one.
+        key, max_pixels, min_size: as in [`decode_image`].
+    """
+
+    data: bytes | str | os.PathLike | Callable[[], bytes]
+    key: str
+    max_pixels: int = MAX_PIXELS
+    min_size: int = 1
+
+    def decode(self) -> Image.Image:
+        """The image; raises [`BadItem`] as [`decode_image`] does."""
+        data = self.data() if callable(self.data) else self.data
+        return decode_image(data, self.key, self.max_pixels, self.min_size)
+
+
+def decoded(record: Record) -> Record:
+    """
+    A record whose images are pictures, also where they were encoded.
+
+    Raises:
+        BadItem: when one of them cannot be used.
+    """
+    images = {
+        id(image): image.decode() if isinstance(image, EncodedImage) else image
+        for image in (record.target, *record.images)
+    }
+    return replace(
+        record, target=images[id(record.target)], images=tuple(images[id(image)] for image in record.images)
+    )

@@ -2,8 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -252,7 +252,9 @@ class StreamingMixture(IterableDataset):
                 )
 
 
-def open_mixture(settings: Mapping[str, Any]) -> MixtureDataset | StreamingMixture:
+def open_mixture(
+    settings: Mapping[str, Any], complete: Callable[[str, Record], Any] | None = None
+) -> MixtureDataset | StreamingMixture:
     """
     The dataset that a recipe's `data` section describes.
 
@@ -260,6 +262,8 @@ def open_mixture(settings: Mapping[str, Any]) -> MixtureDataset | StreamingMixtu
         settings: `sources`, a list of settings of [`~data.sources.open_source`], each with an optional `weight` (with
             `streaming`: passes in an epoch); `seed`, `length`, `streaming`, `shuffle_buffer`, `max_bad_share` and
             `min_items`.
+        complete: what the mixture gives of a source's `identity` and a record whose images are still encoded. By
+            default the record, decoded.
 
     Raises:
         ValueError: for an unknown key, or one that the other kind of mixture has.
@@ -277,7 +281,10 @@ def open_mixture(settings: Mapping[str, Any]) -> MixtureDataset | StreamingMixtu
     for entry in settings["sources"]:
         given = {"seed": settings.get("seed", 0), **entry}
         given.pop("weight", None)
-        sources.append(TolerantSource(open_source(given), **tolerance))
+        source = open_source(given)
+        if complete is not None:
+            source.complete = partial(complete, source.identity)
+        sources.append(TolerantSource(source, **tolerance))
     if len({weight is None for weight in weights}) > 1:
         raise ValueError("`weight` must be given for all sources or for none. Some have none. Add them.")
     weights = None if weights[0] is None else weights

@@ -1,7 +1,9 @@
 """Endless training examples of the tiny world: example `i` of a seed is always the same one."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -142,18 +144,30 @@ class ShapesPictures(Dataset):
 
     Args:
         scenes: what is drawn and said.
+        complete: what is given of the dataset's `identity` and a record. By default the record.
     """
 
-    def __init__(self, scenes: ShapesDataset):
+    def __init__(self, scenes: ShapesDataset, complete: Callable[[str, Record], Any] | None = None):
         self.scenes = scenes
+        self.complete = complete
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> Record:
+        (record,) = self.variants(index)
+        return record if self.complete is None else self.complete(self.identity, record)
+
+    def variants(self, index: int) -> list[Record]:
+        """The scene with its caption, as [`~data.sources.Source`] has it."""
         scene = self.scenes[index]
         key = f"shapes/{self.scenes.split}/{self.scenes.seed}/{index}"
-        return Record(key, target=Image.fromarray(scene.image), prompt=scene.caption)
+        return [Record(key, target=Image.fromarray(scene.image), prompt=scene.caption)]
+
+    @property
+    def identity(self) -> str:
+        """What, beside a record's key, decides which image it has."""
+        return json.dumps(self.scenes.family_weights)
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,23 @@ import string
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .images import MAX_PIXELS, decode_image
+from .images import MAX_PIXELS, EncodedImage, decoded
 from .records import BadItem, Record
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 FOLDER_ENDINGS = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff", "avif")
 USER_NAMES = ("human", "user")
 ASSISTANT_NAMES = ("gpt", "assistant")
+# Settings that decide which images are an item's, and which of them are bad.
+IMAGE_SETTINGS = ("path", "format", "image", "target", "image_root", "reconstruct", "max_pixels", "min_size")
+IMAGE_SETTINGS += ("name", "split")
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,12 @@ class Source:
 
     `source[i]` and `source.read(shard, position, epoch)` give a [`Record`] or raise [`BadItem`]; nothing is skipped or
     replaced. The epoch matters only for the choice between a long and a short caption.
+
+    `complete` makes what is given of a record whose images are still encoded; by default it decodes them.
     """
 
     num_shards = 1
+    complete: Callable[[Record], Any] = staticmethod(decoded)
 
     def __init__(self, settings: SourceSettings):
         self.settings = settings
@@ -169,12 +174,39 @@ class Source:
         Raises:
             BadItem: when it cannot be used.
         """
-        key, content = self._fields(shard, position)
+        rng = np.random.default_rng((self.settings.seed, epoch, shard, position))
+        is_short = rng.random() < self.settings.short_caption_rate
+        return self.complete(self._checked_record(*self._fields(shard, position), is_short))
+
+    def variants(self, index: int) -> list[Record]:
+        """
+        An item with each of its captions, the long and the short one, its images still encoded.
+
+        Raises:
+            BadItem: when it cannot be used with any.
+        """
+        key, content = self._fields(*self.locate(index))
+        has_short = self.settings.short_caption is not None and self.settings.short_caption_rate > 0
+        records = []
+        for is_short in (False, True) if has_short else (False,):
+            try:
+                records.append(self._checked_record(key, content, is_short))
+            except BadItem as item:
+                problem = item
+        if not records:
+            raise problem
+        return records
+
+    @property
+    def identity(self) -> str:
+        """What, beside an item's key, decides which images it has."""
+        return json.dumps([getattr(self.settings, name) for name in IMAGE_SETTINGS], default=str)
+
+    def _checked_record(self, key: str, content: Any, is_short: bool) -> Record:
         if not isinstance(content, Mapping):
             raise BadItem(key, f"an item must be a mapping of keys, not {type(content).__name__}")
-        rng = np.random.default_rng((self.settings.seed, epoch, shard, position))
         try:
-            return self._record(key, content, rng.random() < self.settings.short_caption_rate)
+            return self._record(key, content, is_short)
         except ValueError as error:
             raise BadItem(key, str(error)) from error
 
@@ -209,16 +241,16 @@ class Source:
             raise BadItem(key, "`prompt_template` holds {folder}, which only images of an imagefolder have")
         return template.format(caption=(caption or "").strip(), folder=content.get("folder"))
 
-    def _image(self, key: str, value) -> Image.Image:
+    def _image(self, key: str, value) -> EncodedImage:
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if value is None:
             raise BadItem(key, f"no image under '{self.settings.image}'")
         if isinstance(value, str):
             value = self._image_file(key, value)
-        elif not isinstance(value, bytes):
+        elif not (isinstance(value, bytes) or callable(value)):
             raise BadItem(key, f"an image must be a path or encoded bytes, not {type(value).__name__}")
-        return decode_image(value, key, self.settings.max_pixels, self.settings.min_size)
+        return EncodedImage(value, key, self.settings.max_pixels, self.settings.min_size)
 
     def _image_file(self, key: str, name: str) -> Path:
         if self.settings.image_root is None:
@@ -420,13 +452,13 @@ class WebDatasetSource(Source):
                         raise BadItem(key, f"two members of the name {member.name!r}")
                     if not 0 <= member.size <= end - member.offset_data:
                         raise BadItem(key, f"the tar ends within {member.name!r}")
-                    file.seek(member.offset_data)
-                    members[ending] = file.read(member.size)
+                    read = partial(_read_part, path, member.offset_data, member.size)
+                    members[ending] = read if ending.rpartition(".")[2] in IMAGE_ENDINGS else read()
         if key is None:
             raise BadItem(f"{path}@{start}", "broken tar, nothing after this byte can be read")
         return key, self._content(key, members)
 
-    def _content(self, key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+    def _content(self, key: str, members: Mapping[str, bytes | Callable[[], bytes]]) -> dict[str, Any]:
         content: dict[str, Any] = {}
         if "txt" in members:
             content[self.settings.caption] = members["txt"].decode("utf-8", errors="replace")
@@ -446,6 +478,12 @@ class WebDatasetSource(Source):
             elif image_format in IMAGE_ENDINGS:
                 inputs.append(data)
         return content | ({"images": inputs} if inputs else {})
+
+
+def _read_part(path: Path, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -1,15 +1,18 @@
 """The stage `generation`: queries and transformer learn to generate the target encoder's features."""
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from peft import get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
 from transformers import AutoConfig
 
+from ...data.images import decoded
 from ...data.mixture import StreamingMixture, open_mixture
 from ...data.records import Record, targets
 from ...data.shapes_dataset import ShapesDataset, ShapesPictures
@@ -19,6 +22,8 @@ from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, feature_channels, load_target_encoder, normalize
 from ..distributed import whole_weights
+from ..feature_cache import CachedRecord, FeatureCache, differences
+from ..fingerprints import condition_fingerprint, encoder_fingerprint
 from ..recipes import check_keys
 from .base import Stage
 
@@ -28,6 +33,10 @@ STATISTICS_IMAGES = 2048
 PARTS = ("queries", "transformer", "backbone")
 # What the published reconstruction data asks for.
 RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
+
+
+def _decode(identity: str, record: Record) -> Record:
+    return decoded(record)
 
 
 class GenerationStage(Stage):
@@ -41,6 +50,8 @@ class GenerationStage(Stage):
 
     With `model.lora` the whole BLIP3-o stays as it is, adapters train on it ([`~models.adapters.lora_config`]), and
     adapters are what is left: in PEFT's form, and as the one file that a pipeline's `load_lora_weights` reads.
+
+    With `data.cache`, target features come from there, and conditions too where nothing of theirs trains.
     """
 
     name = "generation"
@@ -59,6 +70,8 @@ class GenerationStage(Stage):
     length_keys = ("max_length", "max_input_pixels")
     model_keys = (*size_keys, *noise_keys, *length_keys, "train", "frozen_dtype", "lora")
     lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
+    world_keys = (*Stage.world_keys, "cache")
+    source_keys = (*Stage.source_keys, "cache")
     evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
 
     def __init__(self, recipe):
@@ -95,8 +108,10 @@ class GenerationStage(Stage):
     # The model
 
     def build(self):
-        with whole_weights(self.arguments):
-            self.encoder, self.image_processor = self._load_encoder()
+        if "targets" in self.cached_kinds:
+            self._check_cache("targets", self.target_fingerprint())
+        else:
+            self.load_encoder()
         model = self._load_model() if "model" in self.folders else self._new_model()
         max_length = self.recipe.model.get("max_length", self.processor.tokenizer.model_max_length)
         self.processor.max_prompt_length = max_length - model.config.num_queries
@@ -110,6 +125,8 @@ class GenerationStage(Stage):
         if self.arguments.deepspeed_plugin is None:  # DeepSpeed keeps fp32 copies of its own
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else self.frozen_dtype)
+        if "conditions" in self.cached_kinds:
+            self._check_cache("conditions", self.condition_fingerprint(model))
         return model
 
     def _limit_input_images(self, num_pixels: int) -> None:
@@ -132,10 +149,18 @@ class GenerationStage(Stage):
             return Blip3oConfig.from_pretrained(self.folders["model"]).feature_size
         return self.recipe.model.get("feature_size", 8)
 
-    def _load_encoder(self):
-        name = "encoder" if "encoder" in self.folders else "model"
-        subfolder = "" if name == "encoder" else "target_encoder"
-        return load_target_encoder(self.folders[name], subfolder, self.frozen_dtype, self._feature_size)
+    @property
+    def _encoder_place(self) -> tuple[str, str]:
+        """Folder and subfolder of the target encoder."""
+        if "encoder" in self.folders:
+            return self.folders["encoder"], ""
+        return self.folders["model"], "target_encoder"
+
+    def load_encoder(self) -> None:
+        """Load the frozen target encoder and its image processor, which training from a cache does without."""
+        with whole_weights(self.arguments):
+            loaded = load_target_encoder(*self._encoder_place, self.frozen_dtype, self._feature_size)
+        self.encoder, self.image_processor = loaded
 
     @property
     def _attention(self) -> str:
@@ -158,11 +183,11 @@ class GenerationStage(Stage):
         self.processor = Blip3oProcessor.from_backbone(folder)
         known = (*self.size_keys, *self.noise_keys)
         settings = {key: value for key, value in self.recipe.model.items() if key in known}
-        statistics = self._feature_statistics() if settings.pop("standardize_features", False) else {}
+        statistics = self.feature_statistics if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
             backbone_config=AutoConfig.from_pretrained(folder),
             transformer_config=settings.pop("transformer", None),
-            feature_dim=feature_channels(self.encoder),
+            feature_dim=self._feature_dim,
             **settings,
             **statistics,
         )
@@ -170,64 +195,156 @@ class GenerationStage(Stage):
             folder, config, self.processor, attn_implementation=self._attention
         )
 
-    def _feature_statistics(self) -> dict[str, list[float]]:
+    @property
+    def _feature_dim(self) -> int:
+        if "targets" in self.cached_kinds:
+            return self.cache.shape("targets")[0]
+        return feature_channels(self.encoder)
+
+    @cached_property
+    def feature_statistics(self) -> dict[str, list[float]]:
         """Mean and standard deviation of each channel of the target features over training images."""
+        if "targets" in self.cached_kinds:
+            return self._cached_statistics()
         world = ShapesPictures(ShapesDataset(length=STATISTICS_IMAGES, seed=2))
-        records = world if self.is_world else open_mixture(self.recipe.data.get("pictures", self.recipe.data))
+        records = world if self.is_world else self.records()
         if isinstance(records, StreamingMixture):
             records.rank, records.world_size = 0, 1  # the same images in every process
         features = []
         images = (targets([record])[0] for record in islice(iter(records), STATISTICS_IMAGES))
         while batch := list(islice(images, 64)):
-            features.append(self._features(normalize(self.image_processor, crop(self.image_processor, batch))))
+            features.append(self.features(self.pixel_values(batch)))
         features = torch.cat(features)
         return {
             "feature_mean": features.mean(dim=(0, 2, 3)).tolist(),
             "feature_std": features.std(dim=(0, 2, 3)).tolist(),
         }
 
-    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return extract_features(self.encoder, pixel_values, self._feature_size)
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Images of any size as the target encoder takes them, `[B, 3, H, W]`."""
+        return normalize(self.image_processor, crop(self.image_processor, images))
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Target features `[B, C, H, W]`."""
+        return extract_features(self.encoder, pixel_values.to(self.encoder.device), self._feature_size)
+
+    # The cache
+
+    @property
+    def has_frozen_conditions(self) -> bool:
+        """Whether nothing trains between a prompt and its condition."""
+        return self.lora is None and not {"queries", "backbone"} & set(self.trained_parts)
+
+    @cached_property
+    def cache(self) -> FeatureCache | None:
+        return FeatureCache(self.recipe.data["cache"]) if "cache" in self.recipe.data else None
+
+    @cached_property
+    def cached_kinds(self) -> tuple[str, ...]:
+        """What is taken from the cache. Conditions change while the queries train, and are then computed."""
+        if self.cache is None:
+            return ()
+        kinds = tuple(kind for kind in self.cache.manifest if kind != "conditions" or self.has_frozen_conditions)
+        if not kinds:
+            raise ValueError(
+                f"A cache of conditions alone is for frozen queries. {self.where} trains them, and "
+                f"{self.cache.folder} holds nothing else. Set `model.train: [transformer]`, or run `blip3o-hf "
+                f"precompute` on this recipe."
+            )
+        return kinds
+
+    def target_fingerprint(self) -> dict[str, Any]:
+        """All that target features depend on, beside the images."""
+        own = {"feature_size": self._feature_size, "frozen_dtype": str(self.frozen_dtype)}
+        return {**encoder_fingerprint(*self._encoder_place), **own}
+
+    def condition_fingerprint(self, model: Blip3oForConditionalGeneration) -> dict[str, Any]:
+        """All that conditions depend on, beside prompts and input images."""
+        own = {"frozen_dtype": str(self.frozen_dtype), "mixed precision": self.arguments.mixed_precision}
+        return {**condition_fingerprint(model, self.processor), **own}
+
+    def _check_cache(self, kind: str, fingerprint: dict[str, Any]) -> None:
+        if found := differences(self.cache.manifest[kind]["fingerprint"], fingerprint):
+            raise ValueError(
+                f"Cached {kind} must be those of the recipe. {self.cache.folder} does not fit {self.where}: {found}. "
+                f"Set that back, or run `blip3o-hf precompute` on this recipe with another folder."
+            )
+
+    def _cached_statistics(self) -> dict[str, list[float]]:
+        if "statistics" not in self.cache.manifest["targets"]:
+            raise ValueError(
+                f"With `model.standardize_features`, the cache must hold the statistics of the features. "
+                f"{self.cache.folder} does not. Run `blip3o-hf precompute` on this recipe again."
+            )
+        return self.cache.manifest["targets"]["statistics"]
 
     # Batches
 
-    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
-        images = [list(record.images) for record in records]
-        prompts = self.processor.encode_prompts(
-            [record.prompt or RECONSTRUCTION_PROMPT for record in records],
-            images=images if any(images) else None,
-            training=True,
-            truncation=True,
-        )
-        return {
-            **prompts,
-            "target_pixel_values": normalize(self.image_processor, crop(self.image_processor, targets(records))),
-        }
+    def dataset(self):
+        return self.records(self._complete)
 
-    def loss(self, model, batch, generators):
-        features = self._features(batch.pop("target_pixel_values"))
-        settings = {"num_noise_draws": self.arguments.noise_draws, "generator": generators[: len(features)]}
-        return model(**batch, target_features=features, **settings).loss
+    @property
+    def _complete(self) -> Callable[[str, Record], Any]:
+        return partial(self.cache.complete, self.cached_kinds) if self.cached_kinds else _decode
 
-    def _validation_records(self) -> list[Record]:
-        """The tiny world's held-out scenes, or what `evaluation.sources` holds."""
+    def records(self, complete: Callable[[str, Record], Any] = _decode) -> Dataset | IterableDataset:
+        """The records to learn from; `complete` is that of [`~data.mixture.open_mixture`]."""
         if self.is_world:
-            data = ShapesPictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"))
+            return ShapesPictures(self.scenes(), complete)
+        settings = self.recipe.data.get("pictures", self.recipe.data)
+        return open_mixture({key: value for key, value in settings.items() if key != "cache"}, complete)
+
+    def held_out_records(self, complete: Callable[[str, Record], Any]) -> list:
+        """For validation: the tiny world's held-out scenes, or what `evaluation.sources` holds."""
+        if self.is_world:
+            data = ShapesPictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"), complete)
         elif "sources" in self.recipe.evaluation:
-            data = open_mixture({"sources": self.recipe.evaluation["sources"]})
+            data = open_mixture({"sources": self.recipe.evaluation["sources"]}, complete)
         else:
             return []
         return [data[index] for index in range(min(len(data), VALIDATION_RECORDS))]
 
+    def collate(self, records: Sequence[Record | CachedRecord]) -> dict[str, Any]:
+        batch = {}
+        if "conditions" in self.cached_kinds:
+            batch["condition"] = torch.stack([record.condition for record in records]).float()
+        else:
+            batch.update(self.encode_prompts([record.prompt for record in records], [r.images for r in records]))
+        if "targets" in self.cached_kinds:
+            batch["target_features"] = torch.stack([record.target_features for record in records]).float()
+        else:
+            batch["target_pixel_values"] = self.pixel_values(targets(records))
+        return batch
+
+    def encode_prompts(self, prompts: Sequence[str | None], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+        """Prompts with their input images for `encode_condition`; `None` asks for the image itself."""
+        return self.processor.encode_prompts(
+            [prompt or RECONSTRUCTION_PROMPT for prompt in prompts],
+            images=[list(own) for own in images] if any(images) else None,
+            training=True,
+            truncation=True,
+        )
+
+    def _with_features(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with target features in the place of pixels."""
+        if "target_pixel_values" in batch:
+            batch["target_features"] = self.features(batch.pop("target_pixel_values"))
+        return batch
+
+    def loss(self, model, batch, generators):
+        batch = self._with_features(batch)
+        generator = generators[: len(batch["target_features"])]
+        return model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator).loss
+
     def validate(self, model):
         """The loss on held-out records; of the flow objectives by noise level, on fixed noise."""
-        records = self._validation_records()
+        records = self.held_out_records(self._complete)
         if not records:
             return {}
         batch = GenerationStage.collate(self, records)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        features = self._features(batch.pop("target_pixel_values"))
-        condition = model.encode_condition(**batch)
+        batch = self._with_features({name: tensor.to(model.device) for name, tensor in batch.items()})
+        features = batch.pop("target_features")
+        condition = batch["condition"] if "condition" in batch else model.encode_condition(**batch)
         if not model.config.uses_transformer:
             return {"loss_of_features": model(condition=condition, target_features=features).loss.item()}
         noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features)

@@ -10,6 +10,7 @@ from ...data.records import Record
 from ...data.shapes_dataset import ShapesConversations, ShapesDataset, ShapesPictures
 from ..conversations import Conversations
 from ..recipes import check_keys
+from .base import Stage
 from .generation import VALIDATION_RECORDS, GenerationStage
 from .understanding import UnderstandingStage
 
@@ -59,7 +60,7 @@ class JointStage(GenerationStage):
         "understanding_weight",
         "generation_weight",
     )
-    world_keys = (*GenerationStage.world_keys, "text_rate", "question_weights", "understanding_rate")
+    world_keys = (*Stage.world_keys, "text_rate", "question_weights", "understanding_rate")
     source_keys = ("pictures", "conversations", "understanding_rate")
     evaluation_keys = (*GenerationStage.evaluation_keys, "per_kind")
     num_questions = UnderstandingStage.num_questions
@@ -109,9 +110,9 @@ class JointStage(GenerationStage):
         return {**super().collate(pictures), "conversations": self.conversations.collate(conversations)}
 
     def loss(self, model, batch, generators):
-        features = self._features(batch.pop("target_pixel_values"))
-        settings = {"num_noise_draws": self.arguments.noise_draws, "generator": generators[: len(features)]}
-        output = model(**batch, target_features=features, **settings)
+        batch = self._with_features(batch)
+        generator = generators[: len(batch["target_features"])]
+        output = model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator)
         return self.weights[0] * output.text_loss + self.weights[1] * output.loss
 
     def validate(self, model):
