@@ -353,8 +353,8 @@ class GenerationStage(Stage):
         if ("backbone" in recipe.inputs) == ("model" in recipe.inputs):
             raise ValueError(
                 f"Stage '{self.name}' starts from one model. {where} names "
-                f"{'two' if 'model' in recipe.inputs else 'none'}. Name a trained backbone under 'inputs.backbone', or "
-                f"a whole BLIP3-o to go on from under 'inputs.model'."
+                f"{'two' if 'model' in recipe.inputs else 'none'}. Name a trained backbone under 'inputs.backbone', "
+                f"or a whole BLIP3-o to go on from under 'inputs.model'."
             )
         if "model" in recipe.inputs:
             check_keys(recipe.model, ("lora",), f"section 'model' of {where}, which goes on from 'inputs.model'")

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from ..files import delete_partial
 from .checkpoints import delete_incomplete, keep_newest, mark_complete
 from .distributed import check_engine, forget_gathered, join_processes, local_parts, whole_model
 from .optimizers import build_optimizer
@@ -288,9 +289,10 @@ class Blip3oTrainer(Trainer):
         return self.optimizer
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As in transformers; what interrupted runs left of checkpoints is deleted first."""
+        """As in transformers; what interrupted runs left of checkpoints and other files is deleted first."""
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
+            delete_partial(self.stage.recipe.output_dir)
             delete_incomplete(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
