@@ -21,6 +21,7 @@ class Case:
         accumulation: micro-batches of a step.
         resumes: the case whose checkpoint this one goes on from, and the checkpoint's step.
         lora: whether it trains adapters on what the case `single` left.
+        bf16: whether it trains in bf16.
         spoiled: the step whose loss is not finite.
         steps: how many it takes.
     """
@@ -30,6 +31,7 @@ class Case:
     accumulation: int = 1
     resumes: tuple[str, int] | None = None
     lora: bool = False
+    bf16: bool = False
     spoiled: int | None = None
     steps: int = STEPS
 
@@ -41,6 +43,8 @@ CASES = {
     **{name: Case(engine=engine) for name, engine in ENGINES.items()},
     "lora_single": Case(1, lora=True, steps=3),
     **{f"lora_{name}": Case(engine=name, lora=True, steps=3) for name in ("zero2", "zero3", "fsdp2")},
+    **{f"bf16_{name}": Case(engine=name, bf16=True, steps=3) for name in ("zero2", "zero3")},
+    "bf16_lora_zero3": Case(engine="zero3", bf16=True, lora=True, steps=3),
     **{f"spoiled_{name}": Case(engine=name, spoiled=2, steps=3) for name in ("zero2", "zero3", "fsdp2")},
 }
 RESUMED = {f"{name}_from_{step}": replace(CASES[name], resumes=(name, step)) for name in ENGINES for step in (2, 4)}
@@ -60,6 +64,7 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
         "lr_scheduler_type": "cosine",
         "noise_draws": 2,
         "ema_decay": 0.9,
+        "bf16": case.bf16,
         "use_cpu": True,
         "disable_tqdm": True,
         "report_to": "none",

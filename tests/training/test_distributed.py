@@ -47,7 +47,8 @@ def runs(inputs, out):
     return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
 
 
-PLAIN = [name for name in NAMES if name not in RESUMED and CASES[name].spoiled is None]
+ROUNDED = [name for name in NAMES if CASES[name].bf16]
+PLAIN = [name for name in NAMES if name not in (*RESUMED, *ROUNDED) and CASES[name].spoiled is None]
 DRAWING = [name for name in PLAIN if not CASES[name].lora]
 ADAPTERS = [name for name in PLAIN if CASES[name].lora]
 
@@ -73,6 +74,14 @@ def test_losses_evaluation_and_weights_are_those_of_one_process(runs, out, name)
         assert actual.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(actual[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_in_bf16_losses_are_close_and_all_weights_of_one_precision(runs, out, name):
+    single = "lora_single" if CASES[name].lora else "single"
+    assert runs[name]["losses"][:2] == pytest.approx(runs[single]["losses"][:2], rel=0.005)
+    assert torch.tensor(runs[name]["losses"]).isfinite().all()
+    assert {value.dtype for value in weights(out / name).values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in RESUMED])

@@ -70,6 +70,22 @@ def whole_weights(arguments: Blip3oTrainingArguments):
         arguments.deepspeed_plugin.dschf = HfDeepSpeedConfig(settings)  # transformers holds a weak reference only
 
 
+def match_partitioned(model: nn.Module, device: torch.device) -> None:
+    """
+    Bring the rest of a model to device and precision of what ZeRO-3 partitioned while it was loaded.
+
+    DeepSpeed does so for models of which nothing is partitioned yet, and takes the others for wholly prepared.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_tensor")}
+    if not dtypes:
+        return
+    for parameter in model.parameters():
+        if not hasattr(parameter, "ds_tensor"):
+            parameter.data = parameter.data.to(device, *dtypes)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+
+
 def local_parts(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     """
     What this process holds of each parameter, in place: its partition under ZeRO-3 and FSDP2, all of it otherwise.

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from ..files import delete_partial
 from .checkpoints import delete_incomplete, keep_newest, mark_complete
-from .distributed import check_engine, forget_gathered, join_processes, local_parts, whole_model
+from .distributed import check_engine, forget_gathered, join_processes, local_parts, match_partitioned, whole_model
 from .optimizers import build_optimizer
 from .stages import Stage
 
@@ -229,6 +229,7 @@ class Blip3oTrainer(Trainer):
         join_processes(stage.arguments)
         set_seed(stage.arguments.seed)
         model = stage.build()
+        match_partitioned(model, stage.arguments.device)
         super().__init__(
             model=model,
             args=stage.arguments,
