@@ -39,8 +39,8 @@ def check_engine(arguments: Blip3oTrainingArguments, engine: DistributedType) ->
     if asked is not None and engine != asked:
         raise ValueError(
             f"Training must run on the engine that was asked for, {asked.value}. accelerate chose {engine.value}: it "
-            f"has no FSDP on a CPU, and no DeepSpeed under ACCELERATE_USE_CPU or `accelerate launch --cpu`. Drop "
-            f"these, or drop `deepspeed` and `fsdp`."
+            f"has no FSDP on a CPU, and no DeepSpeed without a launcher, or under ACCELERATE_USE_CPU or `accelerate "
+            f"launch --cpu`. Start as recipes/launch/README.md says, or drop `deepspeed` and `fsdp`."
         )
     is_sharded = engine in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     if is_sharded and arguments.muon_learning_rate is not None:
