@@ -21,7 +21,8 @@ import deepspeed.ops
 import deepspeed.runtime.zero.muon.muon_optimizer
 import torch
 
-import blip3o_hf.cli.stage_evaluation  # noqa: F401  with all that the command imports late
+import blip3o_hf.cli.stage_evaluation  # what the command imports late
+import blip3o_hf.training.trainer  # noqa: F401
 from blip3o_hf.cli import main
 from blip3o_hf.training.checkpoints import COMPLETE
 from blip3o_hf.training.recipes import load_recipe
