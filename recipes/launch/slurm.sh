@@ -1,7 +1,8 @@
 #!/bin/bash
 # One training run over the nodes of a Slurm job: one task a node, one process a GPU.
 #
-#   RECIPE=recipes/tiny/generation.yaml ENGINE=zero2 GPUS_PER_NODE=8 sbatch --nodes=4 recipes/launch/slurm.sh
+#   export RECIPE=recipes/tiny/generation.yaml ENGINE=ddp GPUS_PER_NODE=8
+#   sbatch --nodes=4 recipes/launch/slurm.sh training.use_cpu=false
 #
 # Words after the script replace values of the recipe, or are --resume. Submit from the root of the repository.
 #SBATCH --job-name=blip3o

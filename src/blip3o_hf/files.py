@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PREFIX = ".partial-"
+
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """
     A temporary path beside `path`, with its ending, that takes its name when the block ends without an error.
 
-    Nothing is left behind when the block fails, and what stood at `path` stays.
+    Nothing is left behind when the block fails, and what stood at `path` stays. What a killed process leaves,
+    `delete_partial` finds.
 
     Example:
         >>> with written_whole("scores.json") as temporary:  # doctest: +SKIP
         ...     temporary.write_text("{}")
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PREFIX, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -28,3 +31,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_partial(folder: str | os.PathLike) -> None:
+    """Delete the temporary files that killed processes left in `folder`; no other process may be writing there."""
+    for path in Path(folder).glob(f"{_PREFIX}*"):
+        path.unlink()

@@ -21,7 +21,9 @@ class Case:
         accumulation: micro-batches of a step.
         resumes: the case whose checkpoint this one goes on from, and the checkpoint's step.
         lora: whether it trains adapters on what the case `single` left.
+        bf16: whether it trains in bf16.
         spoiled: the step whose loss is not finite.
+        steps: how many it takes.
     """
 
     num_processes: int = 2
@@ -29,18 +31,21 @@ class Case:
     accumulation: int = 1
     resumes: tuple[str, int] | None = None
     lora: bool = False
+    bf16: bool = False
     spoiled: int | None = None
+    steps: int = STEPS
 
 
 ENGINES = {"ddp": None, "zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "fsdp2": "fsdp2"}
 CASES = {
     "single": Case(1),
-    "accumulated": Case(1, accumulation=2),
     "ddp_accumulated": Case(accumulation=2),
     **{name: Case(engine=engine) for name, engine in ENGINES.items()},
-    "lora_single": Case(1, lora=True),
-    **{f"lora_{name}": Case(engine=name, lora=True) for name in ("zero2", "zero3", "fsdp2")},
-    **{f"spoiled_{name}": Case(engine=name, spoiled=3) for name in ("zero2", "zero3", "fsdp2")},
+    "lora_single": Case(1, lora=True, steps=3),
+    **{f"lora_{name}": Case(engine=name, lora=True, steps=3) for name in ("zero2", "zero3", "fsdp2")},
+    **{f"bf16_{name}": Case(engine=name, bf16=True, steps=3) for name in ("zero2", "zero3")},
+    "bf16_lora_zero3": Case(engine="zero3", bf16=True, lora=True, steps=3),
+    **{f"spoiled_{name}": Case(engine=name, spoiled=2, steps=3) for name in ("zero2", "zero3", "fsdp2")},
 }
 RESUMED = {f"{name}_from_{step}": replace(CASES[name], resumes=(name, step)) for name in ENGINES for step in (2, 4)}
 CASES |= RESUMED
@@ -49,8 +54,8 @@ CASES |= RESUMED
 def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
     """Two passes over 12 records: checkpoint 2 lies in the middle of the first, checkpoint 4 in that of the second."""
     training = {
-        "max_steps": STEPS,
-        "save_steps": 2,
+        "max_steps": case.steps,
+        "save_steps": 2 if case.steps == STEPS else STEPS,
         "logging_steps": 1,
         "per_device_train_batch_size": GLOBAL_BATCH // case.num_processes // case.accumulation,
         "gradient_accumulation_steps": case.accumulation,
@@ -59,6 +64,7 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
         "lr_scheduler_type": "cosine",
         "noise_draws": 2,
         "ema_decay": 0.9,
+        "bf16": case.bf16,
         "use_cpu": True,
         "disable_tqdm": True,
         "report_to": "none",
@@ -68,8 +74,7 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
         training |= {"fsdp": True, "fsdp_config": str(RECIPES / "accelerate" / "fsdp2.json")}
     elif case.engine:
         settings = json.loads((RECIPES / "deepspeed" / f"{case.engine}.json").read_text())
-        # So that small weights are partitioned, too.
-        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # partition small weights, too
         training["deepspeed"] = settings
     return Recipe(
         stage="generation",

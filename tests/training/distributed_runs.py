@@ -48,14 +48,15 @@ def train(inputs: Path, out: Path, name: str) -> None:
     if case.resumes is not None:
         checkpoint = out / case.resumes[0] / "checkpoints" / f"checkpoint-{case.resumes[1]}"
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.run_evaluation(lambda model, step: {"drawn": draw(stage, model)})
+    if case.resumes is None and case.spoiled is None:
+        trainer.run_evaluation(lambda model, step: {"drawn": draw(stage, model)})
     trainer.save_result()
     if trainer.is_world_process_zero():
         spikes = next(one for one in trainer.callback_handler.callbacks if isinstance(one, SpikeCallback))
         summary = {
             "left_out": spikes.skipped,
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-            "evaluation": trainer.state.log_history[-1],
+            "evaluation": {key: value for key, value in trainer.state.log_history[-1].items() if "eval_" in key},
             "engine": type(trainer.model_wrapped).__name__,
             "distributed_type": trainer.accelerator.state.distributed_type.value,
             "num_processes": trainer.accelerator.num_processes,

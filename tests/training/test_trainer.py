@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
@@ -478,9 +479,124 @@ def test_an_older_checkpoint_is_deleted_only_once_the_newer_one_is_complete(
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
     monkeypatch.undo()
     resumed = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, save_total_limit=1)))
-    resumed.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    resumed.train(resume_from_checkpoint=True)
     assert steps_in(folder) == [4]
     assert_same_tensors(parameters_of(resumed.model), parameters_of(results["decoder"].trainer.model))
+
+
+def test_a_finished_run_that_is_resumed_takes_no_further_step(make_recipe, results, tmp_path):
+    """Four steps end in the middle of a pass over the data."""
+    whole = results["decoder"].trainer
+    resumed = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path)))
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-4")
+    assert resumed.state.global_step == 4
+    assert_same_tensors(parameters_of(resumed.model), parameters_of(whole.model))
+    with whole.averaged(), resumed.averaged():
+        assert_same_tensors(parameters_of(resumed.model), parameters_of(whole.model))
+
+
+def test_the_average_must_be_in_the_checkpoint(make_recipe, results, tmp_path):
+    shutil.copytree(f"{results['decoder'].trainer.args.output_dir}/checkpoint-2", tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-2" / "ema.safetensors").unlink()
+    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path)))
+    message = f"There is no {tmp_path}/checkpoint-2/ema.safetensors. Resume as the checkpoint was written, or without"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_what_a_killed_run_was_writing_is_deleted(make_recipe, results, tmp_path):
+    (tmp_path / ".partial-x.png").touch()
+    Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=1, save_strategy="no"))).train()
+    assert not any(tmp_path.glob(".*"))
+
+
+# Going on from a whole model, and LoRA
+
+
+@pytest.fixture
+def make_tuning_recipe(make_recipe, results):
+    """A recipe that goes on from the model that the generation stage left."""
+
+    def make(folder, lora=None, **training):
+        recipe = make_recipe("generation", folder, **training)
+        recipe.source = "r.yaml"
+        recipe.inputs["model"] = str(results["generation"].folder)
+        del recipe.inputs["backbone"]
+        recipe.model = {} if lora is None else {"lora": lora}
+        return recipe
+
+    return make
+
+
+def moved(model, start):
+    return {name for name, value in parameters_of(model).items() if not torch.equal(value, start[name])}
+
+
+def test_the_generation_stage_goes_on_from_a_whole_model(make_tuning_recipe, results, tmp_path):
+    trainer = Blip3oTrainer(build_stage(make_tuning_recipe(tmp_path, max_steps=2, save_strategy="no")))
+    start = parameters_of(trainer.model)
+    assert_same_tensors(
+        start, parameters_of(Blip3oForConditionalGeneration.from_pretrained(results["generation"].folder))
+    )
+    trainer.train()
+    assert moved(trainer.model, start) == {name for name in start if not name.startswith("backbone.")}
+
+
+def test_lora_trains_adapters_and_leaves_what_a_pipeline_loads(make_tuning_recipe, results, tmp_path):
+    lora = {"parts": ["transformer", "backbone"], "rank": 2, "alpha": 4, "dropout": 0.1, "train_queries": True}
+    rates = {"learning_rates": {"queries": 1e-3}}
+    trainer = Blip3oTrainer(build_stage(make_tuning_recipe(tmp_path, lora, **rates)))
+    start = parameters_of(trainer.model)
+    trainer.train()
+    trained = moved(trainer.model, start)
+    assert trained == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "queries" in name for name in trained)
+
+    folder = trainer.save_result()
+    model = PeftModel.from_pretrained(
+        Blip3oForConditionalGeneration.from_pretrained(results["generation"].folder), folder
+    )
+    with trainer.averaged():
+        expected = parameters_of(trainer.model)
+    assert_same_tensors(*({name: own[name] for name in trained} for own in (parameters_of(model), expected)))
+    pipeline = Blip3oPipeline(
+        model=Blip3oForConditionalGeneration.from_pretrained(results["generation"].folder),
+        processor=Blip3oProcessor.from_pretrained(folder),
+        scheduler=Blip3oFlowScheduler(),
+        decoder=None,
+    )
+    pipeline.load_lora_weights(folder)
+    inputs = pipeline.processor.encode_prompts(["a red circle"])
+    with torch.no_grad():
+        torch.testing.assert_close(pipeline.model.encode_condition(**inputs), model.encode_condition(**inputs))
+
+    resumed = Blip3oTrainer(build_stage(make_tuning_recipe(tmp_path / "b", lora, **rates)))
+    resumed.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert_same_tensors(parameters_of(resumed.model), parameters_of(trainer.model))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda recipe: recipe.model["lora"].update(rnk=2),
+            "Unknown key 'rnk' in section 'model.lora' of r.yaml. Did you mean 'rank'? Available: alpha, dropout, ",
+        ),
+        (
+            lambda recipe: recipe.inputs.update(backbone=recipe.inputs.pop("model")),
+            "LoRA adapts a whole trained model, and `model.lora` says what trains. r.yaml has 'model.lora' with",
+        ),
+        (
+            lambda recipe: recipe.model.update(train=["queries"]),
+            "r.yaml has 'model.lora' with model.train. Name a BLIP3-o under 'inputs.model', and leave",
+        ),
+    ],
+)
+def test_a_lora_recipe_that_cannot_be_is_refused(make_tuning_recipe, tmp_path, change, message):
+    recipe = make_tuning_recipe(tmp_path, {"rank": 2})
+    change(recipe)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_stage(recipe)
 
 
 # Spikes

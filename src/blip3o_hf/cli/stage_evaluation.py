@@ -12,6 +12,7 @@ from ..evaluation import shapes
 from ..evaluation.sheets import contact_sheet
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.original_layout import original_settings
 from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline
 from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
@@ -29,10 +30,17 @@ def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
     parts |= {names[name]: settings[name] for name in names if name in settings}
     if "decoder" in stage.folders:
         parts |= _decoder_parts(stage.folders["decoder"], stage.frozen_dtype)
-    if "model" in stage.folders:
+    if "model" in stage.folders and _is_pipeline(stage.folders["model"]):
         return Blip3oPipeline.from_pretrained(stage.folders["model"], **parts)
     scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
     return Blip3oPipeline(scheduler=scheduler, **parts)
+
+
+def _is_pipeline(place: str) -> bool:
+    """Published checkpoints and names on the Hub are, and a folder of our own with more than the model."""
+    if not Path(place).is_dir() or original_settings(place) is not None:
+        return True
+    return Path(place, Blip3oPipeline.config_name).is_file()
 
 
 def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:

@@ -20,7 +20,8 @@ class Blip3oTrainingArguments(TrainingArguments):
         learning_rates: AdamW's learning rate of single parts, by the beginning of their parameters' names, such as
             `{"queries": 1e-3}`; `learning_rate` is for the others.
         spike_factor: updates whose gradient norm is not finite, or so many times the median of the last 100, are
-            left out; `None` leaves out only those that are not finite. Not under DeepSpeed, which steps by itself.
+            left out; `None` leaves out only those that are not finite, as DeepSpeed, which updates by itself, always
+            does.
         max_skipped_steps: the run stops when so many updates in a row were left out.
         evaluation_steps: steps between two runs of the stage's own evaluation; 0 evaluates at the end only.
         global_batch_size: records of a step over all processes and micro-batches. It sets nothing: a run that would

@@ -39,8 +39,8 @@ def check_engine(arguments: Blip3oTrainingArguments, engine: DistributedType) ->
     if asked is not None and engine != asked:
         raise ValueError(
             f"Training must run on the engine that was asked for, {asked.value}. accelerate chose {engine.value}: it "
-            f"has no FSDP on a CPU, and no DeepSpeed under ACCELERATE_USE_CPU or `accelerate launch --cpu`. Drop "
-            f"these, or drop `deepspeed` and `fsdp`."
+            f"has no FSDP on a CPU, and no DeepSpeed without a launcher, or under ACCELERATE_USE_CPU or `accelerate "
+            f"launch --cpu`. Start as recipes/launch/README.md says, or drop `deepspeed` and `fsdp`."
         )
     is_sharded = engine in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     if is_sharded and arguments.muon_learning_rate is not None:
@@ -68,6 +68,22 @@ def whole_weights(arguments: Blip3oTrainingArguments):
         yield
     finally:
         arguments.deepspeed_plugin.dschf = HfDeepSpeedConfig(settings)  # transformers holds a weak reference only
+
+
+def match_partitioned(model: nn.Module, device: torch.device) -> None:
+    """
+    Bring the rest of a model to device and precision of what ZeRO-3 partitioned while it was loaded.
+
+    DeepSpeed does so for models of which nothing is partitioned yet, and takes the others for wholly prepared.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_tensor")}
+    if not dtypes:
+        return
+    for parameter in model.parameters():
+        if not hasattr(parameter, "ds_tensor"):
+            parameter.data = parameter.data.to(device, *dtypes)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def local_parts(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:

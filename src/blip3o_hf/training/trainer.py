@@ -20,8 +20,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..data.mixture import StreamingMixture
-from .checkpoints import delete_incomplete, keep_newest, mark_complete
-from .distributed import check_engine, forget_gathered, join_processes, local_parts, whole_model
+from ..files import delete_partial
+from .checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
+from .distributed import check_engine, forget_gathered, join_processes, local_parts, match_partitioned, whole_model
 from .optimizers import build_optimizer
 from .stages import Stage
 
@@ -97,7 +98,7 @@ class AverageCallback(TrainerCallback):
                 f"`ema_decay`."
             )
         with safe_open(path, "pt") as file:
-            self.num_updates = int(file.metadata()["num_updates"])
+            self.num_updates = int(file.metadata()["optimization_step"])
             self.average = [file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(weights)]
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -110,7 +111,7 @@ class AverageCallback(TrainerCallback):
         if state.is_world_process_zero or self._is_partitioned:
             path = self._file(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             tensors = {str(index): tensor for index, tensor in enumerate(self.average)}
-            save_file(tensors, path, {"num_updates": str(self.num_updates)})
+            save_file(tensors, path, {"optimization_step": str(self.num_updates)})
 
     @contextlib.contextmanager
     def applied(self):
@@ -285,6 +286,7 @@ class Blip3oTrainer(Trainer):
         join_processes(stage.arguments)
         set_seed(stage.arguments.seed)
         model = stage.build()
+        match_partitioned(model, stage.arguments.device)
         super().__init__(
             model=model,
             args=stage.arguments,
@@ -364,10 +366,16 @@ class Blip3oTrainer(Trainer):
             generator=seeded_generator(self.args.seed),
         )
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As in transformers; what interrupted runs left of checkpoints is deleted first."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        As in transformers; `True` resumes from the newest complete checkpoint. What interrupted runs left of
+        checkpoints and other files is deleted first.
+        """
+        if isinstance(resume_from_checkpoint, bool):
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
+            delete_partial(self.stage.recipe.output_dir)
             delete_incomplete(self.args.output_dir)
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

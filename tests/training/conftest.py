@@ -1,0 +1,32 @@
+"""What the earlier stages leave, for runs of the generation stage."""
+
+import pytest
+import torch
+from tests.training.test_trainer import MODEL, SmallDataset
+
+from blip3o_hf.training.recipes import Recipe
+from blip3o_hf.training.stages import build_stage, encoder, understanding
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """Folders `backbone`, `encoder` and `decoder`, untrained."""
+    root = tmp_path_factory.mktemp("inputs")
+    folders = {"encoder": "encoder", "decoder": "decoder", "understanding": "backbone"}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (encoder, understanding):
+            patch.setattr(module, "ShapesDataset", SmallDataset)
+        for name, folder in folders.items():
+            needed = {"encoder": str(root / "encoder")} if name == "decoder" else {}
+            recipe = Recipe(
+                stage=name,
+                output_dir=str(root / folder),
+                inputs=needed,
+                model=MODEL[name],
+                data={"length": 4},
+                training={"use_cpu": True, "report_to": "none"},
+            )
+            torch.manual_seed(0)
+            stage = build_stage(recipe)
+            stage.save(stage.build(), root / folder)
+    return root
