@@ -145,5 +145,7 @@ class DiffusionDecoderStage(Stage):
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return feature_tokens(extract_features(self.encoder, pixel_values, self.feature_size))
 
-    def save(self, model, folder):
-        Blip3oDecoderPipeline(model, self.vae, self.scheduler).save_pretrained(folder)
+    def save(self, model, folder, weights=None):
+        unet = UNet2DConditionModel.from_config(model.config)
+        unet.load_state_dict(model.state_dict() if weights is None else weights)
+        Blip3oDecoderPipeline(unet, self.vae, self.scheduler).save_pretrained(folder)

@@ -63,11 +63,14 @@ class VaeStage(Stage):
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators[: len(images)]])
         return model(pixel_values=images, noise=noise.to(images))
 
-    def save(self, model, folder):
+    def save(self, model, folder, weights=None):
         """With the factor that brings the latents of training images to unit variance."""
+        weights = model.state_dict() if weights is None else weights
+        vae = AutoencoderKL.from_config(model.vae.config)
+        vae.load_state_dict({name.removeprefix("vae."): value for name, value in weights.items()})
         records = self.dataset()
         batch = self.collate(list(islice((records[index] for index in range(len(records))), SCALING_IMAGES)))
         with torch.no_grad():
-            latents = model.vae.encode(batch["pixel_values"].to(model.vae.device)).latent_dist.mean
-        model.vae.register_to_config(scaling_factor=1 / latents.std().item())
-        model.vae.save_pretrained(folder)
+            latents = vae.encode(batch["pixel_values"]).latent_dist.mean
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
+        vae.save_pretrained(folder)
