@@ -43,8 +43,10 @@ smoke: $(VENV)/.demo
 	$(BIN)/blip3o-hf train recipes/tiny/encoder.yaml $(SHORT) output_dir=$(SMOKE)/encoder
 	$(BIN)/blip3o-hf train recipes/tiny/decoder.yaml $(SHORT) output_dir=$(SMOKE)/decoder \
 		inputs.encoder=$(SMOKE)/encoder evaluation.per_family=1
+	$(BIN)/blip3o-hf train recipes/tiny/alignment.yaml $(SHORT) output_dir=$(SMOKE)/alignment \
+		inputs.backbone=$(SMOKE)/backbone_plans inputs.encoder=$(SMOKE)/encoder evaluation.per_kind=1
 	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml $(SHORT) output_dir=$(SMOKE)/generation \
-		inputs.backbone=$(SMOKE)/backbone_plans inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		inputs.model=$(SMOKE)/alignment inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf train recipes/tiny/joint.yaml $(SHORT) output_dir=$(SMOKE)/joint \
 		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
