@@ -124,9 +124,9 @@ def test_the_learning_rate_falls_as_in_the_reference(name, last, tmp_path):
 
 
 def test_overrides_replace_values(tmp_path):
-    stage = built(GENERATION, tmp_path, "training.max_steps=2", "model.transformer.num_layers=1", "data.seed=7")
+    stage = built(GENERATION, tmp_path, "training.max_steps=2", "data.family_weights.colors=9", "data.seed=7")
     assert stage.arguments.max_steps == 2
-    assert stage.recipe.model["transformer"]["num_layers"] == 1
+    assert stage.recipe.data["family_weights"]["colors"] == 9
     assert stage.scenes().seed == 7
 
 
@@ -191,6 +191,6 @@ def test_required_keys(key, tmp_path):
 
 
 def test_a_missing_input_says_what_to_run(tmp_path):
-    recipe = load_recipe(GENERATION, [f"inputs.backbone={tmp_path / 'none'}"])
-    with pytest.raises(FileNotFoundError, match=r"starts from 'backbone' in .*Run the stage that writes it first"):
+    recipe = load_recipe(GENERATION, [f"inputs.model={tmp_path / 'none'}"])
+    with pytest.raises(FileNotFoundError, match=r"starts from 'model' in .*Run the stage that writes it first"):
         build_stage(recipe)
