@@ -193,6 +193,47 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(source, target, tmp_
     assert_same(actual, expected)
 
 
+@pytest.mark.parametrize("left", [(), (".abcd1234.json",), (".lock", ".abcd1234.json")])
+def test_work_that_was_killed_as_it_began_is_begun_anew(source, target, tmp_path, left):
+    write_original_checkpoint(source)
+    (tmp_path / "target.partial").mkdir()
+    for name in left:
+        (tmp_path / "target.partial" / name).write_text("{")
+    convert_original(source, target)
+    assert not list(target.rglob(".*")) and not (target / original.STATE).exists()
+
+
+def test_a_finished_file_that_lost_its_end_is_written_again(source, target, tmp_path, monkeypatch):
+    """As a power cut may leave it."""
+    write_original_checkpoint(source)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            convert_original(source, target, max_shard_size=50_000)
+    file = min((tmp_path / "target.partial" / "model").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:100])
+    convert_original(source, target, max_shard_size=50_000)
+    convert_original(source, tmp_path / "whole", max_shard_size=50_000)
+    assert_same(written(target), written(tmp_path / "whole"))
+
+
+def test_one_process_at_a_time_writes_a_target(source, target, tmp_path, monkeypatch):
+    write_original_checkpoint(source)
+    messages = []
+
+    def write(*args):
+        with pytest.raises(ValueError) as error:
+            convert_original(source, target)
+        messages.append(str(error.value))
+        shards.write_shard(*args)
+
+    monkeypatch.setattr(original, "write_shard", write)
+    convert_original(source, target)
+    message = f"One process at a time writes a target. Another one is writing {tmp_path}/target.partial. Wait for it"
+    assert messages and all(text.startswith(message) for text in messages)
+    assert Blip3oForConditionalGeneration.from_pretrained(target)
+
+
 @pytest.mark.parametrize("change", ["source", "size", "file"])
 def test_the_work_of_another_conversion_is_not_continued(source, target, tmp_path, monkeypatch, change):
     tensors = write_original_checkpoint(source, shards=2)
@@ -225,7 +266,7 @@ def assert_refused(source, target, message, error=ValueError, **settings):
 
 def test_a_source_that_is_no_published_checkpoint_is_refused(make_model, source, target):
     make_model().save_pretrained(source)
-    message = f"{source} is none. Our own layout needs no conversion."
+    message = f"{source} is none: its model_type is 'blip3o'. Our own layout needs no conversion."
     assert_refused(source, target, re.escape(message))
     assert_refused(source / "nowhere", target, "The source must be a published BLIP3-o checkpoint")
 
@@ -236,6 +277,11 @@ def test_a_target_that_exists_is_left_alone(source, target):
     with pytest.raises(FileExistsError, match=re.escape(f"The target must not exist yet. {target} does.")):
         convert_original(source, target)
     assert list(target.iterdir()) == []
+    target.rmdir()
+    target.symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match=re.escape(f"The target must not exist yet. {target} does.")):
+        convert_original(source, target)
+    assert list(target.parent.glob("target.*")) == []
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -278,6 +324,32 @@ def test_a_config_that_lies_is_refused(source, target):
     file = source / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 64}))
     assert_refused(source, target, "config.json must describe the tensors beside it")
+
+
+@pytest.mark.parametrize("lie", [{"dtype": "F64"}, {"data_offsets": [0, 96]}])
+def test_a_header_that_lies_is_refused(source, target, lie):
+    write_original_checkpoint(source)
+    file = source / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["model.norm.weight"].update(lie)
+    table = json.dumps(header).encode()
+    file.write_bytes(len(table).to_bytes(8, "little") + table + data[8 + length :])
+    assert_refused(source, target, re.escape(f"That of {file} does not ("))
+
+
+@pytest.mark.parametrize("part", ["unet", "scheduler"])
+def test_a_decoder_that_lacks_a_part_is_refused(source, target, part):
+    write_original_checkpoint(source, diffusion_decoder=True)
+    shutil.rmtree(source / "diffusion-decoder" / part)
+    assert_refused(source, target, rf"diffusion-decoder lacks {part}/\w+\.json\.")
+
+
+def test_a_damaged_tokenizer_is_refused(source, target):
+    write_original_checkpoint(source)
+    (source / "tokenizer.json").write_text("{")
+    assert_refused(source, target, re.escape(f"{source}/tokenizer.json does not. Save or download it again."))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])

@@ -1,6 +1,8 @@
 """One model: its backbone's understanding untouched, a condition that padding does not change, exact saves."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -557,12 +559,51 @@ def test_a_damaged_file_is_refused(model, tmp_path, kept):
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    pattern = (
-        rf"A checkpoint must be readable safetensors files. Those of {re.escape(str(tmp_path))} are damaged \(.+\). "
-        r"Save or download it again\."
-    )
+    pattern = rf"{re.escape(str(file))} (has no readable header|is cut short: it has \d+ bytes, and \S+ ends at byte)"
     with pytest.raises(ValueError, match=pattern):
         Blip3oForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(change_weights, value):
+    folder = change_weights(**{"queries.weight": torch.full((5, 32), value)})
+    message = (
+        f"Weights must be finite numbers. queries.weight (in model.safetensors) of {folder} holds NaN or infinity."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Blip3oForConditionalGeneration.from_pretrained(folder)
+
+
+def test_weights_that_are_integers_are_refused_by_name(change_weights):
+    folder = change_weights(**{"queries.weight": torch.ones(5, 32, dtype=torch.int32)})
+    message = f"queries.weight (in model.safetensors) of {folder} is I32."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Blip3oForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("use_safetensors", [None, False])
+def test_a_pickle_is_never_read(model, tmp_path, use_safetensors):
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has only pytorch_model\.bin\. Reading a pickle can run any program"):
+        Blip3oForConditionalGeneration.from_pretrained(tmp_path, use_safetensors=use_safetensors)
+
+
+def test_a_shard_outside_the_folder_is_refused(model, tmp_path):
+    model.save_pretrained(tmp_path / "ours", max_shard_size="50KB")
+    file = tmp_path / "ours" / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    shutil.move(tmp_path / "ours" / index["weight_map"]["queries.weight"], tmp_path / "elsewhere.safetensors")
+    index["weight_map"]["queries.weight"] = "../elsewhere.safetensors"
+    file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"places queries\.weight in '\.\./elsewhere\.safetensors', outside of it"):
+        Blip3oForConditionalGeneration.from_pretrained(tmp_path / "ours")
+
+
+def test_a_variant_of_the_files_is_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path, variant="bf16", max_shard_size="50KB")
+    assert_same_weights(Blip3oForConditionalGeneration.from_pretrained(tmp_path, variant="bf16"), model)
 
 
 def test_loading_info_is_given_on_request(model, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from tests.original_layout import (
     CHANNELS,
@@ -274,6 +275,21 @@ def test_a_repository_in_the_hub_s_cache_loads_by_its_id(published, folder, inpu
             model = door("owner/name", cache_dir=tmp_path / "cache", **where)
             assert torch.equal(model(**inputs).loss, expected)
     assert Blip3oProcessor.from_pretrained("owner/name", cache_dir=tmp_path / "cache").training_turn_end
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_out_of_reach_is_no_missing_file(monkeypatch, tmp_path, offline):
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(checkpoint_files, "hf_hub_download", unreachable)
+    monkeypatch.setattr(checkpoint_files, "is_offline_mode", lambda: offline)
+    files = checkpoint_files.checkpoint_files("owner/name")
+    if offline:
+        assert files.path("config.json") is None
+    else:
+        with pytest.raises(LocalEntryNotFoundError, match="no connection"):
+            files.path("config.json")
 
 
 def test_only_headers_of_a_repository_on_the_hub_are_fetched(published, folder, monkeypatch):
@@ -731,6 +747,77 @@ def test_a_shard_outside_the_folder_is_refused(published, folder, outside):
     assert_refused(folder, re.escape(message))
 
 
+def rewrite_header(file, change):
+    """`change` gets the header of a safetensors file, and changes it or gives another."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header = json.dumps(change(header) or header).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"data_offsets": [0, 4 * HIDDEN]},
+        {"data_offsets": [-4 * HIDDEN, 0]},
+        {"data_offsets": [0.0, 1.0]},
+        {"dtype": "F64"},
+        {"shape": [HIDDEN + 1]},
+        {"shape": [-HIDDEN]},
+    ],
+)
+def test_a_header_that_lies_is_refused(published, folder, lie):
+    published()
+    rewrite_header(folder / "model.safetensors", lambda header: header["model.norm.weight"].update(lie))
+    message = (
+        f"The header of a safetensors file must describe its tensors. That of {folder}/model.safetensors does not"
+    )
+    assert_refused(folder, re.escape(message))
+
+
+def test_bytes_after_the_last_tensor_are_refused(published, folder):
+    published()
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    assert_refused(folder, r"model\.safetensors does not \(.*file not fully covered\)\. Download it again\.")
+
+
+def test_a_header_of_endless_depth_is_refused(published, folder):
+    published()
+    header = b"[" * 100_000
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert_refused(folder, r"model\.safetensors has no readable header")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_tensor_in_two_shards_is_refused_by_name(published, folder, listed):
+    """transformers would take either."""
+    published(shards=3)
+    name = "model.norm.weight"
+    index = folder / "model.safetensors.index.json"
+    first = json.loads(index.read_text())["weight_map"][name]
+    second = next(path for path in sorted(folder.glob("model-*.safetensors")) if path.name != first)
+    save_file(load_file(second) | {name: torch.zeros(HIDDEN)}, second, metadata={"format": "pt"})
+    if not listed:
+        change_index(folder, lambda index: index["weight_map"].pop(name))
+    files = sorted([first, second.name]) if not listed else [first, second.name]
+    message = f"{index} or another file places {name} in {files[0]}, and {files[1]} holds one of that name, too."
+    assert_refused(folder, re.escape(message))
+
+
+def test_a_tensor_in_another_shard_than_the_index_says_is_refused(published, folder):
+    published(shards=2)
+    name = "model.norm.weight"
+    change_index(
+        folder,
+        lambda index: index["weight_map"].update(
+            {name: next(file for file in index["weight_map"].values() if file != index["weight_map"][name])}
+        ),
+    )
+    assert_refused(folder, rf"A tensor must have one place\. \S+ or another file places {re.escape(name)} in")
+
+
 def test_a_shard_without_its_tensor_is_refused_by_name(published, folder):
     published(shards=2)
     file = folder / "model-00001-of-00002.safetensors"
@@ -805,10 +892,80 @@ def test_a_checkpoint_without_a_transformer_is_refused(published, folder):
 def test_a_tensor_of_other_dimensions_is_refused_by_name(published, folder):
     write_weights(folder, published() | {"model.latent_queries": torch.zeros(NUM_QUERIES, HIDDEN)})
     message = (
-        f"model.latent_queries must have 3 dimensions. In {folder}/model.safetensors it has the shape "
-        f"[{NUM_QUERIES}, {HIDDEN}]. Download the checkpoint again."
+        f"model.latent_queries must have 3 dimensions, none of them empty. In {folder}/model.safetensors it has the "
+        f"shape [{NUM_QUERIES}, {HIDDEN}]. Download the checkpoint again."
     )
     assert_refused(folder, re.escape(message))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.latent_queries", (1, 0, HIDDEN)),
+        ("model.embed_tokens.weight", (0, HIDDEN)),
+        ("model.dit.model.layers.0.gate", (0,)),
+        ("model.dit.model.patch_embedder.proj.weight", (0, CHANNELS)),
+    ],
+)
+def test_an_empty_tensor_is_refused_by_name(published, folder, name, shape):
+    write_weights(folder, published() | {name: torch.zeros(shape)})
+    assert_refused(folder, rf"{re.escape(name)} must have \d dimensions?, none of them empty|{re.escape(str(shape))}")
+
+
+def test_a_layer_far_away_is_too_many(published, folder):
+    """The number of layers is counted: a name does not decide how large a model is built."""
+    name = "model.dit.model.layers.1000000.gate"
+    write_weights(folder, published() | {name: torch.zeros(DIT_HEADS)})
+    assert_refused(folder, re.escape(f"too many: {name} (in model.safetensors)"))
+
+
+@pytest.mark.parametrize("lie", [{"num_hidden_layers": 10**9}, {"vision_config": {"depth": 10**9}}])
+def test_a_config_of_more_layers_than_tensors_is_refused_at_once(published, folder, lie):
+    number = len(published())
+    change_config(folder, **lie)
+    message = f"It asks for 1000000000 layers, and {folder} holds {number} tensors."
+    assert_refused(folder, re.escape(message))
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        ({"hidden_size": str(HIDDEN)}, "StrictDataclassFieldValidationError"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_act": "foo"}, "KeyError: 'foo'"),
+        ({"torch_dtype": "float17"}, "AttributeError"),
+        ({"pad_token_id": 10**9}, "AssertionError"),
+    ],
+)
+def test_a_config_of_no_model_is_refused_by_its_place(published, folder, lie, reason):
+    published()
+    change_config(folder, **lie)
+    message = f"config.json must describe a Qwen2.5-VL model. That of {folder} does not ({reason}"
+    assert_refused(folder, re.escape(message), doors=["class"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "[" * 100_000, "\ufeff{}"])
+def test_a_damaged_config_is_refused_by_its_place(published, folder, content):
+    published()
+    (folder / "config.json").write_text(content, encoding="utf-8")
+    message = f"A settings file must hold one JSON object. {folder}/config.json does not. Save or download it again."
+    for door in (load, Blip3oConfig.from_pretrained, Blip3oProcessor.from_pretrained):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            door(folder)
+
+
+@pytest.mark.parametrize("model_type", [None, "llava", 5, ["blip3o_qwen"]])
+def test_a_config_of_another_model_is_refused(published, folder, model_type):
+    """transformers would build a model of the largest default sizes."""
+    published()
+    if model_type is None:
+        (folder / "config.json").unlink()
+    else:
+        change_config(folder, model_type=model_type)
+    found = "has none" if model_type is None else f"has {model_type!r}"
+    for door in (load, Blip3oConfig.from_pretrained):
+        with pytest.raises(ValueError, match=re.escape(f"{folder} {found}. Check the path; to build on a plain")):
+            door(folder)
 
 
 def test_a_config_that_lies_about_the_width_is_refused(published, folder):
@@ -986,6 +1143,29 @@ def test_prompts_are_those_of_the_reference(published, folder):
     assert text(processor.encode_prompts(["the cat"], training=True)) == PROMPT + "<|im_end|>\n[IMG]"
     raw = processor.encode_prompts(["the cat"], raw=True, training=True)
     assert text(raw) == "the cat[IMG]"
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(published, folder):
+    """The library would read every prompt as empty."""
+    published(tokenizer="slow")
+    (folder / "merges.txt").unlink()
+    message = (
+        f"A tokenizer must have its vocabulary: tokenizer.json, or vocab.json and merges.txt. {folder} has not. "
+        f"Download them."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Blip3oProcessor.from_pretrained(folder)
+    (folder / "vocab.json").unlink()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Blip3oProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"])
+def test_a_damaged_file_of_the_processor_is_refused_by_its_place(published, folder, name):
+    published()
+    (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    with pytest.raises(ValueError, match=re.escape(f"{folder}/{name} does not. Save or download it again.")):
+        Blip3oProcessor.from_pretrained(folder)
 
 
 def test_our_own_processors_draw_and_train_on_the_same_prompt(processor):

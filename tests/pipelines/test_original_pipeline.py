@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+from copy import deepcopy
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
-from tests.original_layout import CHANNELS, HIDDEN, NUM_QUERIES, TOKEN_IDS, write_original_checkpoint
+from tests.original_layout import CHANNELS, HIDDEN, NUM_QUERIES, TOKEN_IDS, VOCAB_SIZE, write_original_checkpoint
 
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oForConditionalGeneration, Blip3oPipeline
 
@@ -163,12 +164,24 @@ def test_parts_may_be_given(published):
         (torch.bfloat16, (torch.bfloat16, torch.bfloat16, torch.bfloat16)),
         ({"default": torch.bfloat16, "vae": torch.float32}, (torch.bfloat16, torch.bfloat16, torch.float32)),
         ({"model": torch.float16}, (torch.float16, torch.float32, torch.float32)),
+        ("bfloat16", (torch.bfloat16, torch.bfloat16, torch.bfloat16)),
+        ({"model": "float16", "unet": "bfloat16"}, (torch.float16, torch.bfloat16, torch.float32)),
+        ("auto", (torch.float32, torch.float32, torch.float32)),
     ],
 )
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 def test_each_part_gets_its_precision(published, name, dtype, expected):
     pipeline = load(published, **{name: dtype})
     assert (pipeline.model.dtype, pipeline.unet.dtype, pipeline.vae.dtype) == expected
+
+
+def test_a_saved_pipeline_takes_names_of_types_too(published, tmp_path):
+    load(published).save_pretrained(tmp_path)
+    pipeline = load(tmp_path, dtype="bfloat16")
+    assert {pipeline.model.dtype, pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}
+    for folder in (published, tmp_path):
+        with pytest.raises(ValueError, match=r"`dtype` must be a floating-point type of PyTorch.* Got 'bf16'\."):
+            load(folder, dtype="bf16")
 
 
 def test_arguments_of_the_model_reach_it(published):
@@ -279,6 +292,53 @@ def test_an_incomplete_decoder_in_our_layout_is_refused(published, tmp_path):
     message = f"{tmp_path}/unet lacks 1, conv_in.bias among them. Save or download it again."
     with pytest.raises(ValueError, match=re.escape(message)):
         load(tmp_path)
+
+
+def test_a_saved_decoder_of_no_numbers_is_refused_by_name(published, tmp_path):
+    load(published).save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"][0] = torch.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    message = f"Weights must be finite numbers. conv_in.bias of {tmp_path}/unet holds NaN or infinity."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(tmp_path)
+
+
+def test_a_saved_decoder_in_a_pickle_is_not_read(published, tmp_path):
+    load(published).save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    for settings in ({}, {"use_safetensors": False}):
+        with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.safetensors"):
+            load(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_config_of_the_decoder_is_refused_by_its_place(copy, content):
+    file = copy / "diffusion-decoder" / "unet" / "config.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file} does not. Save or download it again.")):
+        load(copy)
+
+
+def test_a_tokenizer_that_is_larger_than_the_vocabulary_is_refused(published):
+    pipeline = load(published)
+    processor = deepcopy(pipeline.processor)
+    processor.tokenizer.add_tokens(["<more>"])
+    message = (
+        f"The tokenizer's largest id is {VOCAB_SIZE}, and the model has {VOCAB_SIZE} embeddings. Use the tokenizer "
+        f"that was saved with the model."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(published, model=pipeline.model, processor=processor)
+
+
+def test_features_of_another_size_are_refused(published):
+    message = "`image_features` must hold the model's 64 tokens, as its null features do. Got [1, 12, 7, 7]."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draw(load(published), None, image_features=torch.zeros(1, CHANNELS, 7, 7))
 
 
 def test_token_ids_come_from_the_tokenizer(published):

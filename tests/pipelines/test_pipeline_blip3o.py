@@ -515,7 +515,7 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
                 f"`guidance_interval` must be two noise levels with 0 <= low <= high <= 1. Got {interval}. (0.0, 1.0) "
                 "guides every step.",
             )
-            for interval in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1000))
+            for interval in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1000), (0.0, "1"))
         ),
         *(
             (
@@ -531,6 +531,15 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
             ValueError,
             "A list of generators must hold one per image. Got 2 for 4 images (2 prompts x 2). Pass one generator, "
             "or 4.",
+        ),
+        *(
+            (
+                {"prompt": "a circle", "generator": generator},
+                TypeError,
+                f"`generator` must be a torch.Generator, or a list of one per image. Got {wrong!r}. Use "
+                "torch.Generator().manual_seed(0).",
+            )
+            for generator, wrong in ((3, 3), ([None], None))
         ),
         (
             {"prompt": ["a", "b"], "latents": FEATURES},

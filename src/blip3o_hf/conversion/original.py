@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedConfig
 
@@ -23,7 +24,9 @@ from ..models.checkpoint_files import (
     StoredTensor,
     check_tensors,
     checkpoint_files,
+    config_settings,
     read_header,
+    read_settings,
 )
 from ..models.image_processing_eva_clip import EvaClipImageProcessor
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -33,9 +36,11 @@ from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline
 from ..pipelines.pipeline_blip3o_decoder import has_decoder, load_scheduler, local_decoder, stored_component
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from .shards import Shard, TensorCopy, index_of, plan_shards, write_shard
+from .shards import Shard, TensorCopy, index_of, is_written, plan_shards, write_shard
 
 STATE = "conversion.json"
+LOCK = ".lock"
+_UNFINISHED = re.compile(r"\.\w+\.(json|safetensors)")  # names that a killed process leaves behind
 _NUM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _DECODER_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
@@ -155,17 +160,18 @@ def convert_original(
     Raises:
         FileExistsError: when `target` exists.
         ValueError: when the source is no published checkpoint, or damaged; nothing is left behind then. When
-            `TARGET.partial` belongs to another conversion.
+            `TARGET.partial` belongs to another conversion, or another process works on it.
         OSError: when the disk is too small.
     """
     source, target = str(source), Path(target)
-    if target.exists():
+    if os.path.lexists(target):
         raise FileExistsError(f"The target must not exist yet. {target} does. Choose another, or remove it.")
     checkpoint = OriginalCheckpoint.find(source)
     if checkpoint is None:
         raise ValueError(
             f"The source must be a published BLIP3-o checkpoint: a folder or Hub id with a config.json of the "
-            f"model_type blip3o_qwen or blip3o_qwen_inference. {source} is none. Our own layout needs no conversion."
+            f"model_type blip3o_qwen or blip3o_qwen_inference. {source} is none: {_what_it_is(source)}. Our own "
+            f"layout needs no conversion."
         )
     report = ConversionReport(source, str(target))
     files = checkpoint_files(source)
@@ -176,16 +182,28 @@ def convert_original(
 
     plans = {part.folder: plan_shards(part.copies(), part.stem, max_shard_size) for part in parts}
     work = target.with_name(f"{target.name}.partial")
-    _start(work, source, parts, plans, with_target_encoder)
+    lock = _start(work, source, parts, plans, with_target_encoder)
     try:
         _write_weights(work, parts, plans)
         _write_settings(work, pipeline, parts, report)
     except ValueError:
         shutil.rmtree(work)
         raise
-    (work / STATE).unlink()
+    finally:
+        lock.release()
+    (work / LOCK).unlink(missing_ok=True)
     work.rename(target)
+    (target / STATE).unlink()
     return report
+
+
+def _what_it_is(source: str) -> str:
+    """What a source is that is no published checkpoint."""
+    try:
+        settings = config_settings(source)
+    except OSError as error:
+        return str(error).split("\n")[0].rstrip(".")
+    return f"its model_type is {settings['model_type']!r}" if "model_type" in settings else "it has no such file"
 
 
 def _parts(
@@ -193,9 +211,7 @@ def _parts(
 ) -> tuple[Blip3oPipeline, list[_Part]]:
     """The pipeline without its weights, and the models that have weights to copy."""
     config = checkpoint.config()
-    with torch.device("meta"):
-        model = Blip3oForConditionalGeneration(config)
-    checkpoint.check(model)
+    model = checkpoint.empty_model(Blip3oForConditionalGeneration, config)
     model.config.architectures = [type(model).__name__]
     model.name_or_path = source
     if files.path("generation_config.json"):
@@ -238,10 +254,6 @@ def _target_encoder(
             f"The target encoder is written from the tensors {ORIGINAL_PREFIX}*. {source} holds none. Leave it out."
         )
     config = original_tower_config(source, tower, {} if heads is None else {"num_attention_heads": heads})
-    with torch.device("meta"):
-        encoder = EvaClipVisionModel(config)
-    expected = {ORIGINAL_PREFIX + name: tuple(value.shape) for name, value in encoder.state_dict().items()}
-    check_tensors(tower, expected, source)
 
     def rename(name: str) -> str:
         return name.removeprefix(ORIGINAL_PREFIX)
@@ -275,8 +287,8 @@ def _account(checkpoint: OriginalCheckpoint, parts: list[_Part], report: Convers
 
 def _start(
     work: Path, source: str, parts: list[_Part], plans: dict[str, list[Shard]], with_target_encoder: bool
-) -> None:
-    """Make the working folder, or find that of the same conversion."""
+) -> FileLock:
+    """Make the working folder, or find that of the same conversion, and lock it."""
     names = {part.folder: sorted({tensor.file for tensor in part.stored.values()}) for part in parts}
     state = {
         "blip3o_hf": __version__,
@@ -292,18 +304,16 @@ def _start(
         "shards": {folder: [shard.file for shard in plan] for folder, plan in plans.items()},
         "with_target_encoder": with_target_encoder,
     }
-    if work.exists():
-        found = json.loads((work / STATE).read_text()) if (work / STATE).is_file() else None
+    present = [path.name for path in work.iterdir()] if work.is_dir() else [work.name] * work.exists()
+    if any(name != LOCK and not _UNFINISHED.fullmatch(name) for name in present):
+        found = read_settings(work / STATE) if (work / STATE).is_file() else None
         if found != state:
             raise ValueError(
                 f"Work goes on where the same conversion was interrupted. {work} belongs to another: another source, "
                 f"changed files, other options or another version. Remove it, or choose another target."
             )
     needed = sum(
-        shard.num_bytes
-        for folder, plan in plans.items()
-        for shard in plan
-        if not (work / folder / shard.file).is_file()
+        shard.num_bytes for folder, plan in plans.items() for shard in plan if not is_written(shard, work / folder)
     )
     free = shutil.disk_usage(work.absolute().parent).free if work.parent.exists() else None
     if free is not None and free < needed:
@@ -312,10 +322,20 @@ def _start(
             f"{needed / 1e9:.1f} GB are to be written. Free some, or choose a target elsewhere."
         )
     work.mkdir(parents=True, exist_ok=True)
-    for unfinished in work.glob("*/.*.safetensors"):
-        unfinished.unlink()
+    lock = FileLock(work / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"One process at a time writes a target. Another one is writing {work}. Wait for it, or choose another "
+            f"target."
+        ) from error
+    for path in list(work.rglob(".*")):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink()
     with written_whole(work / STATE) as temporary:
         temporary.write_text(json.dumps(state, indent=2) + "\n")
+    return lock
 
 
 def _write_weights(work: Path, parts: list[_Part], plans: dict[str, list[Shard]]) -> None:
@@ -336,7 +356,7 @@ def _write_weights(work: Path, parts: list[_Part], plans: dict[str, list[Shard]]
 
             for shard in plans[part.folder]:
                 progress.set_postfix_str(f"{part.folder}/{shard.file}")
-                if (folder / shard.file).is_file():
+                if is_written(shard, folder):
                     progress.update(shard.num_bytes)
                 else:
                     write_shard(shard, folder, locate, progress.update)

@@ -89,6 +89,25 @@ def index_of(shards: Sequence[Shard]) -> dict[str, dict]:
     }
 
 
+def _header(shard: Shard) -> bytes:
+    """What a file begins with: the length of its table of tensors, and the table."""
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for copy in shard.copies:
+        end = offset + copy.num_bytes
+        entries[copy.name] = {"dtype": copy.dtype, "shape": copy.shape, "data_offsets": [offset, end]}
+        offset = end
+    table = json.dumps(entries, separators=(",", ":")).encode()
+    table += b" " * (-(8 + len(table)) % _ALIGNMENT)
+    return len(table).to_bytes(8, "little") + table
+
+
+def is_written(shard: Shard, folder: Path) -> bool:
+    """Whether a file is there in full length."""
+    path = folder / shard.file
+    return path.is_file() and path.stat().st_size == len(_header(shard)) + shard.num_bytes
+
+
 def write_shard(
     shard: Shard,
     folder: Path,
@@ -107,17 +126,8 @@ def write_shard(
     Raises:
         ValueError: naming a tensor and its file, when a value is NaN or infinite, or the file ends too early.
     """
-    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for copy in shard.copies:
-        end = offset + copy.num_bytes
-        entries[copy.name] = {"dtype": copy.dtype, "shape": copy.shape, "data_offsets": [offset, end]}
-        offset = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
     with written_whole(folder / shard.file) as temporary, temporary.open("wb") as target:
-        target.write(len(header).to_bytes(8, "little"))
-        target.write(header)
+        target.write(_header(shard))
         for copy in shard.copies:
             _copy_values(copy, *locate(copy), target, progress)
 
@@ -125,7 +135,7 @@ def write_shard(
 def _copy_values(copy: TensorCopy, path: Path, begin: int, target, progress: Callable[[int], object]) -> None:
     buffer = bytearray(min(_CHUNK, copy.num_bytes))
     left = copy.num_bytes
-    with path.open("rb", buffering=0) as source:
+    with path.open("rb") as source:
         source.seek(begin)
         while left:
             piece = memoryview(buffer)[: min(left, len(buffer))]
@@ -146,4 +156,4 @@ def _copy_values(copy: TensorCopy, path: Path, begin: int, target, progress: Cal
             progress(size)
 
 
-__all__ = ["Shard", "TensorCopy", "index_of", "plan_shards", "write_shard"]
+__all__ = ["Shard", "TensorCopy", "index_of", "is_written", "plan_shards", "write_shard"]

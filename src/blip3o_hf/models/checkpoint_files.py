@@ -6,9 +6,22 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import hf_hub_download, parse_safetensors_file_metadata, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, SafetensorsParsingError
+from huggingface_hub import (
+    hf_hub_download,
+    is_offline_mode,
+    parse_safetensors_file_metadata,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    SafetensorsParsingError,
+)
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig
 from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
@@ -73,9 +86,16 @@ class HubFiles:
         return f"{self.subfolder}/{name}" if self.subfolder else name
 
     def path(self, name: str) -> Path | None:
-        """Where a file lies once it is downloaded; `None` when there is none of that name."""
+        """
+        Where a file lies once it is downloaded; `None` when there is none of that name, or none in the cache and the
+        Hub may not be asked. When the Hub cannot be reached, its error is passed on.
+        """
         try:
             return Path(hf_hub_download(self.repo_id, self._filename(name), **self.download_arguments))
+        except LocalEntryNotFoundError:
+            if self.download_arguments.get("local_files_only") or is_offline_mode():
+                return None
+            raise
         except EntryNotFoundError:
             return None
 
@@ -132,12 +152,52 @@ class TensorPlace:
     end: int
 
 
-def read_header(path: Path) -> dict[str, TensorPlace]:
+def read_settings(path: Path) -> dict[str, Any]:
     """
-    The tensors in a safetensors file, which must hold each of them to its end.
+    The object in a JSON file.
 
     Raises:
-        ValueError: when the file is no safetensors file, or cut short.
+        ValueError: when the file is damaged.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"A settings file must hold one JSON object. {path} does not. Save or download it again.")
+    return settings
+
+
+def check_config_file(source: str | os.PathLike, **kwargs) -> None:
+    """Raise a `ValueError` when the `config.json` in a folder is damaged; arguments as of `config_settings`."""
+    files = checkpoint_files(source, **kwargs)
+    if isinstance(files, LocalFiles) and (path := files.path(CONFIG_NAME)):
+        read_settings(path)
+
+
+def config_settings(source: str | os.PathLike, **kwargs) -> dict[str, Any]:
+    """
+    The `config.json` of a checkpoint; empty when there is none.
+
+    Args:
+        source: folder, file `config.json` in it, or Hub id.
+        kwargs: arguments of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        ValueError: when the file is damaged.
+        OSError: when there is no such folder, and the Hub has no such repository or cannot be reached.
+    """
+    places = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+    check_config_file(source, **places)
+    return PreTrainedConfig.get_config_dict(source, **places)[0]
+
+
+def read_header(path: Path) -> dict[str, TensorPlace]:
+    """
+    The tensors in a safetensors file, which must hold each of them to its end, once, and nothing else.
+
+    Raises:
+        ValueError: when the file is no safetensors file, is cut short, or its header contradicts itself.
     """
     size = path.stat().st_size
     try:
@@ -149,7 +209,7 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             places[name] = TensorPlace(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, 8 + length + end)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"A checkpoint must be readable safetensors files. {path} has no readable header: it is damaged, or no "
             f"safetensors file. Download it again."
@@ -160,7 +220,14 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
             f"A checkpoint must be whole safetensors files. {path} is cut short: it has {size} bytes, and {cut[0]} "
             f"ends at byte {places[cut[0]].end}. Download it again."
         )
-    return places
+    try:
+        with safe_open(path, framework="pt"):  # which checks sizes, gaps and overlaps
+            return places
+    except SafetensorError as error:
+        raise ValueError(
+            f"The header of a safetensors file must describe its tensors. That of {path} does not ({error}). Download "
+            f"it again."
+        ) from error
 
 
 def _stored_tensors(path: Path, name: str) -> dict[str, StoredTensor]:
@@ -175,10 +242,10 @@ def read_index(path: Path) -> dict[str, str]:
         ValueError: when the index is damaged, or names a file outside of its folder.
     """
     try:
-        index = json.loads(path.read_text())
+        index = read_settings(path)
         weight_map = index["weight_map"]
         well_formed = isinstance(index["metadata"], dict) and all(isinstance(v, str) for v in weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, AttributeError):
         well_formed = False
     if not well_formed:
         raise ValueError(
@@ -210,7 +277,8 @@ def read_tensors(
         index_name: the index of shards, where there is none.
 
     Raises:
-        ValueError: when a file is damaged, missing, or lacks a tensor that the index places in it.
+        ValueError: when a file is damaged, missing, lacks a tensor that the index places in it, or holds one that
+            the index places elsewhere.
     """
     tensors = files.header(weights_name)
     if tensors is None:
@@ -223,15 +291,23 @@ def read_tensors(
 
 def _read_shards(files: LocalFiles | HubFiles, index: Path, prefix: str) -> dict[str, StoredTensor]:
     weight_map = {name: file for name, file in read_index(index).items() if name.startswith(prefix)}
+    headers = {file: files.header(file) for file in sorted(set(weight_map.values()))}
     tensors: dict[str, StoredTensor] = {}
-    for file in sorted(set(weight_map.values())):
-        header = files.header(file)
+    for file, header in headers.items():
         if header is None:
             placed = min(name for name, place in weight_map.items() if place == file)
             raise ValueError(
                 f"Every file that the index of shards names must be there. {index} places {placed} in {file}, which "
                 f"is missing. Download it."
             )
+    for file, header in headers.items():
+        for name in header:
+            place = weight_map.get(name, tensors[name].file if name in tensors else file)
+            if place != file:
+                raise ValueError(
+                    f"A tensor must have one place. {index} or another file places {name} in {place}, and {file} "
+                    f"holds one of that name, too. Download the checkpoint again."
+                )
         tensors.update(header)
     absent = sorted(weight_map.keys() - tensors.keys())
     if absent:
@@ -245,6 +321,18 @@ def _read_shards(files: LocalFiles | HubFiles, index: Path, prefix: str) -> dict
 def located(tensors: Mapping[str, StoredTensor], name: str) -> str:
     """A tensor's name and file, for messages; the name alone when it is not among `tensors`."""
     return f"{name} (in {tensors[name].file})" if name in tensors else name
+
+
+def check_floating_point(stored: Mapping[str, StoredTensor], source: str | os.PathLike) -> None:
+    """Raise a `ValueError` that names a tensor, and its file, of another type than floating-point numbers."""
+    integers = {name: tensor for name, tensor in stored.items() if tensor.dtype not in FLOATING_POINT}
+    if integers:
+        name = min(integers)
+        raise ValueError(
+            f"Weights must be floating-point numbers ({', '.join(FLOATING_POINT)}). {located(stored, name)} of "
+            f"{source} is {integers[name].dtype}. Download it again, or take the checkpoint that was published in "
+            f"full or half precision."
+        )
 
 
 def check_tensors(
@@ -270,14 +358,7 @@ def check_tensors(
         ValueError: naming tensors that are missing, unexpected, ill-shaped or no floating-point numbers, and their
             files.
     """
-    integers = {name: tensor for name, tensor in stored.items() if tensor.dtype not in FLOATING_POINT}
-    if integers:
-        name = min(integers)
-        raise ValueError(
-            f"Weights must be floating-point numbers ({', '.join(FLOATING_POINT)}). {located(stored, name)} of "
-            f"{source} is {integers[name].dtype}. Download it again, or take the checkpoint that was published in "
-            f"full or half precision."
-        )
+    check_floating_point(stored, source)
     missing = sorted(expected.keys() - stored.keys() - set(optional))
     unexpected = sorted(name for name in stored.keys() - expected.keys() if not re.match(left_out, name))
     findings = []
@@ -306,13 +387,29 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def check_safetensors(tensors: dict[str, StoredTensor] | None, files: LocalFiles | HubFiles) -> None:
-    """Raise a `ValueError` when `read_tensors` of these files found no weights, or nothing but pickles."""
+def transformers_tensors(
+    files: LocalFiles | HubFiles, prefix: str = "", variant: str | None = None
+) -> dict[str, StoredTensor]:
+    """
+    The tensors of a checkpoint whose files have the names of transformers.
+
+    Args:
+        files: the checkpoint's files.
+        prefix: as in `read_tensors`.
+        variant: of the files, such as `bf16` in `model.bf16.safetensors`.
+
+    Raises:
+        ValueError: as `read_tensors`, and when there are no weights, or nothing but pickles.
+    """
+    infix = f".{variant}" if variant else ""
+    weights_name = SAFE_WEIGHTS_NAME.replace(".safetensors", f"{infix}.safetensors")
+    index_name = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f"{infix}.json")
+    tensors = read_tensors(files, prefix, weights_name, index_name)
     if tensors is not None:
-        return
+        return tensors
     pickles = [name for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if files.path(name)]
     raise ValueError(
-        f"Weights are read from {SAFE_WEIGHTS_NAME}, or from shards with {SAFE_WEIGHTS_INDEX_NAME}. {files} has "
+        f"Weights are read from {weights_name}, or from shards with {index_name}. {files} has "
         f"{f'only {pickles[0]}' if pickles else 'neither'}. "
         + (
             "Reading a pickle can run any program: save it again as safetensors, where it was written."
@@ -328,11 +425,15 @@ __all__ = [
     "LocalFiles",
     "StoredTensor",
     "TensorPlace",
-    "check_safetensors",
+    "check_config_file",
+    "check_floating_point",
     "check_tensors",
     "checkpoint_files",
+    "config_settings",
     "located",
     "read_header",
     "read_index",
+    "read_settings",
     "read_tensors",
+    "transformers_tensors",
 ]

@@ -4,6 +4,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..objectives import check_objective
+from .checkpoint_files import check_config_file
 
 # `model_type` of published checkpoints, of the original's training and inference class.
 ORIGINAL_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
@@ -99,13 +100,27 @@ class Blip3oConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; the config of a published checkpoint comes back as one of ours."""
+        """
+        As in transformers; the config of a published checkpoint comes back as one of ours.
+
+        Raises:
+            ValueError: when there is no config, or it is damaged or that of another model: transformers would go on
+                with default values, of a model that fits no memory.
+        """
+        check_config_file(pretrained_model_name_or_path, **kwargs)
         config_dict, unused_kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") in ORIGINAL_MODEL_TYPES:
             from .original_layout import OriginalCheckpoint  # which imports this module
 
             checkpoint = OriginalCheckpoint.open(pretrained_model_name_or_path, config_dict, **kwargs)
             config_dict = checkpoint.config(unused_kwargs.pop("transformer_config", None)).to_dict()
+        elif config_dict.get("model_type") != cls.model_type:
+            found = f"has {config_dict['model_type']!r}" if "model_type" in config_dict else "has none"
+            raise ValueError(
+                f"A BLIP3-o model has a config.json of the model_type {cls.model_type!r}, a published one "
+                f"{' or '.join(map(repr, ORIGINAL_MODEL_TYPES))}. {pretrained_model_name_or_path} {found}. Check the "
+                f"path; to build on a plain backbone, use `from_backbone`."
+            )
         return config_dict, unused_kwargs
 
     @property

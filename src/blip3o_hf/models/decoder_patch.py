@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .loading import load_complete
+from .loading import check_finite, load_complete
 
 
 @dataclass
@@ -73,13 +73,15 @@ class Blip3oPatchDecoder(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """
-        As in diffusers, but an incomplete checkpoint is refused.
+        As in diffusers, but from safetensors alone, and an incomplete checkpoint is refused.
 
         Raises:
-            ValueError: naming the tensors that are missing or have the wrong shape.
+            ValueError: naming the tensors that are missing, not finite, or have the wrong shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["use_safetensors"] = True
         model, info = load_complete(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+        check_finite(model, pretrained_model_name_or_path, str)
         return (model, info) if wants_info else model
 
     def forward(self, features: torch.Tensor, return_dict: bool = True):

@@ -2,11 +2,21 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import ADAPTER_CONFIG_NAME
+
+from .checkpoint_files import (
+    check_floating_point,
+    checkpoint_files,
+    located,
+    read_settings,
+    transformers_tensors,
+)
 
 _ALIGNMENT = 64  # bytes
 _LARGEST_ALIGNED = 16 * 2**20  # bytes
@@ -59,6 +69,26 @@ def load_complete(
     return model, info
 
 
+def load_own(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
+    """
+    `load_complete` of what `save_pretrained` of transformers wrote: from safetensors alone, whose headers are checked
+    before, and whose values after a tensor is read.
+
+    Raises:
+        ValueError: naming what is missing, damaged, outside of the folder, a pickle, or no finite number.
+    """
+    files = checkpoint_files(source, **kwargs)
+    if adapter := files.path(ADAPTER_CONFIG_NAME):  # the weights are those of the base that it names
+        base = read_settings(adapter)["base_model_name_or_path"]
+        files = checkpoint_files(base, **{**kwargs, "subfolder": None, "revision": None})
+    stored = transformers_tensors(files, variant=kwargs.get("variant"))
+    model, info = load_complete(load, source, *args, **{**kwargs, "use_safetensors": True})
+    if not getattr(model, "is_quantized", False):
+        check_floating_point(stored, source)
+    check_finite(model, source, partial(located, stored))
+    return model, info
+
+
 def align(model: nn.Module) -> None:
     """
     Put small weights on the memory boundaries of PyTorch's own allocator.
@@ -99,4 +129,4 @@ def check_finite(model: nn.Module, source: str | os.PathLike, locate: Callable[[
             )
 
 
-__all__ = ["align", "check_finite", "load_complete"]
+__all__ = ["align", "check_finite", "load_complete", "load_own"]

@@ -23,7 +23,7 @@ from ..objectives.feature_flow import add_noise, flow_loss
 from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sigma_from_uniform
 from .configuration_blip3o import Blip3oConfig
-from .loading import load_complete
+from .loading import load_complete, load_own
 from .original_layout import (
     LEFT_OUT,
     OUTPUT_LAYER,
@@ -165,8 +165,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         shapes are checked before its tensors are read, and values after. A passed `config` is brought to its sizes.
 
         Raises:
-            ValueError: naming the tensors that are missing, unexpected, not finite, or have the wrong shape, and in
-                a published checkpoint their files.
+            ValueError: naming the tensors that are missing, not finite, or have the wrong shape, and in a published
+                checkpoint also unexpected ones and their files; when weights are damaged, or in pickles only.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_mismatch = kwargs.get("ignore_mismatched_sizes", False)
@@ -176,10 +176,10 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 config = kwargs["config"] = original.fitted(kwargs["config"])
             else:
                 config = original.config(kwargs.get("transformer_config"))
-            with torch.device("meta"):
-                original.check(cls(config), compare_shapes=not accepts_mismatch)
+            original.empty_model(cls, config, compare_shapes=not accepts_mismatch)
             kwargs["use_safetensors"] = True
-        model, info = load_complete(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        load = load_complete if original is not None or pretrained_model_name_or_path is None else load_own
+        model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         if original is not None:
             if model.config.tie_word_embeddings and OUTPUT_LAYER in original.tensors:
                 model.tie_weights()  # as the original does, whatever the stored output layer holds

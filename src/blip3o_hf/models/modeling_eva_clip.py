@@ -11,7 +11,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -19,9 +18,17 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import HUB_ARGUMENTS, StoredTensor, check_safetensors, checkpoint_files, located, read_tensors
+from .checkpoint_files import (
+    HUB_ARGUMENTS,
+    StoredTensor,
+    check_tensors,
+    checkpoint_files,
+    config_settings,
+    located,
+    transformers_tensors,
+)
 from .configuration_eva_clip import EvaClipVisionConfig
-from .loading import check_finite, load_complete
+from .loading import check_finite, load_complete, load_own
 
 ORIGINAL_PREFIX = "model.gen_vision_tower.vision_tower.model."
 # The tensors that tell the sizes of a tower, and how many dimensions they have.
@@ -172,21 +179,20 @@ class EvaClipVisionModel(PreTrainedModel):
                 the checkpoint says.
 
         Raises:
-            ValueError: naming the tensors that are missing or have the wrong shape; when there is no tower, or its
-                number of heads is not known.
+            ValueError: naming the tensors that are missing, unexpected, not finite, or have the wrong shape; when
+                there is no tower, or its number of heads is not known; when weights are damaged, or in pickles only.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         is_original = False
         if kwargs.get("config") is None:
-            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            settings, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
+            settings = config_settings(pretrained_model_name_or_path, **kwargs)
             is_original = settings.get("model_type") != cls.config_class.model_type
-        model, info = load_complete(
-            cls._from_original if is_original else super().from_pretrained,
-            pretrained_model_name_or_path,
-            *args,
-            **{**kwargs, "use_safetensors": True},
-        )
+        if is_original:
+            kwargs["use_safetensors"] = True
+            model, info = load_complete(cls._from_original, pretrained_model_name_or_path, *args, **kwargs)
+        else:
+            load = load_complete if pretrained_model_name_or_path is None else load_own
+            model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -194,15 +200,14 @@ class EvaClipVisionModel(PreTrainedModel):
         """`from_pretrained` for an original BLIP3-o checkpoint."""
         kwargs.pop("config", None)
         files = checkpoint_files(source, **{name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs})
-        stored = read_tensors(files, ORIGINAL_PREFIX)
-        check_safetensors(stored, files)
+        stored = transformers_tensors(files, ORIGINAL_PREFIX)
         if not stored:
             raise ValueError(
                 f"A checkpoint must hold an EVA-CLIP tower: tensors named {ORIGINAL_PREFIX}*. {source} holds none. "
                 f"Use an original BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
             )
         sizes = {name: kwargs.pop(name) for name in inspect.get_annotations(cls.config_class) if name in kwargs}
-        config = original_tower_config(source, stored, sizes)
+        config = original_tower_config(source, stored, sizes, compare_shapes=False)
         tensors = {}
         for file in sorted({tensor.file for tensor in stored.values()}):
             with safe_open(files.path(file), framework="pt") as handle:
@@ -243,27 +248,27 @@ class EvaClipVisionModel(PreTrainedModel):
 
 
 def original_tower_config(
-    source: str | os.PathLike, stored: Mapping[str, StoredTensor], sizes: Mapping[str, int] | None = None
+    source: str | os.PathLike,
+    stored: Mapping[str, StoredTensor],
+    sizes: Mapping[str, int] | None = None,
+    compare_shapes: bool = True,
 ) -> EvaClipVisionConfig:
     """
-    The configuration that the tensors of a tower in an original checkpoint imply.
+    The configuration that the tensors of a tower in an original checkpoint imply, once they are those of a tower.
 
     Args:
         source: folder or Hub id, for errors.
-        stored: the checkpoint's tensors by their original names.
+        stored: the tower's tensors by their original names.
         sizes: fields of the configuration that the caller knows better.
+        compare_shapes: whether the shapes of all tensors must agree, too.
 
     Raises:
         ValueError: when a tensor that tells a size is missing or has other dimensions, or the number of heads is not
-            known.
+            known; naming missing, unexpected and ill-shaped tensors.
     """
     sizes = sizes or {}
-    shapes = {
-        name.removeprefix(ORIGINAL_PREFIX): tensor.shape
-        for name, tensor in stored.items()
-        if name.startswith(ORIGINAL_PREFIX)
-    }
-    unclear = [name for name, dims in _SIZE_TENSORS.items() if len(shapes.get(name, ())) != dims]
+    shapes = {name.removeprefix(ORIGINAL_PREFIX): tensor.shape for name, tensor in stored.items()}
+    unclear = [name for name, dims in _SIZE_TENSORS.items() if len(shapes.get(name, ())) != dims or 0 in shapes[name]]
     if unclear:
         raise ValueError(
             f"The sizes of a tower are read from the shapes of {', '.join(_SIZE_TENSORS)}. {source} lacks "
@@ -279,12 +284,17 @@ def original_tower_config(
     inferred = {
         "hidden_size": hidden_size,
         "intermediate_size": shapes["blocks.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
         "num_channels": num_channels,
         "image_size": math.isqrt(shapes["pos_embed"][1] - 1) * patch_size,
         "patch_size": patch_size,
     }
-    return EvaClipVisionConfig(**{**inferred, **sizes})
+    config = EvaClipVisionConfig(**{**inferred, **sizes})
+    with torch.device("meta"):
+        tower = EvaClipVisionModel(config)
+    expected = {ORIGINAL_PREFIX + name: tuple(value.shape) for name, value in tower.state_dict().items()}
+    check_tensors(stored, expected, source, compare_shapes=compare_shapes)
+    return config
 
 
 AutoConfig.register("eva_clip_vision_model", EvaClipVisionConfig, exist_ok=True)

@@ -11,13 +11,16 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import save_torch_state_dict
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import ConversionOps, PreTrainedConfig, PreTrainedModel, Qwen2_5_VLConfig, WeightConverter
 from transformers.conversion_mapping import get_model_conversion_mapping, register_checkpoint_conversion_mapping
@@ -25,13 +28,13 @@ from transformers.core_model_loading import PrefixChange, WeightRenaming
 from transformers.utils import CONFIG_NAME
 
 from .checkpoint_files import (
-    HUB_ARGUMENTS,
     StoredTensor,
-    check_safetensors,
     check_tensors,
     checkpoint_files,
+    config_settings,
     located,
     read_tensors,
+    transformers_tensors,
 )
 from .configuration_blip3o import ORIGINAL_MODEL_TYPES, Blip3oConfig
 from .loading import check_finite
@@ -348,10 +351,7 @@ class OriginalCheckpoint:
             ValueError: when the files are damaged, incomplete, or pickles.
         """
         files = checkpoint_files(source, **kwargs)
-        tensors = read_tensors(files)
-        if must_exist:
-            check_safetensors(tensors, files)
-        return cls(str(files), settings, tensors)
+        return cls(str(files), settings, transformers_tensors(files) if must_exist else read_tensors(files))
 
     def config(self, transformer_config: Mapping[str, Any] | None = None) -> Blip3oConfig:
         """
@@ -362,9 +362,11 @@ class OriginalCheckpoint:
                 width that is otherwise taken for a mistake.
 
         Raises:
-            ValueError: when the config and the tensors contradict each other.
+            ValueError: when the config describes no model, or it and the tensors contradict each other.
         """
-        config = convert_config(self.settings)
+        with self._blaming_config():
+            self._check_num_layers()
+            config = convert_config(self.settings)
         config.transformer_config = {**config.transformer_config, **(transformer_config or {})}
         return config if self.tensors is None else self.fitted(config)
 
@@ -388,9 +390,9 @@ class OriginalCheckpoint:
                 f"{', '.join(missing)}. To build on a plain backbone, use `from_backbone`."
             )
         for name, dims in telling.items():
-            if len(self.tensors[name].shape) != dims:
+            if len(self.tensors[name].shape) != dims or 0 in self.tensors[name].shape:
                 raise ValueError(
-                    f"{name} must have {dims} dimensions. In {self._place(name)} it has the shape "
+                    f"{name} must have {dims} dimensions, none of them empty. In {self._place(name)} it has the shape "
                     f"{list(self.tensors[name].shape)}. Download the checkpoint again."
                 )
         config = deepcopy(config)
@@ -401,6 +403,7 @@ class OriginalCheckpoint:
                 f"{EMBEDDINGS} in {self._place(EMBEDDINGS)} is {[vocab_size, hidden_size]}. Use the config that was "
                 f"saved with these weights."
             )
+        layer = re.compile(rf"^{re.escape(TRANSFORMER)}layers\.(\d+)\.")
         dim, channels = self.tensors[patches].shape
         (heads,) = self.tensors[gate].shape
         width = self.tensors[ffn].shape[0]
@@ -421,7 +424,7 @@ class OriginalCheckpoint:
         config.transformer_config = {
             **given,
             "dim": dim,
-            "num_layers": 1 + max(int(index) for index in self._indices(rf"{re.escape(TRANSFORMER)}layers\.(\d+)\.")),
+            "num_layers": len({index for name in self.tensors for index in layer.findall(name)}),
             "num_attention_heads": heads,
             "num_key_value_heads": self.tensors[key].shape[0] * heads // dim,
             "in_channels": channels,
@@ -434,12 +437,27 @@ class OriginalCheckpoint:
             config.tie_word_embeddings = config.backbone_config.tie_word_embeddings
         return config
 
+    def empty_model(
+        self, model_class: type[PreTrainedModel], config: Blip3oConfig, compare_shapes: bool = True
+    ) -> PreTrainedModel:
+        """
+        A model of this checkpoint's config on the meta device, where it costs neither memory nor time, once `check`
+        finds that the stored tensors are its own.
+
+        Raises:
+            ValueError: when the config describes no model, and as `check`.
+        """
+        with self._blaming_config(), torch.device("meta"):
+            model = model_class(config)
+        self.check(model, compare_shapes)
+        return model
+
     def check(self, model: PreTrainedModel, compare_shapes: bool = True) -> None:
         """
         Check names and shapes before any tensor is read.
 
         Args:
-            model: one of this checkpoint's config; on the meta device it costs neither memory nor time.
+            model: one of this checkpoint's config.
             compare_shapes: whether shapes must agree, too.
 
         Raises:
@@ -460,8 +478,34 @@ class OriginalCheckpoint:
         """Check that no loaded weight is NaN or infinite; see [`~models.loading.check_finite`]."""
         check_finite(model, self.source, lambda name: self._located(original_name(name)))
 
-    def _indices(self, pattern: str) -> list[str]:
-        return [match[1] for name in self.tensors if (match := re.match(pattern, name))]
+    def _check_num_layers(self) -> None:
+        """Refuse more layers than tensors at once, which the library would build for as long as memory lasts."""
+        vision = self.settings.get("vision_config") or {}
+        num_layers = max(self.settings.get("num_hidden_layers", 0), vision.get("depth", 0))
+        if self.tensors is not None and num_layers > len(self.tensors):
+            raise ValueError(
+                f"{CONFIG_NAME} must describe the tensors beside it. It asks for {num_layers} layers, and "
+                f"{self.source} holds {len(self.tensors)} tensors. Use the config that was saved with these weights."
+            )
+
+    @contextmanager
+    def _blaming_config(self) -> Iterator[None]:
+        """Turn what a library says of a bad config into an error that names the file."""
+        try:
+            yield
+        except (
+            ArithmeticError,
+            AssertionError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            StrictDataclassError,
+            TypeError,
+        ) as error:
+            raise ValueError(
+                f"{CONFIG_NAME} must describe a Qwen2.5-VL model. That of {self.source} does not "
+                f"({type(error).__name__}: {error}). Use the config that was saved with these weights."
+            ) from error
 
     def _place(self, name: str) -> str:
         return f"{self.source}/{self.tensors[name].file}"
@@ -477,12 +521,14 @@ def original_settings(source: str | os.PathLike | None, **kwargs) -> dict[str, A
     Args:
         source: folder, file `config.json` in it, or Hub id.
         kwargs: arguments of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        ValueError: when the file is damaged.
     """
     if source is None:
         return None
-    places = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
     try:
-        settings, _ = PreTrainedConfig.get_config_dict(source, **places)
+        settings = config_settings(source, **kwargs)
     except OSError:
         return None
     return settings if settings.get("model_type") in ORIGINAL_MODEL_TYPES else None

@@ -9,7 +9,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles
+from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, read_settings
 from .configuration_blip3o import Blip3oConfig
 from .original_layout import convert_config, original_settings
 
@@ -42,11 +42,21 @@ QWEN_IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+_IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 
 
 def has_tokenizer(files: LocalFiles | HubFiles) -> bool:
     """Whether a checkpoint's files hold a tokenizer."""
     return any(files.path(name) for name in _TOKENIZER_FILES)
+
+
+def _check_vocabulary(files: LocalFiles | HubFiles) -> None:
+    """Raise a `ValueError` when there is no vocabulary: the library would read every prompt as empty."""
+    if not files.path("tokenizer.json") and not (files.path("vocab.json") and files.path("merges.txt")):
+        raise ValueError(
+            f"A tokenizer must have its vocabulary: tokenizer.json, or vocab.json and merges.txt. {files} has not. "
+            f"Download them."
+        )
 
 
 class Blip3oProcessor(ProcessorMixin):
@@ -108,7 +118,14 @@ class Blip3oProcessor(ProcessorMixin):
         """
         As in transformers. A published folder holds a tokenizer and no processor config: its image processor comes
         from `preprocessor_config.json` or, where that is missing, from the patch sizes in `config.json`.
+
+        Raises:
+            ValueError: when a file is damaged, or the vocabulary is missing.
         """
+        files = checkpoint_files(pretrained_model_name_or_path, **kwargs)
+        if isinstance(files, LocalFiles):
+            for path in filter(None, map(files.path, (*_TOKENIZER_FILES, _IMAGE_PROCESSOR_FILE))):
+                read_settings(path)
         settings = original_settings(pretrained_model_name_or_path, **kwargs)
         if settings is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -116,9 +133,10 @@ class Blip3oProcessor(ProcessorMixin):
         if processor_dict.keys() - {"chat_template"}:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         places = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        try:
+        _check_vocabulary(files)
+        if files.path(_IMAGE_PROCESSOR_FILE):
             image_processor = Qwen2VLImageProcessorPil.from_pretrained(pretrained_model_name_or_path, **places)
-        except OSError:
+        else:
             vision = convert_config(settings).backbone_config.vision_config
             image_processor = Qwen2VLImageProcessorPil(
                 patch_size=vision.patch_size,

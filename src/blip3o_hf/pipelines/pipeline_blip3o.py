@@ -22,14 +22,22 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..models.checkpoint_files import HUB_ARGUMENTS, checkpoint_files
 from ..models.condition_cache import Blip3oConditionCache
-from ..models.loading import align
+from ..models.loading import align, check_finite
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.original_layout import original_settings
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..objectives.latent_flow import unscale_latents
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .lora import Blip3oLoraLoaderMixin
-from .pipeline_blip3o_decoder import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, Blip3oDecoderPipeline, has_decoder
+from .pipeline_blip3o_decoder import (
+    DTYPE_ARGUMENTS,
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    Blip3oDecoderPipeline,
+    as_dtype,
+    feature_tokens,
+    has_decoder,
+)
 from .registration import register_with_diffusers
 from .sampling_arguments import (
     check_callback_tensors,
@@ -142,6 +150,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             null_prompt=null_prompt,
             null_seed=null_seed,
         )
+        if processor is not None:
+            self._check_vocabulary(model, processor)
         self.image_processor = VaeImageProcessor()
         self.null_features: torch.Tensor | None = None
         if self.decoder_pipeline is not None:
@@ -163,8 +173,10 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 `from_pretrained`, such as `attn_implementation`.
 
         Raises:
-            ValueError: when a part is incomplete or damaged.
+            ValueError: when a part is incomplete or damaged, or has weights that are not finite.
         """
+        kwargs |= {name: as_dtype(kwargs[name]) for name in DTYPE_ARGUMENTS if name in kwargs}
+        kwargs["use_safetensors"] = True
         if original_settings(pretrained_model_name_or_path, **kwargs) is not None:
             return cls._from_original(pretrained_model_name_or_path, **kwargs)
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -177,6 +189,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                         f"lacks {len(absent)}, {absent[0]} among them. Save or download it again."
                     )
                 align(part)
+                check_finite(part, f"{pretrained_model_name_or_path}/{name}", str)
         return pipeline
 
     @classmethod
@@ -186,7 +199,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         given = {"null_seed": None} | {name: kwargs.pop(name) for name in names & kwargs.keys()}
         where = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         variant = kwargs.pop("variant", None)
-        kwargs.pop("use_safetensors", None)  # always
+        kwargs.pop("use_safetensors")
         dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
         quantization = kwargs.pop("quantization_config", None)
         shared = {name: kwargs[name] for name in _DECODER_ARGUMENTS if name in kwargs}
@@ -236,6 +249,16 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         pipeline = cls(**given)
         pipeline.register_to_config(_name_or_path=str(source))
         return pipeline
+
+    @staticmethod
+    def _check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> None:
+        largest = max(processor.tokenizer.get_vocab().values())
+        size = model.get_input_embeddings().weight.shape[0]
+        if largest >= size:
+            raise ValueError(
+                f"The model must embed every token of the processor's tokenizer. The tokenizer's largest id is "
+                f"{largest}, and the model has {size} embeddings. Use the tokenizer that was saved with the model."
+            )
 
     @property
     def transformer(self):
@@ -467,6 +490,12 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             size = self.model.config.feature_size
             image_features = torch.empty(num_images, self.model.config.feature_dim, size, size, device="meta")
         decoder.check_features(image_features, null_features)
+        tokens, expected = feature_tokens(image_features).shape[1], self.model.config.feature_size**2
+        if tokens != expected:
+            raise ValueError(
+                f"`image_features` must hold the model's {expected} tokens, as its null features do. Got "
+                f"{list(image_features.shape)}. Features of another size are for `Blip3oDecoderPipeline`."
+            )
         check_generators(generator, num_images, 1)
 
     def encode_prompt(self, prompts: Sequence[str], num_images_per_prompt: int = 1, raw: bool = False) -> torch.Tensor:

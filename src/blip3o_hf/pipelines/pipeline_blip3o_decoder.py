@@ -16,7 +16,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 
-from ..models.checkpoint_files import LocalFiles, StoredTensor, checkpoint_files, located, read_tensors
+from ..models.checkpoint_files import (
+    LocalFiles,
+    StoredTensor,
+    checkpoint_files,
+    located,
+    read_settings,
+    read_tensors,
+)
 from ..models.loading import check_finite, load_complete
 from ..objectives.latent_flow import unscale_latents
 from .registration import register_with_diffusers
@@ -38,6 +45,7 @@ CROP = (0, 0)
 
 _MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 _CONFIG_FILES = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
+DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
 DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -120,14 +128,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         components = {name: kwargs.pop(name) for name in _CONFIG_FILES if name in kwargs}
         missing = [name for name in _CONFIG_FILES if name not in components]
         folder = local_decoder(pretrained_model_name_or_path, subfolder, missing, variant, **kwargs)
-        configs = [f"{name}/{_CONFIG_FILES[name]}" for name in missing]
-        absent = [config for config in configs if not (folder / config).is_file()]
-        if absent:
-            raise ValueError(
-                f"A decoder must have {', '.join(f'{name}/{file}' for name, file in _CONFIG_FILES.items())}. {folder} "
-                f"lacks {', '.join(absent)}. Name the folder that holds these parts (in the original release it is "
-                f"`diffusion-decoder`), or pass the part: from_pretrained(folder, {absent[0].split('/')[0]}=...)."
-            )
+        kwargs |= {name: as_dtype(kwargs[name]) for name in DTYPE_ARGUMENTS if name in kwargs}
         kwargs["use_safetensors"] = True
         for name in missing:
             if name in _MODELS:
@@ -481,6 +482,9 @@ def local_decoder(
         parts: which of `unet`, `vae` and `scheduler` are needed.
         variant: of the weights, for the Hub; by default all are fetched.
         kwargs: arguments of `from_pretrained` that say how to download.
+
+    Raises:
+        ValueError: when the config of a part is missing or damaged.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -496,7 +500,41 @@ def local_decoder(
         patterns = [f"{prefix}{part}/{pattern}" for part in parts for pattern in ("*.json", *weights)]
         options = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
         folder = Path(snapshot_download(str(source), allow_patterns=patterns, **options))
-    return folder / subfolder if subfolder else folder
+    folder = folder / subfolder if subfolder else folder
+    configs = [f"{part}/{_CONFIG_FILES[part]}" for part in parts]
+    absent = [config for config in configs if not (folder / config).is_file()]
+    if absent:
+        raise ValueError(
+            f"A decoder must have {', '.join(f'{name}/{file}' for name, file in _CONFIG_FILES.items())}. {folder} "
+            f"lacks {', '.join(absent)}. Name the folder that holds these parts (in the original release it is "
+            f"`diffusion-decoder`), or pass the part: from_pretrained(folder, {absent[0].split('/')[0]}=...)."
+        )
+    for config in configs:
+        read_settings(folder / config)
+    return folder
+
+
+def as_dtype(dtype: Any) -> Any:
+    """
+    What diffusers takes as `dtype`, of that and the names that transformers takes, too: `"bfloat16"` or `"auto"`;
+    alone, or in a dictionary by parts.
+
+    Raises:
+        ValueError: when a name is that of no floating-point type.
+    """
+    if isinstance(dtype, dict):
+        return {part: as_dtype(value) for part, value in dtype.items()}
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype == "auto":
+        return None
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        raise ValueError(
+            f"`dtype` must be a floating-point type of PyTorch, or its name. Got {dtype!r}. Use torch.bfloat16 or "
+            f"'bfloat16'."
+        )
+    return named
 
 
 def stored_component(folder: Path, variant: str | None = None) -> tuple[str | None, dict[str, StoredTensor]]:
@@ -571,7 +609,9 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
 register_with_diffusers(Blip3oDecoderPipeline)
 
 __all__ = [
+    "DTYPE_ARGUMENTS",
     "Blip3oDecoderPipeline",
+    "as_dtype",
     "feature_tokens",
     "has_decoder",
     "image_conditions",

@@ -26,6 +26,7 @@ def check_guidance_scale(value: float, default: float, name: str = "guidance_sca
 def check_guidance_interval(interval: tuple[float, float], name: str = "guidance_interval") -> None:
     """Raise `ValueError` unless `interval` is a pair with 0 <= low <= high <= 1."""
     is_pair = isinstance(interval, (list, tuple)) and len(interval) == 2
+    is_pair = is_pair and all(isinstance(level, (int, float)) for level in interval)
     if not is_pair or not 0.0 <= interval[0] <= interval[1] <= 1.0:
         raise ValueError(
             f"`{name}` must be two noise levels with 0 <= low <= high <= 1. Got {interval}. (0.0, 1.0) guides every "
@@ -44,8 +45,15 @@ def check_num_images_per_prompt(value: int) -> None:
 def check_generators(
     generator: torch.Generator | Sequence[torch.Generator] | None, num_prompts: int, num_images_per_prompt: int
 ) -> None:
-    """Raise `ValueError` when `generator` is a list that does not hold one generator per image."""
+    """Raise `TypeError` or `ValueError` unless `generator` is `None`, one generator, or a list of one per image."""
     num_images = num_prompts * num_images_per_prompt
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    wrong = [item for item in generators if not isinstance(item, torch.Generator)]
+    if generator is not None and wrong:
+        raise TypeError(
+            f"`generator` must be a torch.Generator, or a list of one per image. Got {wrong[0]!r}. Use "
+            f"torch.Generator().manual_seed(0)."
+        )
     if isinstance(generator, (list, tuple)) and len(generator) != num_images:
         raise ValueError(
             f"A list of generators must hold one per image. Got {len(generator)} for {num_images} images "
