@@ -253,7 +253,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
     @staticmethod
     def _check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> None:
         largest = max(processor.tokenizer.get_vocab().values())
-        size = model.get_input_embeddings().weight.shape[0]
+        size = model.get_input_embeddings().num_embeddings  # of a weight that an engine partitioned, too
         if largest >= size:
             raise ValueError(
                 f"The model must embed every token of the processor's tokenizer. The tokenizer's largest id is "
