@@ -6,16 +6,14 @@ longer than the training, and writes what each run was like to `OUT/CASE.json`.
 
 import gc
 import json
-import os
-import socket
 import sys
-import traceback
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from tests.training.distributed_cases import CASES, make_recipe
+from tests.training.processes import fork_ranks, wait
 
 from blip3o_hf.cli.stage_evaluation import build_pipeline
 from blip3o_hf.training.stages import build_stage
@@ -66,30 +64,7 @@ def train(inputs: Path, out: Path, name: str) -> None:
 
 def run(inputs: Path, out: Path, name: str) -> None:
     """All processes of one case."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(CASES[name].num_processes):
-        pid = os.fork()
-        if pid == 0:
-            if CASES[name].num_processes > 1:
-                os.environ |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(CASES[name].num_processes),
-                    "LOCAL_WORLD_SIZE": str(CASES[name].num_processes),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                }
-            try:
-                train(inputs, out, name)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    codes = wait(fork_ranks(CASES[name].num_processes, train, inputs, out, name))
     if any(codes):
         sys.exit(f"{name}: the processes ended with {codes}")
 

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import deepspeed.ops
 import deepspeed.runtime.zero.muon.muon_optimizer
 import torch
+from tests.training.processes import fork_ranks, wait
 
 import blip3o_hf.cli.stage_evaluation  # what the command imports late
 import blip3o_hf.training.trainer  # noqa: F401
@@ -33,26 +33,19 @@ LONGEST_SAVE = 0.15  # seconds from the beginning of a checkpoint to a kill
 
 def start(recipe: str, folder: Path, num_processes: int) -> list[int]:
     """Process ids of a run that goes on from the newest checkpoint in `folder`, if there is one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = ["train", recipe, f"output_dir={folder}", "--threads=1"]
     if any((folder / "checkpoints").glob(f"*/{COMPLETE}")):
         command.append("--resume")
-    children = []
-    for rank in range(num_processes):
-        pid = os.fork()
-        if pid == 0:
-            if num_processes > 1:
-                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_processes, "MASTER_PORT": port}
-                os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-            os._exit(main(command))
-        children.append(pid)
-    return children
+    return fork_ranks(num_processes, train, command)
 
 
-def wait(children: list[int]) -> None:
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+def train(command: list[str]) -> None:
+    if main(command) != 0:
+        sys.exit("The command failed")
+
+
+def end(children: list[int]) -> None:
+    codes = wait(children)
     if any(codes):
         sys.exit(f"A run that was not killed ended with {codes}")
 
@@ -89,7 +82,7 @@ if __name__ == "__main__":
     to_first_save = until(lambda: unfinished(out / "whole"))
     until((out / "whole" / last).exists)
     began = time.monotonic()
-    wait(children)
+    end(children)
     after_last_step = time.monotonic() - began
 
     moments, kills, folder = random.Random(0), [], out / "killed"
@@ -108,5 +101,5 @@ if __name__ == "__main__":
             steps = [int(path.parent.name.split("-")[1]) for path in folder.glob(f"checkpoints/*/{COMPLETE}")]
             partial = [path.name for path in folder.glob(".*")]
             kills.append({"step": max(steps, default=0), "left": sorted(unfinished(folder)) + partial})
-    wait(start(recipe, folder, num_processes))
+    end(start(recipe, folder, num_processes))
     (out / "kills.json").write_text(json.dumps(kills))

@@ -7,21 +7,15 @@ writes what the runs were like to `OUT/summary.json`.
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
-import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.training.processes import fork, fork_ranks, run_script, wait
 
 
 def in_processes(model: Path, out: Path) -> dict:
     """Run the script, which leaves a cache in `out`; what is known of its runs."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, __file__, str(model), str(out)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-6000:]
+    run_script("precompute_runs.py", model, out, timeout=300)
     return json.loads((out / "summary.json").read_text())
 
 
@@ -69,38 +63,16 @@ def compute_until_killed(model: str, out: Path) -> None:
     compute(model, out)
 
 
-def fork(function, *arguments, **environment) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    os.environ |= environment
-    try:
-        function(*arguments)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def wait(*pids: int) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
 def main(model: str, out: Path) -> None:
     import torch
 
     import blip3o_hf.training.precompute  # noqa: F401
 
     torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     out.mkdir(exist_ok=True)
-    assert wait(fork(compute_until_killed, model, out)) == [-signal.SIGKILL]
+    assert wait([fork(compute_until_killed, model, out)]) == [-signal.SIGKILL]
     assert list(out.glob(".*.safetensors")), "nothing was left half-written"
-    ranks = [fork(compute_and_tell, model, out, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(2)]
-    assert wait(*ranks) == [0, 0]
+    assert wait(fork_ranks(2, compute_and_tell, model, out)) == [0, 0]
 
 
 if __name__ == "__main__":

@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
 from safetensors.torch import load_file
 from tests.training.distributed_cases import CASES, RESUMED, STEPS
+from tests.training.processes import run_script
 from transformers import AutoModelForImageTextToText
 
 from blip3o_hf.models.adapters import export_lora, read_lora
@@ -21,7 +18,6 @@ from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.training.arguments import Blip3oTrainingArguments
 from blip3o_hf.training.distributed import check_engine
 
-ROOT = Path(__file__).parents[2]
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 NAMES = [name for name, case in CASES.items() if HAS_DEEPSPEED or not (case.engine or "").startswith("zero")]
 
@@ -34,16 +30,8 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(inputs, out):
     """Every case, run once."""
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "HF_HUB_OFFLINE": "1",
-        "TORCH_EXTENSIONS_DIR": str(out / "extensions"),
-    }
-    command = [sys.executable, str(Path(__file__).with_name("distributed_runs.py")), str(inputs), str(out), *NAMES]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-6000:]
+    environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(out / "extensions")}
+    run_script("distributed_runs.py", inputs, out, *NAMES, timeout=900, **environment)
     return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
 
 

@@ -1,9 +1,6 @@
 """A run that is killed at random moments and resumed each time ends as if nothing had happened."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tests.training.distributed_cases import CASES, make_recipe
+from tests.training.processes import run_script
 
-ROOT = Path(__file__).parents[2]
 NUM_STEPS = 30
 
 
@@ -26,18 +23,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(inputs,
     recipe["training"] |= {"max_steps": NUM_STEPS, "save_steps": 1, "save_total_limit": 2}
     recipe["evaluation"] = {"per_family": 1, "num_inference_steps": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "HF_HUB_OFFLINE": "1",
-    }
-    script = Path(__file__).with_name("killed_runs.py")
     arguments = [tmp_path / "recipe.yaml", tmp_path, CASES[case].num_processes, num_kills]
-    result = subprocess.run(
-        [sys.executable, script, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=1200
-    )
-    assert result.returncode == 0, result.stderr[-6000:]
+    run_script("killed_runs.py", *arguments, timeout=1200, DS_ACCELERATOR="cpu")
 
     kills = json.loads((tmp_path / "kills.json").read_text())
     assert len(kills) == num_kills

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from tests.training.distributed_cases import CASES, make_recipe
+from tests.training.processes import ROOT, run
 
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.training.arguments import Blip3oTrainingArguments
 
-ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 DEEPSPEED = sorted((RECIPES / "deepspeed").glob("*.json"))
 ACCELERATE = sorted((RECIPES / "accelerate").glob("*.yaml"))
@@ -112,19 +112,15 @@ def test_accelerate_launch_trains_on_two_processes(inputs, tmp_path, engine):
     del recipe["source"]
     recipe["evaluation"] = {"per_family": 1, "num_inference_steps": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "src"),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "HF_HUB_OFFLINE": "1",
-        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
-    }
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
     train = [RECIPES / "accelerate" / f"{engine}.yaml", Path(__file__).with_name("launched.py"), "train"]
-    command = [*launch, *map(str, train), str(tmp_path / "recipe.yaml")]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr[-6000:]
-    assert result.stdout.count("generation: 6 steps") == 1
+    environment = {
+        "PYTHONPATH": str(ROOT / "src"),
+        "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions"),
+    }
+    printed = run([*launch, *train, tmp_path / "recipe.yaml"], timeout=500, **environment)
+    assert printed.count("generation: 6 steps") == 1
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-6" / "global_step6").is_dir()
     for folder in ("run", "run/checkpoints/checkpoint-6", "run/pipeline/model"):
         Blip3oForConditionalGeneration.from_pretrained(tmp_path / folder)

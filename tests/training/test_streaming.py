@@ -1,23 +1,19 @@
 """Streams in the Trainer: a resumed run equals the uninterrupted one, and processes share the records once."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import traceback
+from functools import partial
 from itertools import islice
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from tests.training import streaming_runs
+from tests.training.processes import run_script
+from tests.training.streaming_runs import NUM_DRAWN, STEPS
 
 from blip3o_hf.training.checkpoints import last_complete_checkpoint
-from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer
 
-STEPS = 7
 SHARDS = (3, 2, 3)
 
 
@@ -38,40 +34,8 @@ def images(tmp_path_factory, make_image):
 
 @pytest.fixture(scope="module")
 def make_trainer(images):
-    """`make_trainer(folder, num_workers=0, **training)`: the decoder stage, which draws from the global generator."""
-
-    def make(folder, num_workers=0, data=None, **training):
-        settings = {
-            "max_steps": STEPS,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-3,
-            "ema_decay": 0.9,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
-            "remove_unused_columns": False,
-            "dataloader_num_workers": num_workers,
-            **training,
-        }
-        recipe = Recipe(
-            stage="decoder",
-            output_dir=str(folder),
-            inputs={"model": "blip3o-tiny"},
-            model={"feature_noise": 0.3, "recolor_rate": 0.5},
-            data={
-                "streaming": True,
-                "seed": 3,
-                "shuffle_buffer": 2,
-                "sources": [{"path": f"{images}/*.jsonl"}],
-                **(data or {}),
-            },
-            training=settings,
-        )
-        return Blip3oTrainer(build_stage(recipe))
-
-    return make
+    """`make_trainer(folder, num_workers=0, **training)`: the decoder stage on these images."""
+    return partial(streaming_runs.make_trainer, images)
 
 
 def weights(trainer):
@@ -147,40 +111,13 @@ def test_a_checkpoint_without_a_stream_is_refused(make_trainer, tmp_path, checkp
         make_trainer(tmp_path).train(resume_from_checkpoint=str(copy))
 
 
-def test_processes_share_the_records_and_nothing_divides_them_again(make_trainer, tmp_path):
+def test_processes_share_the_records_and_nothing_divides_them_again(images, make_trainer, tmp_path):
     """Each process gets its own part of the stream, whole: the parts are known to hold everything once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                AcceleratorState._reset_state(reset_partial_state=True)
-                os.environ |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": "2",
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
-                }
-                trainer = make_trainer(tmp_path, per_device_train_batch_size=1)
-                assert trainer.accelerator.num_processes == 2
-                trainer.data_collator = lambda records: records[0].prompt
-                batches = iter(trainer.get_train_dataloader())
-                prompts = [next(batches) for _ in range(6)]
-                (tmp_path / f"{rank}.json").write_text(json.dumps(prompts))
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
+    run_script("streaming_runs.py", images, tmp_path, timeout=200)
     stream = make_trainer(tmp_path).train_dataset
     for rank in range(2):
         stream.rank, stream.world_size = rank, 2
-        expected = [record.prompt for record in islice(stream, 6)]
+        expected = [record.prompt for record in islice(stream, NUM_DRAWN)]
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 
 
