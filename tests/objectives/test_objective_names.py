@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from blip3o_hf.names import unknown_name
 from blip3o_hf.objectives import OBJECTIVES, check_objective
-from blip3o_hf.objectives.names import unknown_name
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

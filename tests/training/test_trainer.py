@@ -326,7 +326,7 @@ def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(r
     stage, model = results["alignment"].trainer.stage, results["alignment"].trainer.model.eval()
     pairs = stage.dataset()
     plans = [pairs[index].picture for index in range(6)]
-    batch = stage._collate_plans(plans)
+    batch = stage._collate_pictures(plans)
     tokenizer = stage.processor.tokenizer
     with torch.no_grad():
         condition = model.encode_condition(batch["input_ids"], batch["attention_mask"])

@@ -93,6 +93,11 @@ class EncodedImage:
         return decode_image(data, self.key, self.max_pixels, self.min_size)
 
 
+def as_picture(image: Image.Image | EncodedImage | None) -> Image.Image | None:
+    """A picture as it is, and an encoded one decoded; raises [`BadItem`] when it cannot be used."""
+    return image.decode() if isinstance(image, EncodedImage) else image
+
+
 def decoded(record: Record) -> Record:
     """
     A record whose images are pictures, also where they were encoded.
@@ -100,10 +105,7 @@ def decoded(record: Record) -> Record:
     Raises:
         BadItem: when one of them cannot be used.
     """
-    images = {
-        id(image): image.decode() if isinstance(image, EncodedImage) else image
-        for image in (record.target, *record.images)
-    }
+    images = {id(image): as_picture(image) for image in (record.target, *record.images)}
     return replace(
         record, target=images[id(record.target)], images=tuple(images[id(image)] for image in record.images)
     )

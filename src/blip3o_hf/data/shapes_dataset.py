@@ -133,6 +133,10 @@ class ShapesDataset(Dataset):
             plan=long_caption(example.scene, rng, self.split, in_order=True),
         )
 
+    def key(self, index: int) -> str:
+        """The name of a scene among all that there are."""
+        return f"shapes/{self.split}/{self.seed}/{index}"
+
     def _question(self, scene: Scene, rng: np.random.Generator) -> Question:
         weights = self.question_weights
         return sample_question(scene, rng, None if weights is None else _draw(rng, weights, question_kinds(scene)))
@@ -161,8 +165,7 @@ class ShapesPictures(Dataset):
     def variants(self, index: int) -> list[Record]:
         """The scene with its caption, as [`~data.sources.Source`] has it."""
         scene = self.scenes[index]
-        key = f"shapes/{self.scenes.split}/{self.scenes.seed}/{index}"
-        return [Record(key, target=Image.fromarray(scene.image), prompt=scene.caption)]
+        return [Record(self.scenes.key(index), target=Image.fromarray(scene.image), prompt=scene.caption)]
 
     @property
     def identity(self) -> str:
@@ -229,7 +232,7 @@ class ShapesConversations(Dataset):
 
     def __getitem__(self, index: int) -> Record:
         scene = self.scenes[index]
-        key = f"shapes/{self.scenes.split}/{self.scenes.seed}/{index}"
+        key = self.scenes.key(index)
         turns = tuple((question.text, question.answer) for question in scene.questions)
         if np.random.default_rng((self.scenes.seed, index, 1)).random() < self.text_rate:
             plan = scene.description if scene.caption == scene.long_caption else scene.plan

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import difflib
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..names import check_keys
 from .images import MAX_PIXELS, EncodedImage, decoded
 from .records import BadItem, Record
 
@@ -79,19 +79,6 @@ class SourceSettings:
                     "`prompt_template` must hold {caption} or {folder} and nothing else in braces. "
                     f"Got {self.prompt_template!r}. Example: 'a photo: {{caption}}'."
                 )
-
-
-def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """
-    Raises:
-        ValueError: naming the first key of `given` that is not in `known`, the nearest known one, and all of them.
-    """
-    known = sorted(known)
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"Unknown key '{key}' in {where}.{hint} Available: {', '.join(known)}.")
 
 
 def expand_paths(path: str | list[str]) -> list[Path]:

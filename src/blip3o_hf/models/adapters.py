@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import written_whole
-from ..objectives.names import unknown_name
+from ..names import unknown_name
 from .checkpoint_files import checkpoint_files
 from .configuration_blip3o import Blip3oConfig
 from .modeling_blip3o import Blip3oForConditionalGeneration, Blip3oQueries

@@ -4,7 +4,7 @@
 Matching. The modules import only torch; this file imports none of them, so a recipe is checked without torch.
 """
 
-from .names import unknown_name
+from ..names import unknown_name
 
 OBJECTIVES = ("feature_flow", "feature_regression", "latent_flow")
 

@@ -19,7 +19,7 @@ from ..models.adapters import (
     write_lora,
 )
 from ..models.checkpoint_files import HUB_ARGUMENTS
-from ..objectives.names import unknown_name
+from ..names import unknown_name
 
 _COMPONENTS = (*LORA_PARTS, "queries")
 

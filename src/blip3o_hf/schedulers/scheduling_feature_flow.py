@@ -7,7 +7,6 @@ linspace(1, 1/S, S), with timesteps cut to integers on their way to the network.
 The file's path is written into saved pipelines; keep it.
 """
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+
+from ..names import check_name
 
 SOLVERS = ("euler", "adams_bashforth2", "dpmsolver++2m")
 
@@ -69,10 +70,7 @@ class Blip3oFlowScheduler(SchedulerMixin, ConfigMixin):
         solver: str = "euler",
         integer_timesteps: bool = True,
     ):
-        if solver not in SOLVERS:
-            near = difflib.get_close_matches(str(solver), SOLVERS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"Unknown solver {solver!r}.{hint} Available: {', '.join(SOLVERS)}.")
+        check_name("solver", solver, SOLVERS)
         if not shift > 0:
             raise ValueError(f"`shift` must be positive, got {shift!r}. Use 1.0 for the unshifted schedule.")
         if not _is_count(num_train_timesteps):

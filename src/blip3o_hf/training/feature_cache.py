@@ -1,6 +1,5 @@
 """What was computed once of training data: a folder of rows, found by the address of the record they belong to."""
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -15,9 +14,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..data.images import EncodedImage, decoded
+from ..data.images import as_picture, decoded
 from ..data.records import Record
 from ..files import written_whole
+from .fingerprints import digest
 
 KINDS = ("targets", "conditions")
 MANIFEST = "manifest.json"
@@ -26,11 +26,8 @@ OPEN_SHARDS = 256
 
 def _hash(*parts: str | bytes) -> int:
     """64 bits as a signed integer: of 30 million things, any two are alike by chance once in 40,000 caches."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        part = part.encode(errors="surrogatepass") if isinstance(part, str) else part
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return int.from_bytes(digest.digest(), "little", signed=True)
+    encoded = (part.encode(errors="surrogatepass") if isinstance(part, str) else part for part in parts)
+    return int.from_bytes(digest(encoded), "little", signed=True)
 
 
 def target_address(identity: str, record: Record) -> int:
@@ -163,8 +160,8 @@ class FeatureCache:
             features = self._read_or_raise("targets", target_address(identity, record), record)
         if "conditions" in kinds:
             condition = self._read_or_raise("conditions", condition_address(identity, record), record)
-        target = None if features is not None else _picture(record.target)
-        images = () if condition is not None else tuple(map(_picture, record.images))
+        target = None if features is not None else as_picture(record.target)
+        images = () if condition is not None else tuple(map(as_picture, record.images))
         return CachedRecord(record.key, record.prompt, target, images, features, condition)
 
     def _read_or_raise(self, kind: str, address: int, record: Record) -> torch.Tensor:
@@ -177,10 +174,6 @@ class FeatureCache:
                 f"what is missing."
             )
         return row
-
-
-def _picture(image):
-    return image.decode() if isinstance(image, EncodedImage) else image
 
 
 def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> str:

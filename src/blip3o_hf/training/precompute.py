@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
 from ..files import written_whole
+from ..names import check_keys
 from .feature_cache import (
     KINDS,
     MANIFEST,
@@ -28,7 +29,7 @@ from .feature_cache import (
     target_address,
     write_index,
 )
-from .recipes import Recipe, check_keys
+from .recipes import Recipe
 from .stages import GenerationStage, build_stage
 
 logger = logging.get_logger(__name__)

@@ -1,12 +1,12 @@
 """Recipes: one YAML per stage of one model, strict, so that a typo is an error and never a silent default."""
 
-import difflib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..names import check_keys
 from .arguments import Blip3oTrainingArguments
 
 
@@ -38,18 +38,6 @@ class Recipe:
     def training_arguments(self) -> Blip3oTrainingArguments:
         """The resolved training arguments; checkpoints go under `output_dir`/checkpoints."""
         return Blip3oTrainingArguments(output_dir=str(Path(self.output_dir) / "checkpoints"), **self.training)
-
-
-def check_keys(given, known, where: str) -> None:
-    """
-    Raises:
-        ValueError: naming the first key of `given` that is not in `known`, the nearest known one, and all of them.
-    """
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"Unknown key '{key}' in {where}.{hint} Available: {', '.join(sorted(known))}.")
 
 
 def override(content: dict[str, Any], text: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...names import check_name
 from .scene import (
     BACKGROUNDS,
     HELD_OUT_COMBINATIONS,
@@ -16,7 +17,6 @@ from .scene import (
     SPLITS,
     Scene,
     SceneObject,
-    check_choice,
     is_held_out_text,
 )
 
@@ -159,8 +159,8 @@ def sample_prompt(rng: np.random.Generator, family: str, *, split: str) -> Promp
     Raises:
         ValueError: If the family or the split is unknown, or the split does not have the family.
     """
-    check_choice("split", split, SPLITS)
-    check_choice("family", family, FAMILIES)
+    check_name("split", split, SPLITS)
+    check_name("family", family, FAMILIES)
     families = TRAINING_FAMILIES if split == "train" else EVALUATION_FAMILIES
     if family not in families:
         raise ValueError(f"Family {family!r} has no {split!r} split. Available in it: {', '.join(families)}.")
@@ -188,7 +188,7 @@ def describe(scene: Scene, rng: np.random.Generator, *, split: str = "train") ->
         rng: Decides the order of the objects.
         split: In `"train"`, a held-out text is reordered or given an opener until it is none.
     """
-    check_choice("split", split, SPLITS)
+    check_name("split", split, SPLITS)
     counts = Counter((o.color, o.shape) for o in scene.objects)
     groups = [_group_phrase(ObjectGroup(shape, color, count)) for (color, shape), count in counts.items()]
     for draw in range(_MAX_DRAWS):
@@ -227,7 +227,7 @@ def long_caption(scene: Scene, rng: np.random.Generator, split: str = "train", i
         split: In `"train"`, the text is never a held-out one.
         in_order: Whether to keep the order of the scene's objects, which is that of the prompt it was drawn for.
     """
-    check_choice("split", split, SPLITS)
+    check_name("split", split, SPLITS)
     phrases = [f"{with_article(f'{o.size} {o.color} {o.shape}')} at the {zone(o)}" for o in scene.objects]
     for _ in range(_MAX_DRAWS):
         text = join_phrases(phrases if in_order else shuffled(rng, phrases))

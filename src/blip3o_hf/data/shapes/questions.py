@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...names import check_name
 from .language import NUMBER_WORDS, pick, plural, with_article
 from .scene import (
     COLORS,
@@ -14,7 +15,6 @@ from .scene import (
     SHAPES,
     Scene,
     SceneObject,
-    check_choice,
     offset_along,
     stated_relation,
 )
@@ -119,7 +119,7 @@ def sample_question(scene: Scene, rng: np.random.Generator, kind: str | None = N
     kinds = question_kinds(scene)
     if kind is None:
         kind = pick(rng, kinds)
-    check_choice("question kind", kind, QUESTION_KINDS)
+    check_name("question kind", kind, QUESTION_KINDS)
     if kind not in kinds:
         raise ValueError(
             f"A {kind!r} question has no single answer in the scene {scene.key!r}. Available: {', '.join(kinds)}."

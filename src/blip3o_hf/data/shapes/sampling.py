@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...names import check_name
 from .language import (
     GENEVAL_FAMILIES,
     TRAINING_FAMILIES,
@@ -23,7 +24,6 @@ from .scene import (
     SPLITS,
     Scene,
     SceneObject,
-    check_choice,
     has_held_out_relation,
     is_held_out_scene,
     stated_relation,
@@ -104,7 +104,7 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator, *, split: str) -> Sce
         ValueError: If the split is unknown, the prompt asks for more than four objects, or its meaning is
             held out and the split is `"train"`.
     """
-    check_choice("split", split, SPLITS)
+    check_name("split", split, SPLITS)
     if split == "train" and prompt.is_held_out:
         raise ValueError(f"The meaning of {prompt.text!r} is held out from training. Pass split='test'.")
     if not 1 <= prompt.num_objects <= MAX_OBJECTS:
@@ -138,7 +138,7 @@ def sample_example(rng: np.random.Generator, *, split: str = "train", family: st
         split: `"train"` obeys every held-out rule; `"test"` gives held-out texts and held-out scenes.
         family: The prompt family; `None` draws one of the split's, without the two unseen ones.
     """
-    check_choice("split", split, SPLITS)
+    check_name("split", split, SPLITS)
     if family is None:
         family = pick(rng, TRAINING_FAMILIES if split == "train" else GENEVAL_FAMILIES)
     prompt = sample_prompt(rng, family, split=split)

@@ -7,7 +7,6 @@ that every process and every run agrees on what the model has not seen.
 """
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from zlib import crc32
 
 IMAGE_SIZE = 64
@@ -105,14 +104,6 @@ class Scene:
         """Canonical text of the scene, independent of the order of its objects."""
         parts = sorted(f"{o.shape},{o.color},{o.size},{o.row},{o.col}" for o in self.objects)
         return f"{self.background}:" + ";".join(parts)
-
-
-def check_choice(name: str, value: str, choices) -> None:
-    """Raise a `ValueError` that names the near miss when `value` is not among `choices`."""
-    if value not in choices:
-        near = get_close_matches(str(value), list(choices), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Unknown {name} {value!r}.{hint} Available: {', '.join(choices)}.")
 
 
 def offset_along(a: tuple[float, float], b: tuple[float, float], relation: str) -> float:

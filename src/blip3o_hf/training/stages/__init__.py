@@ -1,6 +1,7 @@
 """Stages as data: what each one builds, what trains and what is frozen, which loss applies, what it leaves behind."""
 
-from ..recipes import Recipe, check_keys
+from ...names import check_keys
+from ..recipes import Recipe
 from .alignment import AlignmentStage
 from .base import Stage
 from .decoder import DecoderStage

@@ -42,12 +42,7 @@ class AlignmentStage(JointStage):
     def _pairs(self, scenes: ShapesDataset, text_rate: float) -> PairedDataset:
         return PairedDataset(ShapesPlans(scenes), self._about(scenes, text_rate))
 
-    def collate(self, records):
-        conversations = [pair.conversation for pair in records[: self.num_conversations]]
-        plans = [pair.picture for pair in records[self.num_conversations :]]
-        return {**self._collate_plans(plans), "conversations": self.conversations.collate(conversations)}
-
-    def _collate_plans(self, plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
+    def _collate_pictures(self, plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
         prompts = self.processor.encode_prompts([plan.prompt for plan in plans])
         texts = [[*(f" {' '.join(words)}" for words in plan.phrases), *[NOTHING] * MAX_OBJECTS] for plan in plans]
         phrases = [self.processor.tokenizer(own[:MAX_OBJECTS], add_special_tokens=False)["input_ids"] for own in texts]

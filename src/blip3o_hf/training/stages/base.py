@@ -16,7 +16,8 @@ from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
 from ...data.shapes_dataset import ShapesDataset, ShapesPictures
 from ...models.processing_blip3o import Blip3oProcessor
-from ..recipes import Recipe, check_keys
+from ...names import check_keys
+from ..recipes import Recipe
 
 
 class Stage:
@@ -33,6 +34,8 @@ class Stage:
     inputs: ClassVar[tuple[str, ...]] = ()
     optional_inputs: ClassVar[tuple[str, ...]] = ()
     model_keys: ClassVar[tuple[str, ...]] = ()
+    size_keys: ClassVar[tuple[str, ...]] = ()
+    """Those of `model_keys` that a model has from its start."""
     world_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "family_weights")
     source_keys: ClassVar[tuple[str, ...]] = MIXTURE_KEYS
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
@@ -82,6 +85,15 @@ class Stage:
     def is_world(self) -> bool:
         """Whether the records are the tiny world's."""
         return "sources" not in self.recipe.data
+
+    def _check_sizes_kept(self, part: str, start: str) -> None:
+        """What goes on from `inputs.model` has its sizes; only one that begins on `inputs.<start>` chooses them."""
+        for key in self.recipe.model:
+            if "model" in self.recipe.inputs and key in self.size_keys:
+                raise ValueError(
+                    f"A {part} that is trained further keeps its sizes. {self.where} sets 'model.{key}' and "
+                    f"'inputs.model'. Leave it out, or start from 'inputs.{start}'."
+                )
 
     def _check_config(self, given: dict[str, Any], config_class: type, section: str) -> None:
         """Settings of a library's config class are checked here: the class itself would take any key."""

@@ -45,12 +45,7 @@ class DecoderStage(Stage):
                 f"Stage 'decoder' starts from an encoder or from a whole model. {self.where} names "
                 f"{'both' if recipe.inputs else 'neither'}. Put one of 'encoder' and 'model' under 'inputs'."
             )
-        for key in recipe.model:
-            if "model" in recipe.inputs and key in self.size_keys:
-                raise ValueError(
-                    f"A decoder that is trained further keeps its sizes. {self.where} sets 'model.{key}' and "
-                    f"'inputs.model'. Leave it out, or start from 'inputs.encoder'."
-                )
+        self._check_sizes_kept("decoder", "encoder")
         self.feature_noise = recipe.model.get("feature_noise", 0.0)
         self.recolor_rate = recipe.model.get("recolor_rate", 0.0)
 

@@ -21,10 +21,10 @@ from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, feature_channels, load_target_encoder, normalize
+from ...names import check_keys
 from ..distributed import whole_weights
 from ..feature_cache import CachedRecord, FeatureCache, differences
 from ..fingerprints import condition_fingerprint, encoder_fingerprint
-from ..recipes import check_keys
 from .base import Stage
 
 VALIDATION_RECORDS = 64
@@ -87,12 +87,7 @@ class GenerationStage(Stage):
                 f"Stage '{self.name}' on a new backbone needs a target encoder. {self.where} names none. Put its "
                 f"folder under 'inputs.encoder'."
             )
-        for key in recipe.model:
-            if "model" in recipe.inputs and key in self.size_keys:
-                raise ValueError(
-                    f"A model that is trained further keeps its sizes. {self.where} sets 'model.{key}' and "
-                    f"'inputs.model'. Leave it out, or start from 'inputs.backbone'."
-                )
+        self._check_sizes_kept("model", "backbone")
         self.lora = recipe.model.get("lora")
         check_keys(self.lora or {}, self.lora_keys, f"section 'model.lora' of {self.where}")
         if self.lora is not None and ("backbone" in recipe.inputs or "train" in recipe.model):

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.utils.data import Dataset
 
 from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
 from ...data.shapes_dataset import ShapesConversations, ShapesDataset, ShapesPictures
+from ...names import check_keys
 from ..conversations import Conversations
-from ..recipes import check_keys
 from .base import Stage
 from .generation import VALIDATION_RECORDS, GenerationStage
 from .understanding import UnderstandingStage
@@ -107,7 +108,10 @@ class JointStage(GenerationStage):
     def collate(self, records: Sequence[Pair]):
         conversations = [pair.conversation for pair in records[: self.num_conversations]]
         pictures = [pair.picture for pair in records[self.num_conversations :]]
-        return {**super().collate(pictures), "conversations": self.conversations.collate(conversations)}
+        return {**self._collate_pictures(pictures), "conversations": self.conversations.collate(conversations)}
+
+    def _collate_pictures(self, pictures: Sequence[Record]) -> dict[str, Any]:
+        return super().collate(pictures)
 
     def loss(self, model, batch, generators):
         batch = self._with_features(batch)
