@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_model_path
 from blip3o_hf.cli import main
@@ -120,6 +121,31 @@ def test_one_command_leaves_recipes_and_a_pipeline_that_draws(photos, tmp_path):
     checkpoint = Blip3oForConditionalGeneration.from_pretrained(out / "generation" / "checkpoints" / "checkpoint-2")
     assert (out / "generation" / "checkpoints" / "checkpoint-2" / "tokenizer.json").is_file()
     assert checkpoint.config.num_queries == pipe.model.config.num_queries
+
+
+def test_curves_and_samples_go_to_tensorboard(make_recipe, tmp_path):
+    trainer = Blip3oTrainer(build_stage(make_recipe(report_to="tensorboard", logging_steps=1)))
+    trainer.train()
+    trainer.run_evaluation(lambda model, step: {"score": 0.5, "samples": Image.new("RGB", (24, 16), "red")})
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.*")}
+    board = EventAccumulator(str(events)).Reload()
+    assert "train/loss" in board.Tags()["scalars"]
+    assert board.Scalars("eval/score")[-1].value == 0.5
+    (samples,) = board.Images("eval/samples")
+    assert (samples.width, samples.height, samples.step) == (24, 16, trainer.state.global_step)
+    assert not any("eval_samples" in entry for entry in trainer.state.log_history)
+
+
+def test_samples_go_to_weights_and_biases(make_recipe, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    trainer = Blip3oTrainer(build_stage(make_recipe(report_to="wandb")))
+    trainer.train()
+    trainer.run_evaluation(lambda model, step: {"score": 0.5, "samples": Image.new("RGB", (24, 16), "red")})
+    wandb.finish()
+    (samples,) = tmp_path.rglob("media/images/eval/samples_*.png")
+    assert Image.open(samples).size == (24, 16)
 
 
 def test_data_that_does_not_exist_stops_before_anything_is_written(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """What each training stage is judged by, and what completes its result: joins training to pipelines and evaluation."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decod
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from ..training.distributed import whole_weights
 from ..training.stages import GenerationStage, Stage
+from ..training.trainer import Evaluation
 from .files import save_picture
 
 
@@ -53,19 +53,20 @@ def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, torch.nn.Module
     return {"decoder": (AutoencoderKL if is_vae else Blip3oPatchDecoder).from_pretrained(folder).eval()}
 
 
-def _draw_prompts(stage: GenerationStage, model, sheet_path: Path) -> None:
+def _draw_prompts(stage: GenerationStage, model) -> Image.Image:
     """A sheet of what the recipe's own prompts give, with the same noise every time."""
     prompts = stage.recipe.evaluation["prompts"]
     pipe = build_pipeline(stage, model)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
     images = pipe(prompts, generator=generators).images
-    save_picture(contact_sheet(images, prompts, columns=min(8, len(prompts)), size=128), sheet_path)
+    return contact_sheet(images, prompts, columns=min(8, len(prompts)), size=128)
 
 
-def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
+def evaluation_for(stage: Stage, folder: Path) -> Evaluation | None:
     """
-    The evaluation of a stage: called with the model and the step, it returns rates and writes a sample sheet.
+    The evaluation of a stage: called with the model and the step, it returns rates and a sheet of samples, `samples`,
+    which it also writes.
 
     `None` where there is nothing to draw or to score.
     """
@@ -73,8 +74,10 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
     if "prompts" in settings:
 
         def evaluate(model, step):
-            _draw_prompts(stage, model, folder / f"samples-{step}.png")
-            return {}
+            sheet = _draw_prompts(stage, model)
+            if stage.arguments.process_index == 0:
+                save_picture(sheet, folder / f"samples-{step}.png")
+            return {"samples": sheet}
 
         return evaluate
     if not stage.is_world:
@@ -86,12 +89,13 @@ def evaluation_for(stage: Stage, folder: Path) -> Callable | None:
             pipe = build_pipeline(stage, model)
             rates, images = shapes.score_generation(pipe, prompts, seed=1)
             shown = range(0, len(prompts), max(1, len(prompts) // 32))
+            sheet = contact_sheet(
+                [Image.fromarray(images[i]) for i in shown], [prompts[i].text for i in shown], columns=8, size=128
+            )
             if stage.arguments.process_index == 0:
-                sheet = contact_sheet(
-                    [Image.fromarray(images[i]) for i in shown], [prompts[i].text for i in shown], columns=8, size=128
-                )
                 save_picture(sheet, folder / f"samples-{step}.png")
             scores = {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
+            scores["samples"] = sheet
             if "per_kind" in settings:
                 answers = shapes.score_understanding(model, stage.processor, settings["per_kind"], seed=1)
                 scores["understanding"] = shapes.overall(answers).value

@@ -11,12 +11,13 @@ from statistics import median
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import TensorBoardCallback, WandbCallback, is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..data.mixture import StreamingMixture
@@ -27,6 +28,9 @@ from .optimizers import build_optimizer
 from .stages import Stage
 
 logger = logging.get_logger(__name__)
+
+Evaluation = Callable[[torch.nn.Module, int], dict[str, float | Image.Image]]
+"""Called with a model and the number of steps it has trained; returns what to log."""
 
 
 def trainable_summary(model: torch.nn.Module) -> str:
@@ -262,7 +266,7 @@ class HistoryCallback(TrainerCallback):
 class EvaluationCallback(TrainerCallback):
     """Run the stage's own evaluation every `evaluation_steps` steps, on the averaged weights where there are any."""
 
-    def __init__(self, trainer: "Blip3oTrainer", evaluate: Callable[[torch.nn.Module, int], dict[str, float]]):
+    def __init__(self, trainer: "Blip3oTrainer", evaluate: Evaluation):
         self.trainer = trainer
         self.evaluate = evaluate
 
@@ -316,9 +320,9 @@ class Blip3oTrainer(Trainer):
         if self.args.compile_transformer:
             model.transformer.compile()
 
-    def evaluate_with(self, evaluate: Callable[[torch.nn.Module, int], dict[str, float]]) -> None:
+    def evaluate_with(self, evaluate: Evaluation) -> None:
         """
-        Call `evaluate` with the model and the step every `evaluation_steps` steps, and log the numbers it returns.
+        Call `evaluate` with the model and the step every `evaluation_steps` steps, and log what it returns.
 
         A callable, because sampling needs a pipeline and training knows none.
         """
@@ -436,15 +440,32 @@ class Blip3oTrainer(Trainer):
         is_kept = self.average is not None and self.average.num_updates > 0
         return self.average.applied() if is_kept else contextlib.nullcontext()
 
-    def run_evaluation(self, evaluate: Callable) -> None:
-        """Evaluate the (averaged) model and log what comes back under `eval_`."""
+    def run_evaluation(self, evaluate: Evaluation) -> None:
+        """Evaluate the (averaged) model and log what comes back: numbers under `eval_`, pictures where trackers show
+        them."""
         was_training = self.model.training
         self.model.eval()
         eager = torch.compiler.set_stance("force_eager")
         with self.averaged(), whole_model(self.model, self.accelerator), torch.no_grad(), eager:
             metrics = {**self.stage.validate(self.model), **evaluate(self.model, self.state.global_step)}
         self.model.train(was_training)
-        self.log({f"eval_{name}": value for name, value in metrics.items()})
+        pictures = {name: value for name, value in metrics.items() if isinstance(value, Image.Image)}
+        self.log({f"eval_{name}": value for name, value in metrics.items() if name not in pictures})
+        if self.is_world_process_zero():
+            for name, picture in pictures.items():
+                self._track_picture(f"eval/{name}", picture)
+
+    def _track_picture(self, name: str, picture: Image.Image) -> None:
+        """Hand a picture to TensorBoard and to Weights & Biases, where the run reports to them."""
+        step = self.state.global_step
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                callback.tb_writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+                callback.tb_writer.flush()
+            elif isinstance(callback, WandbCallback):
+                import wandb
+
+                wandb.log({name: wandb.Image(picture), "train/global_step": step})
 
     def save_result(self) -> Path:
         """Write the trained part to the recipe's `output_dir`, by one process for all, and return that folder."""
