@@ -1,9 +1,12 @@
 """BLIP3-o as a native Hugging Face model: one model that understands and draws.
 
-Importing the package costs milliseconds; every name below is imported on first use.
+Importing the package costs milliseconds; every name below is imported on first use, and transformers and diffusers
+learn about it as soon as they are imported.
 """
 
 from importlib import import_module
+
+from . import registration
 
 __version__ = "0.1.0"
 
@@ -19,6 +22,7 @@ _EXPORTS = {
     "Blip3oFlowScheduler": "schedulers.scheduling_feature_flow",
     "Blip3oPipeline": "pipelines.pipeline_blip3o",
     "Blip3oPipelineOutput": "pipelines.pipeline_blip3o",
+    "Blip3oTextToImagePipeline": "pipelines.text_to_image",
     "Blip3oDecoderPipeline": "pipelines.pipeline_blip3o_decoder",
     "Blip3oTrainer": "training.trainer",
     "Blip3oTrainingArguments": "training.arguments",
@@ -50,3 +54,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+registration.register()

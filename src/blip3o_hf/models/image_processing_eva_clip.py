@@ -1,11 +1,8 @@
 """Images as EVA-CLIP reads them: CLIP's preprocessing, with the centre crop of the reference."""
 
 import numpy as np
-from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-from .configuration_eva_clip import EvaClipVisionConfig
 
 
 class EvaClipImageProcessor(CLIPImageProcessorPil):
@@ -46,7 +43,5 @@ class EvaClipImageProcessor(CLIPImageProcessorPil):
             image = image[..., top : top + size.height, left : left + size.width]
         return super().center_crop(image, size, **kwargs)
 
-
-AutoImageProcessor.register(EvaClipVisionConfig, image_processor_classes={"pil": EvaClipImageProcessor}, exist_ok=True)
 
 __all__ = ["EvaClipImageProcessor"]

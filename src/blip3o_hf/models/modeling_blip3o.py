@@ -22,14 +22,13 @@ from transformers.modeling_outputs import ModelOutput
 from ..objectives.feature_flow import add_noise, flow_loss
 from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sigma_from_uniform
+from .checkpoint_files import HUB_ARGUMENTS
 from .configuration_blip3o import Blip3oConfig
 from .loading import load_complete, load_own
 from .original_layout import (
     LEFT_OUT,
     OUTPUT_LAYER,
     OriginalCheckpoint,
-    OriginalInferenceConfig,
-    OriginalTrainingConfig,
     keep_own_names,
     register_with_transformers,
 )
@@ -184,6 +183,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             if model.config.tie_word_embeddings and OUTPUT_LAYER in original.tensors:
                 model.tie_weights()  # as the original does, whatever the stored output layer holds
             original.check_values(model)
+        model.hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         return (model, info) if wants_info else model
 
     def save_pretrained(self, *args, **kwargs):
@@ -497,9 +497,6 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             )
 
 
-for config_class in (Blip3oConfig, OriginalTrainingConfig, OriginalInferenceConfig):
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-AutoModelForImageTextToText.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
 register_with_transformers(Blip3oForConditionalGeneration)
 
 __all__ = ["Blip3oForConditionalGeneration", "Blip3oOutput", "Blip3oPreTrainedModel", "Blip3oQueries"]

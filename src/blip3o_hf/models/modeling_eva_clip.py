@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -296,8 +296,5 @@ def original_tower_config(
     check_tensors(stored, expected, source, compare_shapes=compare_shapes)
     return config
 
-
-AutoConfig.register("eva_clip_vision_model", EvaClipVisionConfig, exist_ok=True)
-AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
 
 __all__ = ["EvaClipVisionModel", "original_tower_config"]

@@ -4,13 +4,12 @@ import os
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
 from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, read_settings
-from .configuration_blip3o import Blip3oConfig
 from .original_layout import convert_config, original_settings
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
@@ -278,7 +277,5 @@ class Blip3oProcessor(ProcessorMixin):
         kwargs.pop("clean_up_tokenization_spaces", None)
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
-
-AutoProcessor.register(Blip3oConfig, Blip3oProcessor, exist_ok=True)
 
 __all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor"]

@@ -38,7 +38,6 @@ from .pipeline_blip3o_decoder import (
     feature_tokens,
     has_decoder,
 )
-from .registration import register_with_diffusers
 from .sampling_arguments import (
     check_callback_tensors,
     check_generators,
@@ -730,7 +729,5 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         (root / SAFE_WEIGHTS_INDEX_NAME).with_suffix(suffix).write_text(json.dumps(index, indent=2) + "\n")
 
-
-register_with_diffusers(Blip3oPipeline)
 
 __all__ = ["Blip3oPipeline", "Blip3oPipelineOutput"]

@@ -26,7 +26,6 @@ from ..models.checkpoint_files import (
 )
 from ..models.loading import check_finite, load_complete
 from ..objectives.latent_flow import unscale_latents
-from .registration import register_with_diffusers
 from .sampling_arguments import (
     check_callback_tensors,
     check_generators,
@@ -605,8 +604,6 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
         )
     return scheduler_class.from_pretrained(folder, subfolder="scheduler")
 
-
-register_with_diffusers(Blip3oDecoderPipeline)
 
 __all__ = [
     "DTYPE_ARGUMENTS",

@@ -1,0 +1,163 @@
+"""`transformers.pipeline("text-to-image")`: the task that transformers does not have."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from transformers import Pipeline
+from transformers.utils import logging
+
+from ..models.checkpoint_files import checkpoint_files
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.original_layout import original_settings
+from ..names import check_keys
+from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline
+
+logger = logging.get_logger(__name__)
+
+SAMPLING_ARGUMENTS = (
+    "num_inference_steps",
+    "guidance_scale",
+    "guidance_interval",
+    "num_images_per_prompt",
+    "height",
+    "width",
+    "decoder_num_inference_steps",
+    "decoder_guidance_scale",
+    "decoder_guidance_interval",
+)
+"""What a call takes and hands to [`Blip3oPipeline`], beside `seed`, `generator` and `output_type`."""
+
+
+class Blip3oTextToImagePipeline(Pipeline):
+    """
+    Text to image as a pipeline of transformers, around a [`Blip3oPipeline`] of the same repository.
+
+    Args:
+        model ([`Blip3oForConditionalGeneration`]): backbone, queries and transformer.
+        processor ([`Blip3oProcessor`]): what reads prompts.
+        drawing ([`Blip3oPipeline`], *optional*): what draws; by default the pipeline in the repository the model came
+            from. A repository without one makes image features and no pixels.
+        kwargs: as of [`~transformers.Pipeline`], and any argument of a call, as its default.
+
+    Example:
+
+    ```python
+    >>> from transformers import pipeline
+    >>> from blip3o_hf import packaged_model_path
+
+    >>> draw = pipeline("text-to-image", model=packaged_model_path("blip3o-tiny"))
+    >>> draw("two red circles", seed=0)["image"].size
+    (64, 64)
+
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+
+    def __init__(self, model, processor=None, *, drawing: Blip3oPipeline | None = None, **kwargs):
+        kwargs.pop("local_files_only", None)  # transformers hands it on, after the model was loaded by it
+        if not isinstance(model, Blip3oForConditionalGeneration):
+            raise TypeError(
+                f"This pipeline draws with a BLIP3-o. Got {type(model).__name__}. Pass the folder or Hub id of one."
+            )
+        super().__init__(model=model, processor=processor, **kwargs)
+        self.drawing = drawing or _drawing(model, processor)
+        self.drawing.set_progress_bar_config(disable=True)
+        if not hasattr(model, "hf_device_map"):
+            self.drawing.to(self.device)
+
+    def __call__(self, prompts: str | Iterable[str], **kwargs):
+        """
+        Args:
+            prompts: one prompt, a list, or a generator or dataset of them.
+            seed (`int`, *optional*): of the first image of every prompt; its next ones get the next seeds. So an
+                image depends on neither the batch nor the place of its prompt.
+            generator (`torch.Generator`, *optional*): what noise is drawn from in the place of a seed, for one prompt
+                after the other.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` for image features alone.
+            batch_size: prompts drawn at once.
+            kwargs: further settings of [`Blip3oPipeline`]: `num_inference_steps`, `guidance_scale`,
+                `num_images_per_prompt` and so on.
+
+        Returns:
+            For each prompt a dictionary with `image` and `image_features` (`[C, h, w]`), or a list of these with
+            `num_images_per_prompt` above 1. A list of prompts gives a list; a generator gives an iterator.
+
+        Raises:
+            TypeError, ValueError: on bad input.
+        """
+        return super().__call__(prompts, **kwargs)
+
+    def _sanitize_parameters(self, seed=None, generator=None, output_type=None, **sampling):
+        check_keys(sampling, (*SAMPLING_ARGUMENTS, "seed", "generator", "output_type"), "a call for an image")
+        if seed is not None and generator is not None:
+            raise ValueError("Noise comes from a `seed` or from a `generator`. Got both. Pass one of them.")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"`generator` must be one torch.Generator. Got {type(generator).__name__}. Pass `seed` for noise that "
+                f"depends on the prompt's image alone."
+            )
+        if output_type is not None and output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}. Got {output_type!r}.")
+        forward = {**sampling, "seed": seed, "generator": generator, "output_type": output_type}
+        forward = {name: value for name, value in forward.items() if value is not None}
+        return {}, forward, {} if output_type is None else {"output_type": output_type}
+
+    def preprocess(self, prompt: str) -> dict[str, Any]:
+        return self.processor.encode_prompts([prompt])
+
+    def _forward(self, inputs, output_type="pil", seed=None, generator=None, num_images_per_prompt=1, **sampling):
+        condition = self.model.encode_condition(**inputs)
+        if seed is not None:
+            seeds = [seed + number for _ in condition for number in range(num_images_per_prompt)]
+            generator = [torch.Generator().manual_seed(each) for each in seeds]
+        images, features = self.drawing(
+            condition=condition,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            output_type="features" if output_type == "features" else "pt",
+            return_dict=False,
+            **sampling,
+        )
+        made = {"image_features": features, "images": images}
+        return {
+            name: tensor.unflatten(0, (-1, num_images_per_prompt)).float().cpu()
+            for name, tensor in made.items()
+            if tensor is not None
+        }
+
+    def postprocess(self, made: dict[str, torch.Tensor], output_type: str = "pil"):
+        results = [{"image_features": features} for features in made["image_features"][0]]
+        if output_type != "features":
+            images = made["images"][0]
+            if output_type != "pt":
+                images = VaeImageProcessor.pt_to_numpy(images)
+            if output_type == "pil":
+                images = VaeImageProcessor.numpy_to_pil(images)
+            results = [{"image": image, **result} for image, result in zip(images, results, strict=True)]
+        return results if len(results) > 1 else results[0]
+
+
+def _drawing(model: Blip3oForConditionalGeneration, processor) -> Blip3oPipeline:
+    """The pipeline in the repository that the model came from, or one that makes image features."""
+    source, parts = model.name_or_path, {"model": model, "processor": processor}
+    where = {name: value for name, value in getattr(model, "hub_arguments", {}).items() if name != "subfolder"}
+    if source:
+        is_original = original_settings(source, **where) is not None
+        if is_original or checkpoint_files(source, **where).path(Blip3oPipeline.config_name) is not None:
+            return Blip3oPipeline.from_pretrained(source, **parts, **where, dtype=model.dtype)
+    logger.warning(
+        f"{source or 'This model'} has no {Blip3oPipeline.config_name}, so there is no decoder that makes pixels of "
+        "image features. Pass output_type='features', or drawing=Blip3oPipeline(...) with a decoder."
+    )
+    scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
+    return Blip3oPipeline(scheduler=scheduler, **parts)
+
+
+__all__ = ["Blip3oTextToImagePipeline"]

@@ -1,0 +1,158 @@
+"""Every door of transformers and diffusers, opened at once where the library is imported, else as soon as it is.
+
+`import blip3o_hf` imports neither: it looks for the libraries' own modules that hold a registry, and watches for the
+rest. So `import blip3o_hf` costs milliseconds, in whatever order a program has its imports.
+
+The registries that are not part of a documented interface are `LOADABLE_CLASSES`, the attributes of `diffusers` and
+`AUTO_TEXT2IMAGE_PIPELINES_MAPPING`; tests/registration tells when a release of diffusers changes them.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+
+TASK = "text-to-image"
+_LIBRARIES = ("transformers", "diffusers", "blip3o_hf")
+_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline", "PreTrainedModel", "ProcessorMixin")
+
+
+def register_configs() -> None:
+    from transformers import AutoConfig
+
+    from .models.configuration_blip3o import Blip3oConfig
+    from .models.configuration_eva_clip import EvaClipVisionConfig
+    from .models.original_layout import OriginalInferenceConfig, OriginalTrainingConfig
+
+    for config_class in (Blip3oConfig, OriginalTrainingConfig, OriginalInferenceConfig, EvaClipVisionConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def register_models() -> None:
+    from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    from .models.configuration_blip3o import Blip3oConfig
+    from .models.configuration_eva_clip import EvaClipVisionConfig
+    from .models.modeling_blip3o import Blip3oForConditionalGeneration
+    from .models.modeling_eva_clip import EvaClipVisionModel
+
+    for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        auto_class.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
+    AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
+
+
+def register_processors() -> None:
+    from transformers import AutoProcessor
+
+    from .models.configuration_blip3o import Blip3oConfig
+    from .models.processing_blip3o import Blip3oProcessor
+
+    AutoProcessor.register(Blip3oConfig, Blip3oProcessor, exist_ok=True)
+
+
+def register_image_processors() -> None:
+    from transformers import AutoImageProcessor
+
+    from .models.configuration_eva_clip import EvaClipVisionConfig
+    from .models.image_processing_eva_clip import EvaClipImageProcessor
+
+    AutoImageProcessor.register(
+        EvaClipVisionConfig, image_processor_classes={"pil": EvaClipImageProcessor}, exist_ok=True
+    )
+
+
+def register_task() -> None:
+    """The task `text-to-image`, unless another package has it; then `pipeline_class=` chooses ours."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .pipelines.text_to_image import Blip3oTextToImagePipeline
+
+    if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, Blip3oTextToImagePipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+        )
+
+
+def register_pipelines() -> None:
+    """Saved pipelines name this package and its classes; `DiffusionPipeline` finds them on `diffusers` itself."""
+    import diffusers
+    from diffusers.pipelines import pipeline_loading_utils
+
+    from .pipelines.pipeline_blip3o import Blip3oPipeline
+    from .pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline
+
+    methods = {base: ["save_pretrained", "from_pretrained"] for base in _BASES}
+    pipeline_loading_utils.LOADABLE_CLASSES[__package__] = methods
+    for pipeline_class in (Blip3oPipeline, Blip3oDecoderPipeline):
+        setattr(diffusers, pipeline_class.__name__, pipeline_class)
+
+
+def register_auto_pipeline() -> None:
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    from .pipelines.pipeline_blip3o import Blip3oPipeline
+
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING["blip3o"] = Blip3oPipeline
+
+
+DOORS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": register_configs,
+    "transformers.models.auto.modeling_auto": register_models,
+    "transformers.models.auto.processing_auto": register_processors,
+    "transformers.models.auto.image_processing_auto": register_image_processors,
+    "transformers.pipelines": register_task,
+    "diffusers.pipelines.pipeline_utils": register_pipelines,
+    "diffusers.pipelines.auto_pipeline": register_auto_pipeline,
+}
+"""What to do once a module of a library is imported."""
+
+
+class _Doorkeeper(MetaPathFinder):
+    """
+    Opens doors after imports.
+
+    A door is opened when no import of a library or of this package is under way any more: before, one of them may hold
+    half of its names.
+    """
+
+    def __init__(self):
+        self.closed = dict(DOORS)
+        self.depth = 0
+
+    def open_doors(self) -> None:
+        for name in [name for name in self.closed if name in sys.modules]:
+            register = self.closed.pop(name, None)
+            if register is not None:
+                register()
+        if not self.closed and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] not in _LIBRARIES:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader.exec_module = self._watched(spec.loader.exec_module)
+        return spec
+
+    def _watched(self, execute):
+        def exec_module(module):
+            self.depth += 1
+            try:
+                execute(module)
+            finally:
+                self.depth -= 1
+            if self.depth == 0:
+                self.open_doors()
+
+        return exec_module
+
+
+def register() -> None:
+    """Open the doors that are there, and watch for the others. Idempotent."""
+    if not any(isinstance(finder, _Doorkeeper) for finder in sys.meta_path):
+        doorkeeper = _Doorkeeper()
+        sys.meta_path.insert(0, doorkeeper)
+        doorkeeper.open_doors()
