@@ -489,6 +489,11 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         token_types = (input_ids == config.image_token_id).int() + 2 * (input_ids == config.video_token_id).int()
         return {**inputs, "mm_token_type_ids": token_types}
 
+    def _reset_stateful_cache(self) -> None:
+        """What a diffusers pipeline calls after each run: caches of block outputs are for one run."""
+        if self.config.uses_transformer and self.transformer.is_cache_enabled:
+            self.transformer._reset_stateful_cache()
+
     def _check_image_inputs(self, inputs: dict) -> None:
         if inputs.get("pixel_values") is not None and not self.config.has_vision:
             raise ValueError(

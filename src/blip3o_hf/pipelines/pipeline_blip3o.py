@@ -1,5 +1,6 @@
 """Text to image with BLIP3-o: prompt to condition, condition to image features, features to pixels."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -594,12 +595,13 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if guided is not None and low <= float(timestep) / 1000 <= high:
-                    null_velocity, velocity = self.transformer(
-                        torch.cat([latents, latents]), timestep, **guided
-                    ).sample.chunk(2)
+                    with self._cache_context("guided"):
+                        velocities = self.transformer(torch.cat([latents, latents]), timestep, **guided).sample
+                    null_velocity, velocity = velocities.chunk(2)
                     velocity = null_velocity + guidance_scale * (velocity - null_velocity)
                 else:
-                    velocity = self.transformer(latents, timestep, **positive).sample
+                    with self._cache_context("plain"):
+                        velocity = self.transformer(latents, timestep, **positive).sample
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
@@ -684,6 +686,11 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
     def _transformer_offloads_groups(self) -> bool:
         hooks = getattr(self.transformer, "_diffusers_hook", None)
         return hooks is not None and hooks.get_hook("group_offloading") is not None
+
+    def _cache_context(self, name: str):
+        """Caches of block outputs (`pipe.transformer.enable_cache`) tell batches of two sizes apart."""
+        is_cached = self.transformer.is_cache_enabled
+        return self.transformer.cache_context(name) if is_cached else contextlib.nullcontext()
 
     def _load_offloaded_model(self) -> None:
         """Bring the model to its device under CPU offloading, whose hook watches `forward` alone."""
