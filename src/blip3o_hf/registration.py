@@ -39,6 +39,13 @@ def register_models() -> None:
         auto_class.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
     AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
 
+    def generate_images(*args, **kwargs):
+        from .pipelines.text_to_image import generate_images
+
+        return generate_images(*args, **kwargs)
+
+    Blip3oForConditionalGeneration.image_generator = staticmethod(generate_images)
+
 
 def register_processors() -> None:
     from transformers import AutoProcessor

@@ -76,7 +76,9 @@ def test_a_cache_of_block_outputs_draws_the_same_where_it_skips_nothing(pipe, ex
     "config",
     [
         FirstBlockCacheConfig(threshold=0.5),
-        TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1, cache_identifiers=[r"layers\.\d+\.attn"]),
+        TaylorSeerCacheConfig(
+            cache_interval=2, disable_cache_before_step=1, cache_identifiers=[r"layers\.\d+\.(attn1|feed_forward)"]
+        ),
     ],
 )
 def test_a_cache_forgets_one_run_before_the_next(pipe, expected, config):

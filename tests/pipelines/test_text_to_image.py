@@ -8,7 +8,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers.pipelines import any_to_any
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import import_utils, is_torchvision_available
 
 from blip3o_hf import Blip3oPipeline, Blip3oTextToImagePipeline, packaged_model_path
 
@@ -53,15 +55,15 @@ def test_lists_generators_and_datasets(draw, batch_size, assert_close):
         results = list(draw(prompts, seed=5, batch_size=batch_size))
         for result, features in zip(results, alone, strict=True):
             assert result["image"].size == (64, 64)
-            assert_close(result["image_features"], features)
+            assert_close(result["image_features"], features, 1e-4)
 
 
-def test_images_of_one_prompt_have_seeds_of_their_own(draw):
+def test_images_of_one_prompt_have_seeds_of_their_own(draw, assert_close):
     several = draw(PROMPTS, seed=5, num_images_per_prompt=3, batch_size=2)
     assert [len(results) for results in several] == [3, 3]
     for number in range(3):
         alone = draw(PROMPTS[1], seed=5 + number)["image_features"]
-        assert torch.allclose(several[1][number]["image_features"], alone, atol=1e-4)
+        assert_close(several[1][number]["image_features"], alone, 1e-4)
 
 
 def test_a_generator_goes_on(draw):
@@ -104,6 +106,61 @@ def test_a_repository_without_a_decoder_makes_features(tmp_path, reference, capl
     assert features["image_features"].shape == (reference.model.config.feature_dim, size, size)
     with pytest.raises(ValueError, match="This pipeline has no decoder, so it makes image features and no pixels"):
         draw(PROMPTS[0])
+
+
+def conversation(reference, caption):
+    return [{"role": "user", "content": reference.processor.instruction.replace("{caption}", caption)}]
+
+
+def test_generate_draws_what_a_conversation_asks_for(reference):
+    model, processor = AutoModelForImageTextToText.from_pretrained(TINY), AutoProcessor.from_pretrained(TINY)
+    chats = [conversation(reference, prompt) for prompt in PROMPTS]
+    inputs = processor.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+    )
+    pixels = model.generate(**inputs, generation_mode="image", generator=seeded(1, 2), **FEW)
+    expected = reference(PROMPTS, generator=seeded(1, 2), output_type="pt", **FEW).images
+    assert torch.allclose(pixels, expected, atol=1e-4)
+    images = processor.post_process_multimodal_output(pixels, generation_mode="image")
+    assert [image.size for image in images] == [(64, 64), (64, 64)]
+    with pytest.raises(ValueError, match=r"Unknown generation mode 'picture'\. Available: text, image\."):
+        model.generate(**inputs, generation_mode="picture")
+
+
+def test_generate_without_a_decoder_says_so(tmp_path, reference):
+    reference.model.save_pretrained(tmp_path)
+    reference.processor.save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Drawing needs the processor and the decoder of the model's repository"):
+        model.generate(**reference.processor.encode_prompts(PROMPTS), generation_mode="image")
+
+
+@pytest.mark.parametrize("has_torchvision", [True, False])
+def test_any_to_any_goes_both_ways(reference, make_image, has_torchvision, monkeypatch):
+    if has_torchvision and not is_torchvision_available():
+        # The task asks for torchvision, and the rest of it runs without.
+        monkeypatch.setattr(any_to_any, "requires_backends", lambda *args: None)
+    if not has_torchvision:
+        monkeypatch.setattr(import_utils, "is_torchvision_available", lambda: False)
+        backends = {**import_utils.BACKENDS_MAPPING}
+        backends["torchvision"] = (lambda: False, backends["torchvision"][1])
+        monkeypatch.setattr(import_utils, "BACKENDS_MAPPING", backends)
+        with pytest.raises(ImportError, match="torchvision"):
+            pipeline("any-to-any", model=TINY)
+        return
+    unified = pipeline("any-to-any", model=TINY)
+    drawn = unified(
+        text=conversation(reference, PROMPTS[0]),
+        generation_mode="image",
+        generate_kwargs={"generator": torch.Generator().manual_seed(3), **FEW},
+    )
+    expected = reference(PROMPTS[0], generator=seeded(3), **FEW).images[0]
+    assert abs(pixels(drawn[0]["generated_image"]) - pixels(expected)).max() <= 1
+    question = [{"type": "image", "image": expected}, {"type": "text", "text": "How many circles are there?"}]
+    answered = unified(text=[{"role": "user", "content": question}], max_new_tokens=8, return_full_text=False)
+    chat = pipeline("image-text-to-text", model=TINY)
+    again = chat(text=[{"role": "user", "content": question}], max_new_tokens=8, return_full_text=False)
+    assert answered[0]["generated_text"] == again[0]["generated_text"] != ""
 
 
 @pytest.mark.parametrize(

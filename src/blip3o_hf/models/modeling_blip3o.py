@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
+from ..names import check_name
 from ..objectives.feature_flow import add_noise, flow_loss
 from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sigma_from_uniform
@@ -142,6 +144,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     ```
     """
 
+    image_generator: ClassVar[Callable[..., torch.Tensor]]
+    """What draws for `generate`: the package's pipeline, which has the decoder and is registered here."""
+
     def __init__(self, config: Blip3oConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         if backbone is None:
@@ -239,14 +244,18 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
 
     # Understanding
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args, generation_mode: str = "text", **kwargs):
         """
-        Answer in text: the backbone's own `generate`, with this model's generation config.
+        Answer in text: the backbone's own `generate`, with this model's generation config. Or, with
+        `generation_mode="image"`, draw: see [`~pipelines.text_to_image.generate_images`].
 
         Raises:
-            ValueError: when given an image and the backbone reads text only.
+            ValueError: when given an image and the backbone reads text only, or another `generation_mode`.
         """
+        check_name("generation mode", generation_mode, self.output_modalities)
         self._check_image_inputs(kwargs)
+        if generation_mode == "image":
+            return type(self).image_generator(self, *args, **kwargs)
         input_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         self.backbone.generation_config = self.generation_config
         return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -276,6 +277,18 @@ class Blip3oProcessor(ProcessorMixin):
         """Decode the token ids `[B, L]` of `generate` to strings."""
         kwargs.pop("clean_up_tokenization_spaces", None)
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ) -> list[str] | list[Image.Image]:
+        """
+        What `generate` returned, for people: token ids `[B, L]` to strings, and with `generation_mode="image"` pixels
+        `[B, 3, H, W]` in [0, 1] to PIL images.
+        """
+        if generation_mode == "image":
+            pixels = (generated_outputs.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+            return [Image.fromarray(image) for image in pixels.cpu().numpy()]
+        return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **kwargs)
 
 
 __all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor"]

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..models.checkpoint_files import checkpoint_files
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.original_layout import original_settings
+from ..models.processing_blip3o import Blip3oProcessor
 from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline
@@ -67,7 +68,7 @@ class Blip3oTextToImagePipeline(Pipeline):
                 f"This pipeline draws with a BLIP3-o. Got {type(model).__name__}. Pass the folder or Hub id of one."
             )
         super().__init__(model=model, processor=processor, **kwargs)
-        self.drawing = drawing or _drawing(model, processor)
+        self.drawing = drawing or open_pipeline(model, processor)
         self.drawing.set_progress_bar_config(disable=True)
         if not hasattr(model, "hf_device_map"):
             self.drawing.to(self.device)
@@ -144,20 +145,71 @@ class Blip3oTextToImagePipeline(Pipeline):
         return results if len(results) > 1 else results[0]
 
 
-def _drawing(model: Blip3oForConditionalGeneration, processor) -> Blip3oPipeline:
-    """The pipeline in the repository that the model came from, or one that makes image features."""
-    source, parts = model.name_or_path, {"model": model, "processor": processor}
+def open_pipeline(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor | None = None) -> Blip3oPipeline:
+    """The pipeline in the repository that a model came from, or one that makes image features and no pixels."""
+    source, parts = model.name_or_path, {"model": model}
     where = {name: value for name, value in getattr(model, "hub_arguments", {}).items() if name != "subfolder"}
     if source:
         is_original = original_settings(source, **where) is not None
         if is_original or checkpoint_files(source, **where).path(Blip3oPipeline.config_name) is not None:
+            if processor is not None:
+                parts["processor"] = processor
             return Blip3oPipeline.from_pretrained(source, **parts, **where, dtype=model.dtype)
     logger.warning(
         f"{source or 'This model'} has no {Blip3oPipeline.config_name}, so there is no decoder that makes pixels of "
         "image features. Pass output_type='features', or drawing=Blip3oPipeline(...) with a decoder."
     )
     scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
-    return Blip3oPipeline(scheduler=scheduler, **parts)
+    return Blip3oPipeline(processor=processor, scheduler=scheduler, **parts)
 
 
-__all__ = ["Blip3oTextToImagePipeline"]
+def generate_images(
+    model: Blip3oForConditionalGeneration,
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """
+    Draw what a conversation asks for: `model.generate(..., generation_mode="image")`.
+
+    Args:
+        model: one that was loaded from a repository with a decoder.
+        input_ids (`[B, L]`), attention_mask (`[B, L]`): conversations up to the assistant's turn, padded on the left.
+            The token that starts an image is added where it is missing.
+        generator: as in [`Blip3oPipeline`], and so are `num_inference_steps` and `guidance_scale`.
+        kwargs: image inputs of the processor. Settings of text generation are without effect.
+
+    Returns:
+        `torch.Tensor` `[B, 3, H, W]` in [0, 1].
+
+    Raises:
+        ValueError: when the repository has no processor or no decoder.
+    """
+    drawing = model.__dict__.get("_drawing")
+    if drawing is None:
+        drawing = model._drawing = open_pipeline(model)
+        drawing.set_progress_bar_config(disable=True)
+    if drawing.processor is None or (drawing.decoder is None and drawing.unet is None):
+        raise ValueError(
+            f"Drawing needs the processor and the decoder of the model's repository. "
+            f"{model.name_or_path or 'This model'} lacks one. Load a whole pipeline, or use Blip3oPipeline with "
+            f"output_type='features'."
+        )
+    drawing.to(model.device)
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    start = drawing.processor.tokenizer.convert_tokens_to_ids(drawing.processor.image_start_token)
+    if (input_ids[:, -1] != start).any():
+        input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], start)], dim=1)
+        attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
+    image_inputs = {name: kwargs[name] for name in ("pixel_values", "image_grid_thw") if name in kwargs}
+    with torch.no_grad():
+        condition = model.encode_condition(input_ids, attention_mask, **image_inputs)
+    sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    return drawing(condition=condition, generator=generator, output_type="pt", **sampling).images
+
+
+__all__ = ["Blip3oTextToImagePipeline", "generate_images", "open_pipeline"]
