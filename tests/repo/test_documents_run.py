@@ -1,0 +1,73 @@
+"""The Python of README, docs and model cards runs from top to bottom, on small models instead of the published."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from tests.original_layout import write_original_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SNIPPET = re.compile(r"(?P<mark><!-- needs a GPU -->\n+)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCUMENTS = [
+    path
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("model_cards/*.md")))
+    if SNIPPET.search(path.read_text())
+]
+# What the text around the snippets takes for granted.
+IMPORTS = """
+import torch
+from peft import PeftModel
+from blip3o_hf import *
+from blip3o_hf.data.mixture import open_mixture
+"""
+TAKEN_FOR_GRANTED = {
+    "docs/lora.md": """
+base = Blip3oForConditionalGeneration.from_pretrained(PUBLISHED, dtype=torch.bfloat16)
+size = base.config.feature_size
+batches = [(["a cat", "a dog"], torch.randn(2, base.config.feature_dim, size, size))]
+""",
+    "docs/data.md": """
+settings = {"streaming": True, "sources": [{"path": PHOTOS}]}
+""",
+}
+LIBRARIES = ("torchao", "bitsandbytes")
+REPLACED = {
+    r"BLIP3o/BLIP3o-Model-\dB": "{published}",
+    r'"cuda"': '"cpu"',
+    r"enable_model_cpu_offload\(\)": 'enable_model_cpu_offload(device="cpu")',
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    write_original_checkpoint(folder, tied=False, target_encoder=True, diffusion_decoder=True)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path, make_image):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        make_image(number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture {number}")
+    return str(folder)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_snippets_run(path, published, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"PUBLISHED": published, "PHOTOS": photos}
+    exec(IMPORTS + TAKEN_FOR_GRANTED.get(str(path.relative_to(ROOT)), ""), names)
+    text = path.read_text()
+    for snippet in SNIPPET.finditer(text):
+        code = snippet["code"]
+        for pattern, replacement in REPLACED.items():
+            code = re.sub(pattern, replacement.format(published=published), code)
+        line = text[: snippet.start("code")].count("\n")
+        program = compile("\n" * line + code, path, "exec")
+        absent = [name for name in LIBRARIES if name in code.lower() and importlib.util.find_spec(name) is None]
+        if not absent and not snippet["mark"]:
+            exec(program, names)
