@@ -59,8 +59,8 @@ def read_digits(scans: np.ndarray, labels: np.ndarray) -> tuple[SVC, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("runs/digits"), help="folder for data and results")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of queries and transformer")
-    parser.add_argument("--decoder-steps", type=int, default=600, help="steps of the decoder")
+    parser.add_argument("--steps", type=int, default=900, help="steps of queries and transformer")
+    parser.add_argument("--decoder-steps", type=int, default=400, help="steps of the decoder")
     parser.add_argument("--per-digit", type=int, default=20, help="images to write of each digit")
     parser.add_argument("--sheet", type=Path, default=Path("docs/digits.png"), help="where the picture goes")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")

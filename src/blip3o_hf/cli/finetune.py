@@ -12,9 +12,10 @@ EXAMPLES = """examples:
   blip3o-hf finetune --data my_images/ --output runs/mine --steps 3000 data.prompt_template="a photo of {folder}"
   blip3o-hf finetune --data my_images/ --output runs/mine --resume
 """
-# Small models learn at larger rates, and by Muon.
+# Small models learn at larger rates, and by Muon. A small backbone knows nothing but its own words, so it learns, too.
 SMALL_MODEL = 50_000_000
 SMALL_SETTINGS = {"learning_rate": 1e-3, "muon_learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+SMALL_MODEL_KEYS = {"train": ["queries", "transformer", "backbone"], "caption_weight": 0.2}
 LARGE_SETTINGS = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
 
 
@@ -76,6 +77,10 @@ def make_recipes(arguments: argparse.Namespace, model: str, output: Path) -> dic
         "report_to": "none",
         "remove_unused_columns": False,
     }
+    is_small = _is_small(model)
+    settings = LARGE_SETTINGS
+    if is_small:
+        settings = {**SMALL_SETTINGS, "noise_draws": 2, "learning_rates": {"backbone": 3e-3}}
     decoder = {
         "stage": "decoder",
         "output_dir": str(output / "decoder"),
@@ -88,9 +93,9 @@ def make_recipes(arguments: argparse.Namespace, model: str, output: Path) -> dic
         "stage": "generation",
         "output_dir": str(output / "generation"),
         "inputs": {"model": arguments.model},
-        "model": own["model"],
+        "model": {**({} if "lora" in own["model"] or not is_small else SMALL_MODEL_KEYS), **own["model"]},
         "data": data,
-        "training": {**shared, **_settings(model), "max_steps": arguments.steps, **own["training"]},
+        "training": {**shared, **settings, "max_steps": arguments.steps, **own["training"]},
         "evaluation": {"prompts": list(arguments.prompts)} if arguments.prompts else {},
     }
     if arguments.decoder_steps == 0 or not _has_patch_decoder(model):
@@ -104,7 +109,7 @@ def _has_patch_decoder(model: str) -> bool:
     return config.is_file() and json.loads(config.read_text())["_class_name"] == "Blip3oPatchDecoder"
 
 
-def _settings(model: str) -> dict[str, float | str]:
+def _is_small(model: str) -> bool:
     import torch
 
     from ..models.configuration_blip3o import Blip3oConfig
@@ -112,8 +117,7 @@ def _settings(model: str) -> dict[str, float | str]:
 
     with torch.device("meta"):
         parts = Blip3oForConditionalGeneration(Blip3oConfig.from_pretrained(model))
-    is_small = sum(parameter.numel() for parameter in parts.transformer.parameters()) < SMALL_MODEL
-    return {**SMALL_SETTINGS, "noise_draws": 2} if is_small else LARGE_SETTINGS
+    return sum(parameter.numel() for parameter in parts.transformer.parameters()) < SMALL_MODEL
 
 
 def write_recipe(recipe: dict, path: Path) -> Path:

@@ -57,7 +57,8 @@ class Blip3oOutput(ModelOutput):
         prediction (`torch.Tensor` `[B, C, H, W]`): predicted velocity, or predicted features under
             `feature_regression`; none with phrases.
         condition (`torch.Tensor` `[B, num_queries, hidden_size]`): the backbone's hidden states at the queries.
-        text_loss (`torch.Tensor` of shape `()`, *optional*): the loss of `conversations`, which `loss` leaves out.
+        text_loss (`torch.Tensor` of shape `()`, *optional*): the loss of `conversations`, or of phrases beside
+            features, which `loss` leaves out.
     """
 
     loss: torch.Tensor | None = None
@@ -358,8 +359,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             generator (*optional*): one for each image, on the CPU; it draws the noise, noise levels and dropped
                 conditions of that image, which then do not depend on what else is in the batch.
             conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1).
-            phrase_ids (`[B, P, W]`, *optional*): instead of features, P phrases of at most W tokens, padded with -100,
-                that the queries learn to say: each P-th part of the queries all words of one phrase.
+            phrase_ids (`[B, P, W]`, *optional*): instead of features or beside them, P phrases of at most W tokens,
+                padded with -100, that the queries learn to say: each P-th part of the queries all words of one phrase.
 
         Returns:
             [`Blip3oOutput`], or the backbone's output when `target_features` is left out.
@@ -368,7 +369,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             ValueError: when features do not have the config's shape, or an image meets a text-only backbone.
         """
         text_loss = None if conversations is None else self.backbone(**conversations).loss
-        if phrase_ids is not None:
+        if phrase_ids is not None and target_features is None:
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
             return Blip3oOutput(self._phrase_loss(condition, phrase_ids), None, condition, text_loss)
         if target_features is None:
@@ -392,6 +393,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         target = self.normalize_features(target_features)
         if condition is None:
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
+        if phrase_ids is not None:
+            text_loss = self._phrase_loss(condition, phrase_ids)
         if self.config.objective == "feature_regression":
             prediction = self.regress_features(condition)
             return Blip3oOutput(regression_loss(prediction, target), prediction, condition, text_loss)

@@ -22,6 +22,7 @@ from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, feature_channels, load_target_encoder, normalize
 from ...names import check_keys
+from ..conversations import IGNORED
 from ..distributed import whole_weights
 from ..feature_cache import CachedRecord, FeatureCache, differences
 from ..fingerprints import condition_fingerprint, encoder_fingerprint
@@ -31,6 +32,8 @@ VALIDATION_RECORDS = 64
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 STATISTICS_IMAGES = 2048
 PARTS = ("queries", "transformer", "backbone")
+# So many tokens of a caption the queries learn to say.
+CAPTION_TOKENS = 64
 # What the published reconstruction data asks for.
 RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
 
@@ -47,6 +50,10 @@ class GenerationStage(Stage):
     `model.objective` makes it the paper's other designs (section 3.3): `feature_regression` trains a linear head in
     the transformer's place, `latent_flow` has a VAE as target encoder. What trains is `model.train`: `transformer` (or
     that head), `queries`, and `backbone`, which is its text stack without the output layer.
+
+    A backbone that trains too can learn from the captions themselves: with `model.caption_weight` every query also
+    learns to say all words of its caption through the backbone's output layer. A small one needs it for words that it
+    never read: their conditions are all alike at first, and the flow alone takes long to tell them apart.
 
     With `model.lora` the whole BLIP3-o stays as it is, adapters train on it ([`~models.adapters.lora_config`]), and
     adapters are what is left: in PEFT's form, and as the one file that a pipeline's `load_lora_weights` reads.
@@ -68,7 +75,7 @@ class GenerationStage(Stage):
     )
     noise_keys = ("condition_dropout", "noise_distribution", "noise_shift")
     length_keys = ("max_length", "max_input_pixels")
-    model_keys = (*size_keys, *noise_keys, *length_keys, "train", "frozen_dtype", "lora")
+    model_keys = (*size_keys, *noise_keys, *length_keys, "train", "frozen_dtype", "lora", "caption_weight")
     lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
     world_keys = (*Stage.world_keys, "cache")
     source_keys = (*Stage.source_keys, "cache")
@@ -98,6 +105,13 @@ class GenerationStage(Stage):
             )
         self.trained_parts = tuple(recipe.model.get("train", ("queries", "transformer")))
         check_keys(self.trained_parts, PARTS, f"key 'model.train' of {self.where}")
+        self.caption_weight = recipe.model.get("caption_weight", 0.0)
+        if self.caption_weight and "backbone" not in self.trained_parts:
+            raise ValueError(
+                f"Only a backbone that trains learns to say captions. {self.where} sets 'model.caption_weight' "
+                f"{self.caption_weight} and trains {', '.join(self.trained_parts)}. Add 'backbone' to 'model.train', "
+                f"or leave the weight out."
+            )
         self.frozen_dtype = self._dtype(recipe.model.get("frozen_dtype", "float32"))
 
     # The model
@@ -305,6 +319,8 @@ class GenerationStage(Stage):
             batch["condition"] = torch.stack([record.condition for record in records]).float()
         else:
             batch.update(self.encode_prompts([record.prompt for record in records], [r.images for r in records]))
+        if self.caption_weight:
+            batch["phrase_ids"] = self._caption_ids([record.prompt or RECONSTRUCTION_PROMPT for record in records])
         if "targets" in self.cached_kinds:
             batch["target_features"] = torch.stack([record.target_features for record in records]).float()
         else:
@@ -320,6 +336,13 @@ class GenerationStage(Stage):
             truncation=True,
         )
 
+    def _caption_ids(self, captions: Sequence[str]) -> torch.Tensor:
+        """Each caption as one phrase `[B, 1, W]` of its first words."""
+        encoded = self.processor.tokenizer([f" {caption}" for caption in captions], add_special_tokens=False)
+        kept = [ids[:CAPTION_TOKENS] for ids in encoded["input_ids"]]
+        longest = max(map(len, kept))
+        return torch.tensor([[ids + [IGNORED] * (longest - len(ids))] for ids in kept])
+
     def _with_features(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with target features in the place of pixels."""
         if "target_pixel_values" in batch:
@@ -329,7 +352,8 @@ class GenerationStage(Stage):
     def loss(self, model, batch, generators):
         batch = self._with_features(batch)
         generator = generators[: len(batch["target_features"])]
-        return model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator).loss
+        output = model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator)
+        return output.loss + self.caption_weight * output.text_loss if self.caption_weight else output.loss
 
     def validate(self, model):
         """The loss on held-out records; of the flow objectives by noise level, on fixed noise."""
@@ -339,6 +363,7 @@ class GenerationStage(Stage):
         batch = GenerationStage.collate(self, records)
         batch = self._with_features({name: tensor.to(model.device) for name, tensor in batch.items()})
         features = batch.pop("target_features")
+        batch.pop("phrase_ids", None)
         condition = batch["condition"] if "condition" in batch else model.encode_condition(**batch)
         if not model.config.uses_transformer:
             return {"loss_of_features": model(condition=condition, target_features=features).loss.item()}

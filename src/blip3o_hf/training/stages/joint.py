@@ -57,7 +57,7 @@ class JointStage(GenerationStage):
 
     name = "joint"
     model_keys = (
-        *(key for key in GenerationStage.model_keys if key != "lora"),
+        *(key for key in GenerationStage.model_keys if key not in ("lora", "caption_weight")),
         "understanding_weight",
         "generation_weight",
     )
