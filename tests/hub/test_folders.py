@@ -183,6 +183,14 @@ def test_links_to_folders_are_refused_and_links_to_files_followed(model, tmp_pat
     refused(model, "decoder is a link to a folder or to nothing")
 
 
+def test_a_lora_is_known_by_its_tensors_whatever_its_name(model):
+    lora = {"transformer.layers.0.attn1.to_q.lora_A.weight": np.zeros(4, np.float32)}
+    save_file(lora, model / "style.safetensors")
+    assert read_folder(model).kind == "model"
+    (model / "model.safetensors").unlink()
+    assert read_folder(model).kind == "LoRA"
+
+
 def test_a_card_must_say_what_the_model_is(model, capsys):
     card = (model / "README.md").read_text()
     (model / "README.md").write_text(re.sub(r"license: .*\n", "", card))

@@ -37,7 +37,6 @@ _SECRETS = re.compile(
     rb"hf_[A-Za-z0-9]{30,}|hf_oauth_[\w.-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b"
     rb"|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}|\bsk-(proj-|ant-)[\w-]{20,}"
 )
-_LORA = {"pytorch_lora_weights.safetensors", "adapter_model.safetensors"}
 _CARD = "README.md"
 _MODEL_INDEX = "model_index.json"
 _MANIFEST = "manifest.json"
@@ -107,7 +106,7 @@ def read_folder(folder: str | os.PathLike, token: str | None = None) -> PushFold
     kind = _kind(folder, names)
     if kind is None:
         raise ValueError(_unknown(folder, names))
-    _refuse_incomplete(folder, names)
+    _refuse_incomplete(folder, names, kind)
     _refuse_damaged(folder, names)
     _refuse_secrets(folder, names, token)
     problems = card_problems(folder) if KINDS[kind] == "model" else []
@@ -154,16 +153,20 @@ def _kind(folder: Path, names: set[str]) -> str | None:
         return "pipeline"
     if _MANIFEST in names and any(f"index-{kind}.safetensors" in names for kind in _json(folder / _MANIFEST)):
         return "features"
-    at_root = {
-        name for name in names if name.endswith((".safetensors", ".safetensors.index.json")) and "/" not in name
-    }
-    if "config.json" in names and at_root - _LORA:
+    at_root = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+    adapters = {name for name in at_root if _is_adapter(folder / name)}
+    if "config.json" in names and (at_root - adapters or "model.safetensors.index.json" in names):
         return "model"
-    if at_root & _LORA:
+    if adapters:
         return "LoRA"
     if names & {"processor_config.json", "preprocessor_config.json"} and not has_weights:
         return None if "config.json" in names else "processor"
     return None
+
+
+def _is_adapter(path: Path) -> bool:
+    with _opened(path) as file:
+        return any(".lora_" in key for key in file.keys())  # noqa: SIM118 (it is no dictionary)
 
 
 def _json(path: Path) -> dict:
@@ -245,7 +248,7 @@ def _refuse_secrets(folder: Path, names: set[str], token: str | None) -> None:
     )
 
 
-def _refuse_incomplete(folder: Path, names: set[str]) -> None:
+def _refuse_incomplete(folder: Path, names: set[str], kind: str) -> None:
     """What indices and manifests name must be there, and a run's pipeline is not beside its model."""
     if f"pipeline/{_MODEL_INDEX}" in names:
         raise ValueError(
@@ -255,16 +258,16 @@ def _refuse_incomplete(folder: Path, names: set[str]) -> None:
         place = index.rpartition("/")[0]
         named = {f"{place}/{file}".lstrip("/") for file in set(_json(folder / index).get("weight_map", {}).values())}
         _require(named, names, folder, index)
-    if _MODEL_INDEX in names:
+    if kind == "pipeline":
         parts = {name for name, value in _json(folder / _MODEL_INDEX).items() if isinstance(value, list) and value[1]}
         present = {name.partition("/")[0] for name in names if "/" in name}
         _require(parts, present, folder, _MODEL_INDEX)
         models = {name.partition("/")[0] for name in names if name.count("/") == 1 and name.endswith("/config.json")}
         weighed = {name.partition("/")[0] for name in names if name.endswith(".safetensors") and "/" in name}
         _require({f"{part}/*.safetensors" for part in parts & models - weighed}, set(), folder, _MODEL_INDEX)
-    if _MANIFEST in names:
-        for kind in _json(folder / _MANIFEST):
-            index = f"index-{kind}.safetensors"
+    if kind == "features":
+        for computed in _json(folder / _MANIFEST):
+            index = f"index-{computed}.safetensors"
             _require({index}, names, folder, _MANIFEST)
             with _opened(folder / index) as file:
                 _require(json.loads((file.metadata() or {}).get("names", "[]")), names, folder, index)
