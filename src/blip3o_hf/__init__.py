@@ -27,6 +27,7 @@ _EXPORTS = {
     "Blip3oTrainer": "training.trainer",
     "Blip3oTrainingArguments": "training.arguments",
     "packaged_model_path": "assets",
+    "push_folder": "hub.push",
 }
 
 # diffusers finds out how to load a component by looking for its base class here.

@@ -44,6 +44,7 @@ def test_every_command_has_help_with_examples(capsys):
         "evaluate",
         "convert",
         "export",
+        "push",
         "env",
     ):
         with pytest.raises(SystemExit) as stop:

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
     "convert": "write a published checkpoint in our layout",
     "export": "round a pipeline's weights for shipping",
+    "push": "upload a model, processor, LoRA or precomputed features to the Hugging Face Hub",
     "env": "print versions for a bug report",
 }
 

@@ -55,6 +55,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "features")
 ORIGINAL_DECODER = "diffusion-decoder"
 # Arguments of `from_pretrained` that the parts of the diffusion decoder take, too.
 _DECODER_ARGUMENTS = ("device_map", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict")
+# Arguments of `save_pretrained` that are for `push_to_hub`.
+_PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr")
 
 
 @dataclass
@@ -703,15 +705,35 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         save_directory: str | os.PathLike,
         safe_serialization: bool = True,
         variant: str | None = None,
+        push_to_hub: bool = False,
         **kwargs,
     ) -> None:
         """
         Save every component to its subfolder, and at the root what transformers looks for: the model's config, its
         processor, and an index that points into `model/`. Weights are stored once. `model_index.json` names the
         parts that the pipeline has.
+
+        Args:
+            save_directory: made if need be.
+            safe_serialization: a pickle is not written.
+            variant: in the names of all weights, such as `"fp16"`.
+            push_to_hub: also call `push_to_hub`, with `repo_id` (by default the folder's name), `commit_message`,
+                `private`, `token` and `create_pr`; there, weights are in files of the default size.
+            kwargs: as in diffusers.
+
+        Raises:
+            ValueError: with `safe_serialization=False`.
         """
-        super().save_pretrained(save_directory, safe_serialization=safe_serialization, variant=variant, **kwargs)
+        if not safe_serialization:
+            raise ValueError(
+                "Pipelines are written as safetensors alone. Got safe_serialization=False. Leave the argument out."
+            )
+        push_arguments = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
+        super().save_pretrained(save_directory, variant=variant, **kwargs)
         self.write_root(save_directory, variant)
+        if push_to_hub:  # with the root, which diffusers knows nothing of
+            repo_id = push_arguments.pop("repo_id", Path(save_directory).resolve().name)
+            self.push_to_hub(repo_id, variant=variant, **push_arguments)
 
     def write_root(self, folder: str | os.PathLike, variant: str | None = None) -> None:
         """What `save_pretrained` writes besides the components: the root of a folder that holds these already."""

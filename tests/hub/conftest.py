@@ -1,0 +1,40 @@
+"""A stand-in for the Hub, and what scripts that use it found out."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.hub.standin import WRITE, StandIn
+from tests.training.processes import ROOT, run
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """A stand-in, for all tests of this folder."""
+    with StandIn() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="session")
+def run_client(hub, tmp_path_factory):
+    """`run_client(name)`: run a script of this folder against the stand-in; its results, and all that it printed."""
+
+    def run_script(name: str) -> tuple[dict, str]:
+        out = tmp_path_factory.mktemp(Path(name).stem)
+        printed = run(
+            [sys.executable, Path(__file__).with_name(name), out],
+            timeout=300,
+            PYTHONPATH=f"{ROOT / 'src'}:{ROOT}",
+            HF_ENDPOINT=hub.endpoint,
+            HF_TOKEN=WRITE,
+            HF_HOME=str(out / "home"),
+            HF_HUB_OFFLINE="0",
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+            HF_HUB_VERBOSITY="debug",
+            NO_PROXY="127.0.0.1",
+        )
+        return json.loads((out / "results.json").read_text()), printed
+
+    return run_script
