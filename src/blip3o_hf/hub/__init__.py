@@ -1,0 +1,1 @@
+"""Folders to the Hugging Face Hub, and the cards that go with them."""
