@@ -27,6 +27,10 @@ base = Blip3oForConditionalGeneration.from_pretrained(PUBLISHED, dtype=torch.bfl
 size = base.config.feature_size
 batches = [(["a cat", "a dog"], torch.randn(2, base.config.feature_dim, size, size))]
 """,
+    "docs/doors.md": """
+from blip3o_hf.cli import main
+main(["export", packaged_model_path("blip3o-tiny"), "standalone", "--remote-code"])
+""",
     "docs/data.md": """
 settings = {"streaming": True, "sources": [{"path": PHOTOS}]}
 """,

@@ -16,7 +16,7 @@ COMMANDS = {
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
     "convert": "write a published checkpoint in our layout",
-    "export": "round a pipeline's weights for shipping",
+    "export": "write a pipeline for shipping: weights rounded, or with the code to open it without this package",
     "push": "upload a model, processor, LoRA or precomputed features to the Hugging Face Hub",
     "env": "print versions for a bug report",
 }

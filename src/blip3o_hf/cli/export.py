@@ -1,4 +1,4 @@
-"""`blip3o-hf export`: a pipeline with its weights rounded for shipping, still computed in full precision."""
+"""`blip3o-hf export`: a pipeline for shipping, with weights rounded, or with the code that it needs to open alone."""
 
 import argparse
 import json
@@ -6,49 +6,87 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..hub.standalone import add_code, check_pipeline
 from .models import encoder_beside
 
 EXAMPLES = """examples:
   blip3o-hf export runs/tiny/generation/pipeline packaged --dtype bfloat16
+  blip3o-hf export runs/tiny/generation/pipeline standalone --remote-code
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder of a saved pipeline")
     parser.add_argument("target", help="folder to write; it must not exist")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="what weights are rounded to (default: bfloat16; with --remote-code they stay as they are)",
+    )
+    parser.add_argument(
+        "--remote-code",
+        action="store_true",
+        help="add this package's code, so that transformers and diffusers open the target without the package, with "
+        "trust_remote_code=True",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.source), Path(arguments.target)
     if not (source / "model_index.json").is_file():
-        raise FileNotFoundError(f"The source must be a saved pipeline. {source} has no model_index.json.")
+        raise FileNotFoundError(
+            f"The source must be a saved pipeline. {source} has no model_index.json.{_hint(source)}"
+        )
     if target.exists():
         raise FileExistsError(f"The target must not exist yet. {target} does. Choose another, or remove it.")
-
-    import torch
-
-    from ..models.target_encoder import load_target_encoder
-    from ..pipelines.pipeline_blip3o import Blip3oPipeline
-
-    dtype = getattr(torch, arguments.dtype)
+    if arguments.remote_code:
+        check_pipeline(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-"))
     try:
-        Blip3oPipeline.from_pretrained(source).to(dtype).save_pretrained(work)
-        if encoder_beside(str(source)):
-            encoder, image_processor = load_target_encoder(encoder_beside(str(source)))
-            encoder.to(dtype).save_pretrained(work / "target_encoder")
-            image_processor.save_pretrained(work / "target_encoder")
-        for config_file in (work / "config.json", work / "model/config.json", work / "target_encoder/config.json"):
-            if config_file.is_file():
-                _compute_in_full_precision(config_file)
+        if arguments.remote_code and arguments.dtype is None:
+            hidden = shutil.ignore_patterns(".*", "__pycache__")
+            shutil.copytree(source, work, ignore=hidden, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        else:
+            _round(source, work, arguments.dtype or "bfloat16")
+        if arguments.remote_code:
+            add_code(work)
         work.chmod(0o755)
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(target.absolute())
     return 0
+
+
+def _hint(source: Path) -> str:
+    """What to do with a folder that is no saved pipeline."""
+    from ..models.original_layout import original_settings
+
+    if not source.is_dir() or original_settings(source) is None:
+        return ""
+    return " It is a published checkpoint. Run `blip3o-hf convert` first, and export what that writes."
+
+
+def _round(source: Path, folder: Path, name: str) -> None:
+    """
+    Save the pipeline of one folder in another, and the target encoder beside it, with weights of another type that are
+    still computed with in full precision.
+    """
+    import torch
+
+    from ..models.target_encoder import load_target_encoder
+    from ..pipelines.pipeline_blip3o import Blip3oPipeline
+
+    dtype = getattr(torch, name)
+    Blip3oPipeline.from_pretrained(source).to(dtype).save_pretrained(folder)
+    if encoder_beside(str(source)):
+        encoder, image_processor = load_target_encoder(encoder_beside(str(source)))
+        encoder.to(dtype).save_pretrained(folder / "target_encoder")
+        image_processor.save_pretrained(folder / "target_encoder")
+    for config_file in (folder / "config.json", folder / "model/config.json", folder / "target_encoder/config.json"):
+        if config_file.is_file():
+            _compute_in_full_precision(config_file)
 
 
 def _compute_in_full_precision(config_file: Path) -> None:

@@ -3,26 +3,27 @@
 Training is PEFT's own: `get_peft_model(model, lora_config(model))`. A file of adapters names tensors as diffusers
 does, `<part>.<layer>.lora_A.weight`, with rank and alpha of each part in its metadata; trained queries are whole, as
 `queries.weight`.
+
+A pipeline imports this, and draws where PEFT is not installed: only what has to do with adapters needs it.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME as PEFT_CONFIG_NAME
-from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, is_peft_available
 
 from ..files import written_whole
 from ..names import unknown_name
@@ -30,12 +31,27 @@ from .checkpoint_files import checkpoint_files
 from .configuration_blip3o import Blip3oConfig
 from .modeling_blip3o import Blip3oForConditionalGeneration, Blip3oQueries
 
+if is_peft_available():
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
 LORA_PARTS = ("transformer", "backbone")
 QUERIES = "queries.weight"
 _TRANSFORMER_LAYERS = r"transformer\.layers\.\d+\.(attn[12]\.to_[qkv]|attn2\.to_out\.0|feed_forward\.linear_[123])"
 _LORA_TENSOR = re.compile(rf"({'|'.join(LORA_PARTS)})\.(.+)\.lora_([AB])\.weight")
 # Ways to initialise LoRA that leave the model's own weights as they are; the others of PEFT subtract from them.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+
+
+def check_peft() -> None:
+    """Raise an `ImportError` where PEFT is not installed."""
+    if not is_peft_available():
+        raise ImportError("Adapters need PEFT. It is not installed. Install it: pip install peft.")
+
+
+def adapted_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a model that PEFT put in the place of its own."""
+    return (module for module in model.modules() if is_peft_available() and isinstance(module, BaseTunerLayer))
 
 
 def lora_config(
@@ -224,7 +240,7 @@ def read_lora(
     files = checkpoint_files(source, **where)
     if weight_name is None and Path(source).is_file():
         weight_name = Path(source).name
-    candidates = (LORA_WEIGHT_NAME_SAFE, PEFT_WEIGHT_NAME) if weight_name is None else (weight_name,)
+    candidates = (LORA_WEIGHT_NAME_SAFE, ADAPTER_SAFE_WEIGHTS_NAME) if weight_name is None else (weight_name,)
     if not candidates[0].endswith(".safetensors"):
         raise ValueError(_no_pickle(candidates[0]))
     path = next((path for name in candidates if (path := files.path(name))), None)
@@ -246,14 +262,14 @@ def read_lora(
         raise ValueError(
             f"A LoRA must be a readable safetensors file. {path} is damaged ({error}). Save or download it again."
         ) from error
-    if path.name != PEFT_WEIGHT_NAME:
+    if path.name != ADAPTER_SAFE_WEIGHTS_NAME:
         metadata = header.get(LORA_ADAPTER_METADATA_KEY)
         return tensors, None if metadata is None else json.loads(metadata)
-    config = files.path(PEFT_CONFIG_NAME)
+    config = files.path(ADAPTER_CONFIG_NAME)
     if config is None:
         raise ValueError(
-            f"PEFT keeps rank and alpha in {PEFT_CONFIG_NAME}, beside {PEFT_WEIGHT_NAME}. {files} has none. Copy it "
-            f"from where the adapter was saved."
+            f"PEFT keeps rank and alpha in {ADAPTER_CONFIG_NAME}, beside {ADAPTER_SAFE_WEIGHTS_NAME}. {files} has "
+            f"none. Copy it from where the adapter was saved."
         )
     return from_peft(tensors, LoraConfig.from_pretrained(config.parent), str(path))
 
@@ -507,6 +523,8 @@ __all__ = [
     "QUERIES",
     "Blip3oAdaptedQueries",
     "LoraPart",
+    "adapted_layers",
+    "check_peft",
     "export_lora",
     "from_peft",
     "lora_config",

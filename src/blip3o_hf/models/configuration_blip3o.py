@@ -1,5 +1,7 @@
 """Configuration of a BLIP3-o model: which backbone, which transformer, which objective."""
 
+from typing import Any, ClassVar
+
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
@@ -50,6 +52,12 @@ class Blip3oConfig(PreTrainedConfig):
     Raises:
         ValueError: on an unknown `objective`, on statistics of the wrong length, or on a `condition_dropout`
             outside [0, 1).
+    """
+
+    ignored_entries: ClassVar[tuple[str, ...]] = ("auto_map", "custom_pipelines")
+    """
+    Entries of a `config.json` that name code beside it (`blip3o-hf export --remote-code`). This code takes its place,
+    and what is saved later has none beside it. Code that a repository carries sets this to `()`.
     """
 
     model_type = "blip3o"
@@ -122,6 +130,12 @@ class Blip3oConfig(PreTrainedConfig):
                 f"path; to build on a plain backbone, use `from_backbone`."
             )
         return config_dict, unused_kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers, without `ignored_entries`."""
+        config_dict = {name: value for name, value in config_dict.items() if name not in cls.ignored_entries}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def uses_transformer(self) -> bool:

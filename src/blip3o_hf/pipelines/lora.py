@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from ..models.adapters import (
     LORA_PARTS,
     QUERIES,
     Blip3oAdaptedQueries,
+    adapted_layers,
+    check_peft,
     read_lora,
     split_lora,
     write_lora,
@@ -86,7 +87,9 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         Raises:
             ValueError: when the adapter was made for another model, holds anything but LoRA and queries, or its name
                 is taken. The pipeline is then as it was.
+            ImportError: without PEFT.
         """
+        check_peft()
         source = pretrained_model_name_or_path_or_dict
         tensors, metadata = self.lora_state_dict(source, return_lora_metadata=True, **kwargs)
         label = "The dictionary" if isinstance(source, Mapping) else str(source)
@@ -118,8 +121,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
     def _new_adapter_name(self, name: str | None) -> str:
         """A name that no adapter has: the given one, or the first free number."""
         registered = {name for names in self.get_list_adapters().values() for name in names}
-        layers = (module for module in self.model.modules() if isinstance(module, BaseTunerLayer))
-        foreign = {name for layer in layers for name in layer.lora_A} - registered
+        foreign = {name for layer in adapted_layers(self.model) for name in layer.lora_A} - registered
         if foreign:
             raise ValueError(
                 f"The pipeline can only manage adapters that were loaded into its parts. Its model carries "
@@ -297,8 +299,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in diffusers; layers that carry an adapter cannot be saved as plain weights."""
-        carries = any(isinstance(module, (BaseTunerLayer, Blip3oAdaptedQueries)) for module in self.model.modules())
-        if carries:
+        if list(adapted_layers(self.model)) or self._adapted_queries is not None:
             raise ValueError(
                 "A pipeline is saved without adapters in its layers. This one carries some. Call "
                 "unload_lora_weights(), after fuse_lora() to keep what they do."

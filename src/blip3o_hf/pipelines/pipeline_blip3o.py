@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "features")
 ORIGINAL_DECODER = "diffusion-decoder"
+PACKAGE = "blip3o_hf"
 # Arguments of `from_pretrained` that the parts of the diffusion decoder take, too.
 _DECODER_ARGUMENTS = ("device_map", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict")
 # Arguments of `save_pretrained` that are for `push_to_hub`.
@@ -110,6 +111,9 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
 
     ```
     """
+
+    library: ClassVar[str] = PACKAGE
+    """The name under which diffusers finds the classes of the parts; code that a repository carries sets another."""
 
     model_cpu_offload_seq = "model->decoder->unet->vae"
     # A list: diffusers adds it to one.
@@ -251,6 +255,23 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         pipeline = cls(**given)
         pipeline.register_to_config(_name_or_path=str(source))
         return pipeline
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """As in diffusers; a repository that carries code (`hub/standalone.py`) is opened with that of this class."""
+        settings = super()._dict_from_json_file(json_file)
+        class_name = settings.get("_class_name") if isinstance(settings, dict) else None
+        if isinstance(class_name, list) and len(class_name) == 2:
+            file, settings["_class_name"] = class_name
+            for name, value in settings.items():
+                if isinstance(value, list) and value[:1] == [f"{file}_part"]:
+                    settings[name] = [cls.library, value[1]]
+        elif not isinstance(class_name, str):
+            raise ValueError(
+                f"A {cls.config_name} names the class of its pipeline. {json_file} does not. Save or download it "
+                f"again."
+            )
+        return settings
 
     @staticmethod
     def _check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> None:
@@ -739,7 +760,11 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         """What `save_pretrained` writes besides the components: the root of a folder that holds these already."""
         root = Path(folder)
         model_index = json.loads((root / self.config_name).read_text())
-        model_index = {name: value for name, value in model_index.items() if value != [None, None]}
+        model_index = {
+            name: [PACKAGE, value[1]] if isinstance(value, list) and value[0] == self.library else value
+            for name, value in model_index.items()
+            if value != [None, None]
+        }
         (root / self.config_name).write_text(json.dumps(model_index, indent=2, sort_keys=True) + "\n")
         if self.processor is not None:
             self.processor.save_pretrained(root)
