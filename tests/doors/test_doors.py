@@ -27,7 +27,7 @@ def sources(tmp_path_factory):
     """A folder for each column."""
     root = tmp_path_factory.mktemp("sources")
     Blip3oPipeline.from_pretrained(packaged_model_path()).save_pretrained(root / "saved")
-    write_original_checkpoint(root / "original", tied=False, diffusion_decoder=True)
+    write_original_checkpoint(root / "original", tied=False, diffusion_decoder=True, image_processor=False)
     return {"packaged": packaged_model_path(), **{name: str(root / name) for name in ("saved", "original")}}
 
 

@@ -1,6 +1,7 @@
 """What was pushed opens by every door of the libraries, and draws what it drew in its folder."""
 
 import pytest
+from tests.doors.doors import DRAWING, READING
 from tests.hub.standin import TOKENS
 
 
@@ -15,10 +16,15 @@ def results(runs):
     return runs[0]
 
 
-def test_a_pushed_pipeline_draws_the_same_by_every_door(results):
-    expected = results["revisions"]["second"]
-    assert set(results["doors"]["drawn"].values()) == {expected}, results["doors"]["drawn"]
+@pytest.mark.parametrize("door", [*DRAWING, "snapshot"])
+def test_a_pushed_pipeline_draws_the_same_by_every_door(results, door):
+    assert results["doors"][door] == results["doors"]["drawn from the folder"]
     assert results["doors"]["command"] == 0
+
+
+@pytest.mark.parametrize("door", READING)
+def test_a_pushed_model_answers_the_same_by_every_door(results, door):
+    assert results["doors"][door] == results["doors"]["answered from the folder"] != ""
 
 
 def test_a_revision_has_its_own_model_and_its_own_decoder(results):
