@@ -95,6 +95,33 @@ def test_edits_and_reconstructions_train_beside_captions(make_recipe, photos, tm
     assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["train_loss"]))
 
 
+def test_queries_of_a_backbone_that_trains_learn_to_say_captions(make_recipe, photos):
+    everything = ["queries", "transformer", "backbone"]
+    recipe = make_recipe({"train": everything, "caption_weight": 0.5}, max_steps=12, learning_rate=3e-3)
+    trainer = Blip3oTrainer(build_stage(recipe))
+    stage, records = trainer.stage, [trainer.train_dataset[index] for index in range(2)]
+    batch = {**stage.collate(records)}
+    words = stage.processor.tokenizer(f" {records[0].prompt}", add_special_tokens=False)["input_ids"]
+    assert batch["phrase_ids"][0, 0, : len(words)].tolist() == words
+    batch["target_features"] = stage.features(batch.pop("target_pixel_values"))
+
+    def losses():
+        with torch.no_grad():
+            output = trainer.model.eval()(**batch, generator=[torch.Generator().manual_seed(n) for n in range(2)])
+            generators = [torch.Generator().manual_seed(n) for n in range(2)]
+            return output, stage.loss(trainer.model, {**batch}, generators)
+
+    before, whole = losses()
+    assert torch.isclose(whole, before.loss + 0.5 * before.text_loss)
+    trainer.train()
+    assert losses()[0].text_loss < before.text_loss - 0.5
+
+
+def test_a_frozen_backbone_cannot_learn_captions(make_recipe):
+    with pytest.raises(ValueError, match=r"Only a backbone that trains learns to say captions\. .* Add 'backbone' to"):
+        build_stage(make_recipe({"caption_weight": 0.5}))
+
+
 def test_answers_are_refused_by_name(make_recipe, tmp_path):
     (tmp_path / "chat.jsonl").write_text(json.dumps({"turns": [["1 + 1?", "2"]]}) + "\n")
     trainer = Blip3oTrainer(build_stage(make_recipe(sources=[{"path": str(tmp_path / "chat.jsonl")}])))
@@ -111,6 +138,7 @@ def test_one_command_leaves_recipes_and_a_pipeline_that_draws(photos, tmp_path):
     recipe = yaml.safe_load((out / "generation.yaml").read_text())
     assert recipe["inputs"] == {"model": "blip3o-tiny", "decoder": str(out / "decoder")}
     assert recipe["training"]["max_steps"] == 2 and recipe["training"]["muon_learning_rate"] > 0
+    assert "backbone" in recipe["model"]["train"] and recipe["model"]["caption_weight"] > 0
     pipe = Blip3oPipeline.from_pretrained(out / "generation" / "pipeline")
     before = Blip3oPipeline.from_pretrained(PACKAGED)
     for name in ("decoder", "transformer"):
