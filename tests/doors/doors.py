@@ -105,11 +105,17 @@ def conversation(processor) -> list[dict]:
 def any_to_any(source):
     from transformers import pipeline
 
+    from blip3o_hf.pipelines.pipeline_blip3o import ORIGINAL_DECODER
+    from blip3o_hf.pipelines.pipeline_blip3o_decoder import has_decoder
+
     unified = pipeline("any-to-any", model=source)
+    steps = {"num_inference_steps": STEPS}
+    if has_decoder(source, subfolder=ORIGINAL_DECODER):
+        steps["decoder_num_inference_steps"] = STEPS
     drawn = unified(
         text=conversation(unified.processor),
         generation_mode="image",
-        generate_kwargs={"generator": generator(), "num_inference_steps": STEPS},
+        generate_kwargs={"generator": generator(), **steps},
     )
     return pixels(drawn[0]["generated_image"])
 

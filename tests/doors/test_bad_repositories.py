@@ -62,8 +62,7 @@ def test_a_pipeline_of_the_repository_is_not_run(folder):
 def test_a_part_outside_of_the_repository_is_not_read(folder):
     shutil.copytree(folder / "decoder", folder.parent / "elsewhere")
     change(folder / "model_index.json", **{"decoder": None, "../elsewhere": ["blip3o_hf", "Blip3oPatchDecoder"]})
-    with pytest.raises((ValueError, TypeError)):
-        Blip3oPipeline.from_pretrained(folder)
+    assert Blip3oPipeline.from_pretrained(folder).decoder is None
 
 
 def test_code_of_a_known_model_type_is_ours(folder):
@@ -81,8 +80,13 @@ def test_code_of_an_unknown_model_type_is_not_run(folder):
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"_class_name": 3}'])
-@pytest.mark.parametrize("pipeline_class", [Blip3oPipeline, DiffusionPipeline])
+@pytest.mark.parametrize(
+    ("pipeline_class", "content"),
+    [
+        *((Blip3oPipeline, content) for content in ("", "{", "[]", '{"_class_name": 3}')),
+        *((DiffusionPipeline, content) for content in ("", "{")),
+    ],
+)
 def test_a_damaged_model_index_is_named(folder, pipeline_class, content):
     (folder / "model_index.json").write_text(content)
     with pytest.raises((OSError, ValueError), match=r"model_index\.json"):

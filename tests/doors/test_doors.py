@@ -67,7 +67,7 @@ def test_a_closed_door_says_what_it_looked_for(sources, door):
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 @pytest.mark.parametrize("door", NEEDS_TORCHVISION)
 def test_without_torchvision_transformers_closes_a_door(sources, door):
-    with pytest.raises(ImportError, match="torchvision"):
+    with pytest.raises(ImportError, match="Torchvision"):
         (DRAWING | READING)[door](sources["packaged"])
 
 

@@ -23,6 +23,10 @@ from blip3o_hf.data.mixture import open_mixture
 """
 TAKEN_FOR_GRANTED = {
     "docs/lora.md": """
+from peft import get_peft_model
+from blip3o_hf.models.adapters import lora_config, save_lora
+other = Blip3oForConditionalGeneration.from_pretrained(PUBLISHED, dtype=torch.bfloat16)
+save_lora(get_peft_model(other, lora_config(other, parts=("transformer",), rank=4)), "my-cat-lora")
 base = Blip3oForConditionalGeneration.from_pretrained(PUBLISHED, dtype=torch.bfloat16)
 size = base.config.feature_size
 batches = [(["a cat", "a dog"], torch.randn(2, base.config.feature_dim, size, size))]
@@ -39,6 +43,7 @@ LIBRARIES = ("torchao", "bitsandbytes")
 REPLACED = {
     r"BLIP3o/BLIP3o-Model-\dB": "{published}",
     r'"cuda"': '"cpu"',
+    r"EvaClipVisionModel.from_pretrained\((.*?)\)": r"EvaClipVisionModel.from_pretrained(\1, num_attention_heads=2)",
     r"enable_model_cpu_offload\(\)": 'enable_model_cpu_offload(device="cpu")',
 }
 
@@ -69,7 +74,7 @@ def test_snippets_run(path, published, photos, tmp_path, monkeypatch):
     for snippet in SNIPPET.finditer(text):
         code = snippet["code"]
         for pattern, replacement in REPLACED.items():
-            code = re.sub(pattern, replacement.format(published=published), code)
+            code = re.sub(pattern, replacement.replace("{published}", published), code)
         line = text[: snippet.start("code")].count("\n")
         program = compile("\n" * line + code, path, "exec")
         absent = [name for name in LIBRARIES if name in code.lower() and importlib.util.find_spec(name) is None]

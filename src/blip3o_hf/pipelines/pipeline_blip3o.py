@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..models.checkpoint_files import HUB_ARGUMENTS, checkpoint_files
 from ..models.condition_cache import Blip3oConditionCache
+from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.loading import align, check_finite
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.original_layout import original_settings
@@ -125,7 +126,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         model: Blip3oForConditionalGeneration,
         processor: Blip3oProcessor | None,
         scheduler: Blip3oFlowScheduler,
-        decoder: Any = None,
+        decoder: Blip3oPatchDecoder | AutoencoderKL | None = None,
         unet: UNet2DConditionModel | None = None,
         vae: AutoencoderKL | None = None,
         decoder_scheduler: EulerDiscreteScheduler | None = None,

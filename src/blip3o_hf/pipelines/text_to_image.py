@@ -168,8 +168,6 @@ def generate_images(
     input_ids: torch.LongTensor,
     attention_mask: torch.Tensor | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
     **kwargs,
 ) -> torch.Tensor:
     """
@@ -179,8 +177,9 @@ def generate_images(
         model: one that was loaded from a repository with a decoder.
         input_ids (`[B, L]`), attention_mask (`[B, L]`): conversations up to the assistant's turn, padded on the left.
             The token that starts an image is added where it is missing.
-        generator: as in [`Blip3oPipeline`], and so are `num_inference_steps` and `guidance_scale`.
-        kwargs: image inputs of the processor. Settings of text generation are without effect.
+        generator: as in [`Blip3oPipeline`].
+        kwargs: image inputs of the processor, and further settings of [`Blip3oPipeline`] (`num_inference_steps`,
+            `guidance_scale` and so on). Those of text generation are without effect.
 
     Returns:
         `torch.Tensor` `[B, 3, H, W]` in [0, 1].
@@ -208,7 +207,7 @@ def generate_images(
     image_inputs = {name: kwargs[name] for name in ("pixel_values", "image_grid_thw") if name in kwargs}
     with torch.no_grad():
         condition = model.encode_condition(input_ids, attention_mask, **image_inputs)
-    sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    sampling = {name: kwargs[name] for name in SAMPLING_ARGUMENTS if kwargs.get(name) is not None}
     return drawing(condition=condition, generator=generator, output_type="pt", **sampling).images
 
 
