@@ -15,6 +15,7 @@ COMMANDS = {
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
+    "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
     "export": "round a pipeline's weights for shipping",
     "env": "print versions for a bug report",
