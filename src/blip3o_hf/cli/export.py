@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from .models import encoder_beside
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from ..hub.cards import CARD, Origin, write_card
+    from ..hub.provenance import public_name
     from ..models.target_encoder import load_target_encoder
     from ..pipelines.pipeline_blip3o import Blip3oPipeline
 
@@ -43,6 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         for config_file in (work / "config.json", work / "model/config.json", work / "target_encoder/config.json"):
             if config_file.is_file():
                 _compute_in_full_precision(config_file)
+        summary = (
+            f"The weights of the folder `{public_name(str(source))}`, rounded to {arguments.dtype} by `blip3o-hf "
+            f"export`."
+        )
+        write_card(work, replace(Origin.of_card(source / CARD), summary=summary), name=target.name)
         work.chmod(0o755)
         work.rename(target)
     finally:

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ..hub.cards import CARD, Origin, is_hub_id, write_card
 from ..models.checkpoint_files import HUB_ARGUMENTS, checkpoint_files
 from ..models.condition_cache import Blip3oConditionCache
 from ..models.loading import align, check_finite
@@ -701,10 +702,25 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         """
         Save every component to its subfolder, and at the root what transformers looks for: the model's config, its
         processor, and an index that points into `model/`. Weights are stored once. `model_index.json` names the
-        parts that the pipeline has.
+        parts that the pipeline has. A folder without a README.md gets a card; one that is there stays as it is.
         """
         super().save_pretrained(save_directory, safe_serialization=safe_serialization, variant=variant, **kwargs)
         self.write_root(save_directory, variant)
+        if not Path(save_directory, CARD).exists():
+            write_card(save_directory, self._origin)
+
+    @property
+    def _origin(self) -> Origin:
+        """What a pipeline knows of its weights: at most where it was loaded from."""
+        place = self.config.get("_name_or_path") or ""
+        if not is_hub_id(place):
+            return Origin()
+        return Origin(
+            summary=f"Saved by `Blip3oPipeline.save_pretrained`, which had been loaded from [{place}]"
+            f"(https://huggingface.co/{place}). Whether weights were changed in between is not known.",
+            made_from={"pipeline": f"[{place}](https://huggingface.co/{place})"},
+            base_model=(place,),
+        )
 
     def write_root(self, folder: str | os.PathLike, variant: str | None = None) -> None:
         """What `save_pretrained` writes besides the components: the root of a folder that holds these already."""
