@@ -186,7 +186,7 @@ def test_what_training_leaves_passes_once_a_licence_is_stated(trained, place):
     data = front_matter(folder / "README.md")
     assert (data["base_model"], data["language"]) == ("blip3o-tiny", ["en"])
     assert data["base_model_relation"] == ("adapter" if place == "adapters" else "finetune")
-    assert "1 steps of 2 records on 1 process (cpu)" in text and "max_steps: 1" in text
+    assert "1 step of 2 records on 1 process (cpu)" in text and "max_steps: 1" in text
     assert code_version() in text and re.search(r"parameters, [\d,]+ train", text)
     assert str(trained) not in text, "paths of this machine"
     state_license(folder)
@@ -227,7 +227,7 @@ def test_rounded_weights_keep_what_is_known_of_them(trained, tmp_path):
     assert main(["export", str(trained / "whole" / "pipeline"), str(tmp_path / "rounded")]) == 0
     text = (tmp_path / "rounded" / "README.md").read_text()
     assert "rounded to bfloat16 by `blip3o-hf export`" in text and "\n# rounded\n" in text
-    assert "1 steps of 2 records" in text and "Stored as bfloat16" in text and "samples.png" not in text
+    assert "1 step of 2 records" in text and "Stored as bfloat16" in text and "samples.png" not in text
     assert front_matter(tmp_path / "rounded" / "README.md")["base_model"] == "blip3o-tiny"
 
 

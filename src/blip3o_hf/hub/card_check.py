@@ -171,7 +171,7 @@ def _file_problems(folder: Path, data: Mapping[str, Any], text: str) -> Iterator
     linked = re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s#]+)", text)
     for verb, places in (("shows the picture", shown), ("links to", linked)):
         for place in dict.fromkeys(places):
-            if not re.match(r"[a-z]+:", place) and not (folder / place).is_file():
+            if not re.match(r"[a-z]+:", place) and not (folder / place).exists():
                 yield f"The card {verb} {place}, and there is no such file beside it. Add it, or take that out."
 
 

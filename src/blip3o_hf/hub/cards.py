@@ -24,8 +24,7 @@ TEMPLATE = Path(__file__).with_name("model_card.md")
 UNKNOWN_BASE = "owner/name"
 TRAINED = "generated_from_trainer"
 NO_RESULTS = (
-    "No figure was entered. `blip3o-hf evaluate --output results.json` measures, and `blip3o-hf card write FOLDER "
-    "--results results.json` enters what it measured."
+    "No figure was entered. `blip3o-hf card write FOLDER --results results.json` enters what an evaluation measured."
 )
 LIMITS = (
     "Neither limits nor biases of these weights were measured. A model repeats the biases of its training data and of "
@@ -190,7 +189,8 @@ def update_card(
     **fields: Any,
 ) -> list[Path]:
     """
-    Change a card in place: fields of its front matter, and the results of benchmarks. Its other text stays.
+    Change a card in place: fields of its front matter, and the results of benchmarks. Its other text stays; comments
+    in the front matter are lost.
 
     Args:
         path: of a card.

@@ -57,7 +57,7 @@ def _training(stage: Stage, num_steps: int, what_trains: str) -> str:
     size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     return "\n".join(
         (
-            f"{num_steps:,} steps of {size} records on {arguments.world_size} "
+            f"{num_steps:,} {'step' if num_steps == 1 else 'steps'} of {size} records on {arguments.world_size} "
             f"{'process' if arguments.world_size == 1 else 'processes'} ({arguments.device.type}), with blip3o_hf "
             f"{code_version()} and this recipe (`blip3o-hf train`):",
             "",
