@@ -42,6 +42,7 @@ def test_every_command_has_help_with_examples(capsys):
         "precompute",
         "data",
         "evaluate",
+        "card",
         "convert",
         "export",
         "push",
@@ -88,7 +89,7 @@ def test_outputs_are_checked_before_any_work(tmp_path, capsys):
     fails(capsys, ["generate", "a circle", "-o", tmp_path], "The output must be a file")
     fails(capsys, ["generate", "a circle", "-o", tmp_path / "a.txt"], "no ending of one", "out.png")
     fails(capsys, ["demo", "-o", tmp_path / "missing" / "a.png"], "The output's folder must exist")
-    fails(capsys, ["evaluate", "--json", tmp_path / "missing" / "a.json"], "The output's folder must exist")
+    fails(capsys, ["evaluate", "--output", tmp_path / "missing" / "a.json"], "The output's folder must exist")
 
 
 def test_describe_answers_questions_about_a_picture(scene_file, capsys):
@@ -129,16 +130,20 @@ def test_demo_writes_a_grid_and_prints_its_path(tmp_path, capsys):
     assert min(Image.open(out).size) > 500
 
 
-def test_evaluate_prints_a_table_and_writes_json(tmp_path, capsys):
-    out = tmp_path / "scores.json"
-    call = ["evaluate", "--per-family", "2", "--per-kind", "2", "--steps", "2", "--json", str(out)]
+def test_evaluate_prints_a_table_and_writes_results(tmp_path, capsys):
+    out = tmp_path / "results.json"
+    call = ["evaluate", "--per-family", "2", "--per-kind", "2", "--steps", "2", "--output", str(out)]
     assert main(call) == 0
     printed = capsys.readouterr().out
     for word in ("score", "chance", "ceiling", "overall", "counting", "unseen_relation", "position"):
         assert word in printed
-    scores = json.loads(out.read_text())
-    assert set(scores) == {"score", "chance", "ceiling", "understanding"}
-    assert all(total == 2 and 0 <= passed <= 2 for rates in scores.values() for passed, total in rates.values())
+    written = json.loads(out.read_text())
+    assert {"benchmark", "command", "date", "settings", "versions", "scores"} <= written.keys()
+    for row in written["scores"]:
+        assert row["name"] in printed and (row["total"] == 2 or row["name"] == "overall")
+        for figure in (row["figure"], *row["beside"].values()):
+            low, high = figure["interval"]
+            assert 0 <= low <= figure["value"] + 1e-9 and figure["value"] - 1e-9 <= high <= 1
     fails(capsys, ["evaluate", "--per-family", "0"], "--per-family must be at least 1. Got 0")
 
 

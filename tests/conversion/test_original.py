@@ -153,7 +153,7 @@ def test_the_card_says_where_it_comes_from(source, target):
     report = convert_original(source, target)
     card = (target / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: blip3o_hf\npipeline_tag: text-to-image\n")
-    assert "from `source`" in card and 'Blip3oPipeline.from_pretrained("target")' in card
+    assert "from the folder `source`" in " ".join(card.split()) and 'Blip3oPipeline.from_pretrained("target")' in card
     assert report.summary() in card and "unet/" in report.summary()
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts and questions",
+    "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
     "export": "write a pipeline for shipping: weights rounded, or with the code to open it without this package",
     "push": "upload a model, processor, LoRA or precomputed features to the Hugging Face Hub",

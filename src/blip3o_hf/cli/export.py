@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ..hub.standalone import add_code, check_pipeline
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             shutil.copytree(source, work, ignore=hidden, copy_function=shutil.copyfile, dirs_exist_ok=True)
         else:
             _round(source, work, arguments.dtype or "bfloat16")
+            _write_card(source, work, arguments.dtype or "bfloat16", target.name)
         if arguments.remote_code:
             add_code(work)
         work.chmod(0o755)
@@ -87,6 +89,15 @@ def _round(source: Path, folder: Path, name: str) -> None:
     for config_file in (folder / "config.json", folder / "model/config.json", folder / "target_encoder/config.json"):
         if config_file.is_file():
             _compute_in_full_precision(config_file)
+
+
+def _write_card(source: Path, folder: Path, dtype: str, name: str) -> None:
+    """The card of the source, for weights that were rounded."""
+    from ..hub.cards import CARD, Origin, write_card
+    from ..hub.provenance import public_name
+
+    summary = f"The weights of the folder `{public_name(str(source))}`, rounded to {dtype} by `blip3o-hf export`."
+    write_card(folder, replace(Origin.of_card(source / CARD), summary=summary), name=name)
 
 
 def _compute_in_full_precision(config_file: Path) -> None:

@@ -1,5 +1,7 @@
 """What each training stage is judged by, and what completes its result: joins training to pipelines and evaluation."""
 
+import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 
 from ..evaluation import shapes
 from ..evaluation.sheets import contact_sheet
+from ..hub.cards import Origin, write_card
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.original_layout import original_settings
@@ -19,6 +22,8 @@ from ..training.distributed import whole_weights
 from ..training.stages import GenerationStage, Stage
 from ..training.trainer import Evaluation
 from .files import save_picture
+
+_SAMPLES = re.compile(r"samples-(\d+)\.png")
 
 
 def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
@@ -122,9 +127,10 @@ def evaluation_for(stage: Stage, folder: Path) -> Evaluation | None:
     return None
 
 
-def finish_result(stage: Stage, folder: Path) -> None:
+def finish_result(stage: Stage, folder: Path, origin: Origin | None = None) -> None:
     """
-    After generation or joint training: write the whole pipeline, target encoder included, to `folder`/pipeline.
+    After generation or joint training: write the whole pipeline, target encoder and card included, to
+    `folder`/pipeline.
 
     Not after LoRA, which leaves adapters for the pipeline of the model that it adapted.
     """
@@ -137,3 +143,13 @@ def finish_result(stage: Stage, folder: Path) -> None:
         stage.load_encoder()
     stage.encoder.save_pretrained(folder / "pipeline" / "target_encoder")
     stage.image_processor.save_pretrained(folder / "pipeline" / "target_encoder")
+    picture = _newest_samples(folder)
+    if picture is not None:
+        shutil.copyfile(picture, folder / "pipeline" / "samples.png")
+    write_card(folder / "pipeline", origin, picture=picture and "samples.png")
+
+
+def _newest_samples(folder: Path) -> Path | None:
+    """The sheet that the evaluation drew last."""
+    steps = {int(match[1]): path for path in folder.glob("samples-*.png") if (match := _SAMPLES.match(path.name))}
+    return steps[max(steps)] if steps else None

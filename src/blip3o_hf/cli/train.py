@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     trainer.save_result()
     if not trainer.is_world_process_zero():
         return 0
-    finish_result(stage, folder)
+    finish_result(stage, folder, trainer.origin)
     print(f"{recipe.stage}: {trainer.state.global_step} steps, {wall:.0f} s of wall time, {cpu:.0f} s of CPU time")
     print(folder.absolute())
     return 0

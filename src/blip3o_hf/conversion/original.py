@@ -18,6 +18,8 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from .. import __version__
 from ..files import written_whole
+from ..hub.cards import CARD, Origin, is_hub_id, stated_license, write_card
+from ..hub.provenance import code_version
 from ..models.checkpoint_files import (
     HubFiles,
     LocalFiles,
@@ -43,38 +45,6 @@ LOCK = ".lock"
 _UNFINISHED = re.compile(r"\.\w+\.(json|safetensors)")  # names that a killed process leaves behind
 _NUM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _DECODER_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-
-CARD = """\
----
-library_name: blip3o_hf
-pipeline_tag: text-to-image
-tags:
-  - blip3o
-  - text-to-image
-  - image-text-to-text
-  - any-to-any
-  - diffusers
-  - transformers
----
-
-# {name}
-
-BLIP3-o ([arXiv 2505.09568](https://arxiv.org/abs/2505.09568)), converted by `blip3o-hf convert` (blip3o_hf {version})
-from `{source}`. The weights are those of the source, bit for bit; their licence is the source's.
-
-```python
-from blip3o_hf import Blip3oPipeline
-
-pipe = Blip3oPipeline.from_pretrained("{name}")
-{use}
-```
-
-It samples as the reference implementation does (docs/parity.md of blip3o_hf).
-
-```text
-{report}
-```
-"""
 
 
 @dataclass
@@ -386,17 +356,25 @@ def _write_settings(work: Path, pipeline: Blip3oPipeline, parts: list[_Part], re
             image_processor.save_pretrained(work / part.folder)
     pipeline.save_config(work)
     pipeline.write_root(work)
-    use = 'image = pipe("a photo of a cat").images[0]'
-    if pipeline.unet is None:
-        use = 'features = pipe("a photo of a cat", output_type="features").image_features'
-    card = CARD.format(
-        name=Path(report.target).name,
-        version=__version__,
-        source=Path(report.source).name if Path(report.source).exists() else report.source,
-        use=use,
-        report=report.summary(),
+    write_card(work, _origin(report, parts[0].files.path(CARD)), name=Path(report.target).name)
+
+
+def _origin(report: ConversionReport, card: Path | None) -> Origin:
+    """What is known of where the weights come from, the licence that the source's card states included."""
+    is_on_hub = is_hub_id(report.source)
+    name = Path(report.source).name if not is_on_hub else f"[{report.source}](https://huggingface.co/{report.source})"
+    source = name if is_on_hub else f"the folder `{name}`"
+    return Origin(
+        summary=f"Converted by `blip3o-hf convert` (blip3o_hf {code_version()}) from {source}. The weights are those "
+        f"of the source, bit for bit, and their licence is the source's. It samples as the reference implementation "
+        f"does.",
+        training=f"Nothing was trained here. How the source was trained, its own card says.\n\n"
+        f"```text\n{report.summary()}\n```",
+        data="The source's; its own card says.",
+        made_from={"all": source},
+        base_model=(report.source,) if is_on_hub else (),
+        license={} if card is None else stated_license(card),
     )
-    (work / "README.md").write_text(card)
 
 
 __all__ = ["ConversionReport", "convert_original"]

@@ -1,6 +1,7 @@
 """The tiny world's benchmark: held-out prompts drawn and verified, held-out questions answered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ..data.shapes import (
     sample_scene,
     verify,
 )
+from ..hub.provenance import now, versions
+from ..hub.results import Evaluation, Figure, Score
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.target_encoder import extract_features, normalize, stack_images
@@ -24,6 +27,17 @@ from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .statistics import Rate
 
 KINDS_OF_UNSEEN = {"unseen_combination": "colors", "unseen_relation": "position"}
+BENCHMARK = "Tiny world of coloured shapes"
+ABOUT = (
+    "95 % Wilson intervals. One picture for each prompt, nothing chosen. A picture passes when the programmatic "
+    "verifier finds exactly the objects, colours, counts, relation and background that the prompt states, and nothing "
+    "else. All prompts are held out of training; `unseen_combination` asks for colour and shape pairs, "
+    "`unseen_relation` for relations, that no training picture shows. *Chance* is the pass rate of clean pictures of "
+    "other prompts of the same kind (`colors` for `unseen_combination`, `position` for `unseen_relation`): what a "
+    "model deaf to the prompt reaches. *Ceiling* is that of true pictures after the target encoder and the decoder: "
+    "what a perfect generator would reach. Questions are about scenes held out of all training; an answer counts when "
+    "it is exactly right."
+)
 
 
 def held_out_prompts(
@@ -163,3 +177,36 @@ def score_understanding(
 def overall(rates: dict[str, Rate]) -> Rate:
     """All families together."""
     return sum(rates.values(), Rate(0, 0))
+
+
+def report(
+    columns: Mapping[str, Mapping[str, Rate]],
+    answers: Mapping[str, Rate],
+    command: str,
+    settings: Mapping[str, Any],
+) -> Evaluation:
+    """
+    What was measured, as a file that a model card takes up.
+
+    Args:
+        columns: rates by family; `score` is the model's, the others are what to compare it with.
+        answers: accuracies by kind of question.
+        command, settings: as in [`~hub.results.Evaluation`].
+    """
+    others = {name: rates for name, rates in columns.items() if name != "score"}
+    drawn = [
+        Score(
+            "text-to-image",
+            family,
+            _figure(rate),
+            rate.total,
+            {name: _figure(rates[family]) for name, rates in others.items()},
+        )
+        for family, rate in columns["score"].items()
+    ]
+    answered = [Score("visual-question-answering", kind, _figure(rate), rate.total) for kind, rate in answers.items()]
+    return Evaluation(BENCHMARK, ABOUT, command, now(), dict(settings), versions(), (*drawn, *answered))
+
+
+def _figure(rate: Rate) -> Figure:
+    return Figure(rate.value, rate.interval)

@@ -120,6 +120,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
     # A list: diffusers adds it to one.
     _optional_components = ["processor", "decoder", "unet", "vae", "decoder_scheduler"]
     _callback_tensor_inputs = ("latents",)
+    card_writer: ClassVar[Callable[[str | os.PathLike, str], None] | None] = None
+    """Writes the card of a saved pipeline, given its folder and where it was loaded from; the package registers it."""
 
     def __init__(
         self,
@@ -733,7 +735,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         """
         Save every component to its subfolder, and at the root what transformers looks for: the model's config, its
         processor, and an index that points into `model/`. Weights are stored once. `model_index.json` names the
-        parts that the pipeline has.
+        parts that the pipeline has. A folder without a README.md gets a card; one that is there stays as it is.
 
         Args:
             save_directory: made if need be.
@@ -753,6 +755,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         push_arguments = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if push_to_hub and name in kwargs}
         super().save_pretrained(save_directory, variant=variant, **kwargs)
         self.write_root(save_directory, variant)
+        if self.card_writer is not None and not Path(save_directory, "README.md").exists():
+            self.card_writer(save_directory, self.config.get("_name_or_path") or "")
         if push_to_hub:  # with the root, which diffusers knows nothing of
             repo_id = push_arguments.pop("repo_id", Path(save_directory).resolve().name)
             self.push_to_hub(repo_id, variant=variant, **push_arguments)

@@ -22,9 +22,11 @@ from transformers.utils import logging
 
 from ..data.mixture import StreamingMixture
 from ..files import delete_partial
+from ..hub.cards import CARD, Origin, write_card
 from .checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
 from .distributed import check_engine, forget_gathered, join_processes, local_parts, match_partitioned, whole_model
 from .optimizers import build_optimizer
+from .origin import origin_of
 from .stages import Stage
 
 logger = logging.get_logger(__name__)
@@ -316,7 +318,8 @@ class Blip3oTrainer(Trainer):
         self.clock: tuple[float, int] | None = None
         self.gradient_norm: float | None = None
         self.step_so_far = (-1, 0)  # step, and its batches that this process has seen
-        logger.info(f"What trains:\n{trainable_summary(model)}")
+        self.what_trains = trainable_summary(model)
+        logger.info(f"What trains:\n{self.what_trains}")
         if self.args.compile_transformer:
             model.transformer.compile()
 
@@ -467,13 +470,26 @@ class Blip3oTrainer(Trainer):
 
                 wandb.log({name: wandb.Image(picture), "train/global_step": step})
 
+    @property
+    def origin(self) -> Origin:
+        """What the card of the result says of how it came to be."""
+        return origin_of(self.stage, self.state.global_step, self.what_trains)
+
     def save_result(self) -> Path:
-        """Write the trained part to the recipe's `output_dir`, by one process for all, and return that folder."""
+        """
+        Write the trained part and its card to the recipe's `output_dir`, by one process for all, and return that
+        folder. A card that a person wrote there is kept.
+        """
         folder = Path(self.stage.recipe.output_dir)
         with self.averaged():
             weights = self.accelerator.get_state_dict(self.model_wrapped)
             if self.is_world_process_zero():
                 folder.mkdir(parents=True, exist_ok=True)
+                card = folder / CARD
+                before = card.read_bytes() if card.exists() else None
                 self.stage.save(self.accelerator.unwrap_model(self.model), folder, self._untied(weights))
+                if before is not None:  # PEFT changes a card that is there, and else leaves one of its own
+                    card.write_bytes(before)
+                write_card(folder, self.origin, replace=before is None)
         self.accelerator.wait_for_everyone()
         return folder
