@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.doors.doors import DRAWING, READING
-from tests.training.processes import ROOT
+from tests.hub.carded import put_card
 from transformers import pipeline
 from transformers.pipelines import any_to_any
 
@@ -55,7 +55,7 @@ def weights(repo_id: str) -> dict[str, int]:
 def write_version(folder: Path, decoder_scale: float, query_scale: float) -> Path:
     """The packaged model with other weights in its decoder and in its model."""
     shutil.copytree(packaged_model_path("blip3o-tiny"), folder)
-    shutil.copy(ROOT / "model_cards" / "blip3o-tiny.md", folder / "README.md")
+    put_card(folder)
     for name, scale, part in (
         ("decoder/diffusion_pytorch_model.safetensors", decoder_scale, "out"),
         ("model/model.safetensors", query_scale, "queries"),
@@ -150,7 +150,7 @@ def adapters(out: Path) -> dict:
     model.save_pretrained(out / "peft")
     results = {"plain": drawn(Blip3oPipeline.from_pretrained(out / "first"))}
     for name in ("lora", "peft"):
-        shutil.copy(ROOT / "model_cards" / "blip3o-tiny.md", out / name / "README.md")
+        put_card(out / name, base_model="tester/drawn", base_model_relation="adapter")
         results[f"kind of {name}"] = push_folder(out / name, f"tester/{name}").folder.kind
         for source in (out / name, f"tester/{name}"):
             pipe = Blip3oPipeline.from_pretrained(out / "first")

@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import HfApi
 from safetensors.numpy import save_file
+from tests.hub.carded import put_card
 from tests.hub.standin import READ, tell
-from tests.training.processes import ROOT
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import main as blip3o_hf
 from blip3o_hf.hub import push
 from blip3o_hf.hub.push import PushError, push_folder
 
-CARD = ROOT / "model_cards" / "blip3o-tiny.md"
 API = HfApi()
 WAITED: list[float] = []
 
@@ -59,7 +58,7 @@ def files(repo_id: str, **where) -> dict[str, int]:
 def write_model(folder: Path, *names: str, value: float = 0.0) -> Path:
     """A model of 300 kB for each name, in shards with an index when there are several."""
     folder.mkdir(parents=True)
-    shutil.copy(CARD, folder / "README.md")
+    put_card(folder)
     (folder / "config.json").write_text('{"model_type": "blip3o"}\n')
     weights = {}
     for number, name in enumerate(names):
@@ -84,7 +83,7 @@ def write_features(folder: Path, num_shards: int) -> Path:
 def whole_pipeline(out: Path) -> dict:
     folder = out / "pipeline"
     shutil.copytree(packaged_model_path("blip3o-tiny"), folder)
-    shutil.copy(CARD, folder / "README.md")
+    put_card(folder)
     results = {"folder": str(folder)}
     dry: list = []
     call = ("push", folder, "tester/tiny", "--private", "--revision", "next", "--dry-run")
@@ -111,7 +110,7 @@ def other_kinds(out: Path) -> dict:
     lora.mkdir()
     save_file({"transformer.x.lora_A.weight": np.zeros(4, np.float32)}, lora / "pytorch_lora_weights.safetensors")
     for folder in (processor, lora):
-        shutil.copy(CARD, folder / "README.md")
+        put_card(folder, base_model="tester/tiny", base_model_relation="adapter")
     model = write_model(out / "model", "model.safetensors")
     reports = [push_folder(folder, f"kind-{folder.name}") for folder in (processor, lora, model)]
     features = write_features(out / "features", 5)
@@ -141,6 +140,7 @@ def shards(out: Path) -> dict:
     push_folder(write_model(out / "three", *names), "tester/shards")
     results = {"three": list(files("tester/shards"))}
     save_file({"kept": np.zeros(1, np.float32)}, out / "three" / "pytorch_lora_weights.safetensors")
+    put_card(out / "three", base_model="tester/tiny", base_model_relation="adapter")
     push_folder(out / "three", "tester/shards")
     push_folder(out / "model", "tester/shards")
     results["one"] = list(files("tester/shards"))

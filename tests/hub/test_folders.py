@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tests.training.processes import ROOT
+from tests.hub.carded import put_card
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import main
 from blip3o_hf.hub.folders import read_folder
 from blip3o_hf.hub.push import PushError, push_folder
 
-CARD = ROOT / "model_cards" / "blip3o-tiny.md"
 TOKEN = "hf_" + "A1b2" * 9
 
 
@@ -24,7 +23,7 @@ def model(tmp_path) -> Path:
     """The smallest folder of a model."""
     folder = tmp_path / "model"
     folder.mkdir()
-    shutil.copy(CARD, folder / "README.md")
+    put_card(folder)
     (folder / "config.json").write_text('{"model_type": "blip3o"}')
     save_file({"w": np.zeros(8, np.float32)}, folder / "model.safetensors")
     return folder
@@ -34,7 +33,7 @@ def model(tmp_path) -> Path:
 def pipeline_folder(tmp_path) -> Path:
     folder = tmp_path / "pipeline"
     shutil.copytree(packaged_model_path("blip3o-tiny"), folder)
-    shutil.copy(CARD, folder / "README.md")
+    put_card(folder)
     return folder
 
 
