@@ -55,7 +55,7 @@ def test_lists_generators_and_datasets(draw, batch_size, assert_close):
         results = list(draw(prompts, seed=5, batch_size=batch_size))
         for result, features in zip(results, alone, strict=True):
             assert result["image"].size == (64, 64)
-            assert_close(result["image_features"], features, 1e-4)
+            assert_close(result["image_features"], features, 1e-3)
 
 
 def test_images_of_one_prompt_have_seeds_of_their_own(draw, assert_close):
@@ -63,7 +63,7 @@ def test_images_of_one_prompt_have_seeds_of_their_own(draw, assert_close):
     assert [len(results) for results in several] == [3, 3]
     for number in range(3):
         alone = draw(PROMPTS[1], seed=5 + number)["image_features"]
-        assert_close(several[1][number]["image_features"], alone, 1e-4)
+        assert_close(several[1][number]["image_features"], alone, 1e-3)
 
 
 def test_a_generator_goes_on(draw):
