@@ -41,7 +41,7 @@ settings = {"streaming": True, "sources": [{"path": PHOTOS}]}
 }
 LIBRARIES = ("torchao", "bitsandbytes")
 REPLACED = {
-    r"BLIP3o/BLIP3o-Model-\dB": "{published}",
+    r"BLIP3o/BLIP3o-Model-\dB|(?<=\")blip3o-\db(?=\")": "{published}",
     r'"cuda"': '"cpu"',
     r"EvaClipVisionModel.from_pretrained\((.*?)\)": r"EvaClipVisionModel.from_pretrained(\1, num_attention_heads=2)",
     r"enable_model_cpu_offload\(\)": 'enable_model_cpu_offload(device="cpu")',
