@@ -28,7 +28,6 @@ from blip3o_hf.training.checkpoints import COMPLETE
 from blip3o_hf.training.recipes import load_recipe
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-LONGEST_SAVE = 0.15  # seconds from the beginning of a checkpoint to a kill
 
 
 def start(recipe: str, folder: Path, num_processes: int) -> list[int]:
@@ -80,6 +79,7 @@ if __name__ == "__main__":
     last = f"checkpoints/checkpoint-{load_recipe(recipe).training['max_steps']}/{COMPLETE}"
     children = start(recipe, out / "whole", num_processes)
     to_first_save = until(lambda: unfinished(out / "whole"))
+    save = until(lambda: not unfinished(out / "whole"))
     until((out / "whole" / last).exists)
     began = time.monotonic()
     end(children)
@@ -94,7 +94,7 @@ if __name__ == "__main__":
             time.sleep(moments.uniform(0, after_last_step) + (to_first_save if is_over else 0))
         elif len(kills) % 2:
             until(lambda left=left: unfinished(folder) - left)
-            time.sleep(moments.uniform(0, LONGEST_SAVE))
+            time.sleep(moments.uniform(0, save))
         else:
             time.sleep(moments.uniform(0, 1.5 * to_first_save))
         if kill(children, moments):
