@@ -151,6 +151,18 @@ def test_one_command_leaves_recipes_and_a_pipeline_that_draws(photos, tmp_path):
     assert checkpoint.config.num_queries == pipe.model.config.num_queries
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["model.train=[queries,transformer]", "model.caption_weight=0"], ["model.lora={parts: [transformer], rank: 2}"]],
+)
+def test_a_small_backbone_stays_frozen_where_it_is_told_to(photos, tmp_path, overrides):
+    out = tmp_path / "mine"
+    command = ["finetune", "--data", str(photos), "--output", str(out), "--steps", "1", "--decoder-steps", "0"]
+    assert main([*command, "--batch-size", "2", "--", *overrides]) == 0
+    recipe = yaml.safe_load((out / "generation.yaml").read_text())
+    assert "backbone" not in recipe["model"].get("train", []) and "learning_rates" not in recipe["training"]
+
+
 def test_curves_and_samples_go_to_tensorboard(make_recipe, tmp_path):
     trainer = Blip3oTrainer(build_stage(make_recipe(report_to="tensorboard", logging_steps=1)))
     trainer.train()

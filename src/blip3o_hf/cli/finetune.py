@@ -78,9 +78,10 @@ def make_recipes(arguments: argparse.Namespace, model: str, output: Path) -> dic
         "remove_unused_columns": False,
     }
     is_small = _is_small(model)
-    settings = LARGE_SETTINGS
-    if is_small:
-        settings = {**SMALL_SETTINGS, "noise_draws": 2, "learning_rates": {"backbone": 3e-3}}
+    model_keys = {**(SMALL_MODEL_KEYS if is_small and "lora" not in own["model"] else {}), **own["model"]}
+    settings = {**SMALL_SETTINGS, "noise_draws": 2} if is_small else LARGE_SETTINGS
+    if is_small and "backbone" in model_keys.get("train", ()):
+        settings["learning_rates"] = {"backbone": 3e-3}
     decoder = {
         "stage": "decoder",
         "output_dir": str(output / "decoder"),
@@ -93,7 +94,7 @@ def make_recipes(arguments: argparse.Namespace, model: str, output: Path) -> dic
         "stage": "generation",
         "output_dir": str(output / "generation"),
         "inputs": {"model": arguments.model},
-        "model": {**({} if "lora" in own["model"] or not is_small else SMALL_MODEL_KEYS), **own["model"]},
+        "model": model_keys,
         "data": data,
         "training": {**shared, **settings, "max_steps": arguments.steps, **own["training"]},
         "evaluation": {"prompts": list(arguments.prompts)} if arguments.prompts else {},
