@@ -15,8 +15,8 @@ export ENGINE=${ENGINE:?a file in recipes/accelerate/: ddp, zero2, zero3 or fsdp
 export GPUS_PER_NODE=${GPUS_PER_NODE:?how many GPUs a node has}
 export NODES=${SLURM_JOB_NUM_NODES:?set by Slurm; submit this script with sbatch}
 NODE_LIST=${SLURM_JOB_NODELIST:?set by Slurm; submit this script with sbatch}
-MAIN_ADDRESS=$(scontrol show hostnames "$NODE_LIST" | head -n 1)
-export MAIN_ADDRESS
+HOST_NAMES=$(scontrol show hostnames "$NODE_LIST")
+export MAIN_ADDRESS=${HOST_NAMES%%$'\n'*}
 export MAIN_PORT=${MAIN_PORT:-29500}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 

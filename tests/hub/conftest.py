@@ -38,3 +38,15 @@ def run_client(hub, tmp_path_factory):
         return json.loads((out / "results.json").read_text()), printed
 
     return run_script
+
+
+@pytest.fixture(scope="module")
+def runs(request, run_client):
+    """What the `SCRIPT` of a module of tests found out, and all that it printed."""
+    return run_client(request.module.SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def results(runs):
+    """What the script found out."""
+    return runs[0]

@@ -4,16 +4,7 @@ import pytest
 from tests.doors.doors import DRAWING, READING
 from tests.hub.standin import TOKENS
 
-
-@pytest.fixture(scope="module")
-def runs(run_client):
-    """What `pull_runs.py` found out, and all that it printed."""
-    return run_client("pull_runs.py")
-
-
-@pytest.fixture(scope="module")
-def results(runs):
-    return runs[0]
+SCRIPT = "pull_runs.py"
 
 
 @pytest.mark.parametrize("door", [*DRAWING, "snapshot"])

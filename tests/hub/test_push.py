@@ -5,16 +5,7 @@ import re
 import pytest
 from tests.hub.standin import TOKENS
 
-
-@pytest.fixture(scope="module")
-def runs(run_client):
-    """What `push_runs.py` found out, and all that it printed."""
-    return run_client("push_runs.py")
-
-
-@pytest.fixture(scope="module")
-def results(runs):
-    return runs[0]
+SCRIPT = "push_runs.py"
 
 
 def text(results, name):

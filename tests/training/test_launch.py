@@ -74,7 +74,7 @@ def test_fsdp_is_the_same_from_both_files(tmp_path):
 def submit(tmp_path, environment, *words):
     """Run the Slurm script with stand-ins for the cluster's commands, which print what they are called with."""
     commands = {
-        "scontrol": 'printf "node1\\nnode2\\n"',
+        "scontrol": "seq -f node%g 1 20000",
         "srun": 'shift; SLURM_NODEID=1 "$@"',
         "accelerate": 'echo "$@"',
     }

@@ -14,8 +14,7 @@ from ..evaluation.sheets import contact_sheet
 from ..hub.cards import Origin, write_card
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.original_layout import original_settings
-from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline
+from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline, has_pipeline
 from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from ..training.distributed import whole_weights
@@ -42,10 +41,8 @@ def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
 
 
 def _is_pipeline(place: str) -> bool:
-    """Published checkpoints and names on the Hub are, and a folder of our own with more than the model."""
-    if not Path(place).is_dir() or original_settings(place) is not None:
-        return True
-    return Path(place, Blip3oPipeline.config_name).is_file()
+    """Names on the Hub are taken to be, and a folder is with more than the model."""
+    return not Path(place).is_dir() or has_pipeline(place)
 
 
 def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:

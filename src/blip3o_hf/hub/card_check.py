@@ -115,10 +115,10 @@ def _field_problems(data: Mapping[str, Any]) -> Iterator[str]:
     if tags and not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
         yield f"`tags` must be a list of words. It is {tags!r}. Write `tags: [blip3o]`."
     for key in ("base_model", "datasets"):
-        for name in _listed(data.get(key)):
-            if not _is_repository(name):
+        for name in listed(data.get(key)):
+            if not is_repository_name(name):
                 yield f"`{key}` must name repositories of the Hub. Got {name!r}. Write `owner/name`."
-    for code in _listed(data.get("language")):
+    for code in listed(data.get("language")):
         if not re.fullmatch(r"[a-z]{2,3}|code|multilingual", str(code)):
             yield f"`language` must be codes of two or three letters. Got {code!r}. Write `en` for English."
     relation = data.get("base_model_relation")
@@ -132,7 +132,7 @@ def _field_problems(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _license_problems(data: Mapping[str, Any]) -> Iterator[str]:
-    for name in _listed(data.get("license")):
+    for name in listed(data.get("license")):
         if name == "unknown":
             yield (
                 "`license` is `unknown`. Nobody may use weights without a licence: state one, or ask whoever made "
@@ -288,11 +288,13 @@ def _hub_entry_problems(folder: Path, results: list[EvalResult]) -> Iterator[str
         )
 
 
-def _listed(value: Any) -> list:
-    return [] if value is None else value if isinstance(value, list) else [value]
+def listed(value: Any) -> tuple:
+    """One value or several of the front matter, or none, as a tuple."""
+    return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _is_repository(name: Any) -> bool:
+def is_repository_name(name: Any) -> bool:
+    """Whether it is written like the name of a repository."""
     try:
         validate_repo_id(name)
     except HFValidationError:

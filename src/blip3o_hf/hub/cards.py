@@ -8,12 +8,18 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..assets import packaged_model_path, packaged_models
 from ..files import written_whole
-from .card_check import CARD, card_file_problems, card_problems, front_matter, front_matter_problem
+from .card_check import (
+    CARD,
+    card_file_problems,
+    card_problems,
+    front_matter,
+    front_matter_problem,
+    is_repository_name,
+    listed,
+)
 from .contents import Contents
 from .provenance import now, versions
 from .results import MEASURED, Evaluation, write_hub_entries
@@ -106,12 +112,12 @@ class Origin:
         return cls(
             training=own.get("Training", "").partition("\n")[2].strip(),
             data=own.get("Data", "").partition("\n")[2].strip(),
-            base_model=_listed(data.get("base_model")),
+            base_model=listed(data.get("base_model")),
             relation=data.get("base_model_relation"),
-            datasets=_listed(data.get("datasets")),
-            language=_listed(data.get("language")),
+            datasets=listed(data.get("datasets")),
+            language=listed(data.get("language")),
             license=stated_license(path),
-            is_trained=TRAINED in _listed(data.get("tags")),
+            is_trained=TRAINED in listed(data.get("tags")),
         )
 
 
@@ -246,11 +252,7 @@ def update_card(
 
 def is_hub_id(place: str) -> bool:
     """Whether it is written like an id of the Hub, and no folder here has that name."""
-    try:
-        validate_repo_id(place)
-    except HFValidationError:
-        return False
-    return "/" in place and not Path(place).exists()
+    return is_repository_name(place) and "/" in place and not Path(place).exists()
 
 
 def stated_license(path: str | Path) -> dict[str, Any]:
@@ -273,8 +275,8 @@ def base_of(place: str) -> tuple[tuple[str, ...], bool]:
     if not path.is_file():
         return (), False
     data = front_matter(path)
-    found = _listed(data.get("base_model"))
-    is_from_nothing = TRAINED in _listed(data.get("tags")) and "base_model_relation" not in data
+    found = listed(data.get("base_model"))
+    is_from_nothing = TRAINED in listed(data.get("tags")) and "base_model_relation" not in data
     return found, bool(found) or is_from_nothing
 
 
@@ -283,10 +285,6 @@ def _one_or_all(names: str | Sequence[str]) -> str | list[str] | None:
     if isinstance(names, str) or not names:
         return names or None
     return list(names) if len(names) > 1 else names[0]
-
-
-def _listed(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
 
 
 def _names(folder: Path, name: str | None) -> tuple[str, str]:

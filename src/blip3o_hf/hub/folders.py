@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from .cards import card_problems
+from .cards import CARD, card_problems
 
 KINDS = {
     "pipeline": "model",
@@ -37,7 +37,6 @@ _SECRETS = re.compile(
     rb"hf_[A-Za-z0-9]{30,}|hf_oauth_[\w.-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b"
     rb"|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}|\bsk-(proj-|ant-)[\w-]{20,}"
 )
-_CARD = "README.md"
 _MODEL_INDEX = "model_index.json"
 _MANIFEST = "manifest.json"
 _NAMED_AT_MOST = 5
@@ -140,7 +139,7 @@ def _files(folder: Path) -> list[PushFile]:
 def _rank(path: str) -> int:
     """The place of a file in the order of upload."""
     name = path.rpartition("/")[2]
-    if path == _CARD:
+    if path == CARD:
         return 3
     if name.endswith(".index.json") or name in (_MODEL_INDEX, _MANIFEST) or name.startswith("index-"):
         return 2

@@ -61,6 +61,20 @@ _DECODER_ARGUMENTS = ("device_map", "low_cpu_mem_usage", "max_memory", "offload_
 _PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr")
 
 
+def has_pipeline(source: str | os.PathLike, **kwargs) -> bool:
+    """
+    Whether [`Blip3oPipeline`] can be loaded: a published checkpoint, or a folder or repository with a
+    `model_index.json`.
+
+    Args:
+        source: folder or Hub id.
+        kwargs: arguments of `from_pretrained` that say where to look.
+    """
+    if original_settings(source, **kwargs) is not None:
+        return True
+    return checkpoint_files(source, **kwargs).path(Blip3oPipeline.config_name) is not None
+
+
 @dataclass
 class Blip3oPipelineOutput(BaseOutput):
     """
@@ -789,4 +803,4 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         (root / SAFE_WEIGHTS_INDEX_NAME).with_suffix(suffix).write_text(json.dumps(index, indent=2) + "\n")
 
 
-__all__ = ["Blip3oPipeline", "Blip3oPipelineOutput"]
+__all__ = ["Blip3oPipeline", "Blip3oPipelineOutput", "has_pipeline"]

@@ -8,13 +8,11 @@ from diffusers.image_processor import VaeImageProcessor
 from transformers import Pipeline
 from transformers.utils import logging
 
-from ..models.checkpoint_files import checkpoint_files
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.original_layout import original_settings
 from ..models.processing_blip3o import Blip3oProcessor
 from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline
+from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline, has_pipeline
 
 logger = logging.get_logger(__name__)
 
@@ -149,12 +147,10 @@ def open_pipeline(model: Blip3oForConditionalGeneration, processor: Blip3oProces
     """The pipeline in the repository that a model came from, or one that makes image features and no pixels."""
     source, parts = model.name_or_path, {"model": model}
     where = {name: value for name, value in getattr(model, "hub_arguments", {}).items() if name != "subfolder"}
-    if source:
-        is_original = original_settings(source, **where) is not None
-        if is_original or checkpoint_files(source, **where).path(Blip3oPipeline.config_name) is not None:
-            if processor is not None:
-                parts["processor"] = processor
-            return Blip3oPipeline.from_pretrained(source, **parts, **where, dtype=model.dtype)
+    if source and has_pipeline(source, **where):
+        if processor is not None:
+            parts["processor"] = processor
+        return Blip3oPipeline.from_pretrained(source, **parts, **where, dtype=model.dtype)
     logger.warning(
         f"{source or 'This model'} has no {Blip3oPipeline.config_name}, so there is no decoder that makes pixels of "
         "image features. Pass output_type='features', or drawing=Blip3oPipeline(...) with a decoder."

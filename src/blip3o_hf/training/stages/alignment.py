@@ -6,7 +6,6 @@ import torch
 
 from ...data.shapes import MAX_OBJECTS
 from ...data.shapes_dataset import Plan, ShapesDataset, ShapesPlans
-from ..conversations import IGNORED
 from .generation import VALIDATION_RECORDS
 from .joint import JointStage, PairedDataset
 
@@ -45,10 +44,7 @@ class AlignmentStage(JointStage):
     def _collate_pictures(self, plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
         prompts = self.processor.encode_prompts([plan.prompt for plan in plans])
         texts = [[*(f" {' '.join(words)}" for words in plan.phrases), *[NOTHING] * MAX_OBJECTS] for plan in plans]
-        phrases = [self.processor.tokenizer(own[:MAX_OBJECTS], add_special_tokens=False)["input_ids"] for own in texts]
-        longest = max(len(ids) for own in phrases for ids in own)
-        padded = [[ids + [IGNORED] * (longest - len(ids)) for ids in own] for own in phrases]
-        return {**prompts, "phrase_ids": torch.tensor(padded)}
+        return {**prompts, "phrase_ids": self._phrase_ids([own[:MAX_OBJECTS] for own in texts])}
 
     def loss(self, model, batch, generators):
         output = model(**batch)

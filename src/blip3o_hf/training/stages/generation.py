@@ -32,8 +32,8 @@ VALIDATION_RECORDS = 64
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 STATISTICS_IMAGES = 2048
 PARTS = ("queries", "transformer", "backbone")
-# So many tokens of a caption the queries learn to say.
-CAPTION_TOKENS = 64
+# So many tokens of a phrase, or of a caption, the queries learn to say.
+PHRASE_TOKENS = 64
 # What the published reconstruction data asks for.
 RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
 
@@ -320,7 +320,9 @@ class GenerationStage(Stage):
         else:
             batch.update(self.encode_prompts([record.prompt for record in records], [r.images for r in records]))
         if self.caption_weight:
-            batch["phrase_ids"] = self._caption_ids([record.prompt or RECONSTRUCTION_PROMPT for record in records])
+            batch["phrase_ids"] = self._phrase_ids(
+                [[f" {record.prompt or RECONSTRUCTION_PROMPT}"] for record in records]
+            )
         if "targets" in self.cached_kinds:
             batch["target_features"] = torch.stack([record.target_features for record in records]).float()
         else:
@@ -336,12 +338,12 @@ class GenerationStage(Stage):
             truncation=True,
         )
 
-    def _caption_ids(self, captions: Sequence[str]) -> torch.Tensor:
-        """Each caption as one phrase `[B, 1, W]` of its first words."""
-        encoded = self.processor.tokenizer([f" {caption}" for caption in captions], add_special_tokens=False)
-        kept = [ids[:CAPTION_TOKENS] for ids in encoded["input_ids"]]
-        longest = max(map(len, kept))
-        return torch.tensor([[ids + [IGNORED] * (longest - len(ids))] for ids in kept])
+    def _phrase_ids(self, phrases: Sequence[list[str]]) -> torch.Tensor:
+        """The same number of phrases for each record as tokens `[B, P, W]`, of each phrase the first ones."""
+        encoded = [self.processor.tokenizer(own, add_special_tokens=False)["input_ids"] for own in phrases]
+        kept = [[ids[:PHRASE_TOKENS] for ids in own] for own in encoded]
+        longest = max(len(ids) for own in kept for ids in own)
+        return torch.tensor([[ids + [IGNORED] * (longest - len(ids)) for ids in own] for own in kept])
 
     def _with_features(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with target features in the place of pixels."""
