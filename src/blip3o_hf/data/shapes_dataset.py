@@ -11,20 +11,31 @@ from torch.utils.data import Dataset
 
 from .records import Record
 from .shapes import (
+    EDIT_KINDS,
     GENERAL_QUESTION_KINDS,
     QUESTION_KINDS,
     TRAINING_FAMILIES,
+    Edit,
     Question,
     Scene,
+    cell_words,
     describe,
+    edit_scene,
+    in_reading_order,
+    is_training_scene,
     long_caption,
     object_words,
     question_kinds,
     render,
+    sample_comparison,
+    sample_edit,
     sample_example,
     sample_question,
 )
 
+RECONSTRUCT = "Please reconstruct the given image."
+"""What the published reconstruction data asks for."""
+REQUESTS = ("{caption}", "draw {caption}", "please draw {caption}", "now draw {caption}")
 DESCRIBE = "describe the image"
 DESCRIBE_FULLY = "describe the image in detail"
 
@@ -144,16 +155,40 @@ class ShapesDataset(Dataset):
 
 class ShapesPictures(Dataset):
     """
-    The scenes as captions and images to learn to generate.
+    What to learn to generate: captions with images; scenes to be drawn again; edits of them; and each of these after
+    something was said before.
 
     Args:
         scenes: what is drawn and said.
         complete: what is given of the dataset's `identity` and a record. By default the record.
+        edit_rate, reconstruction_rate: shares in [0, 1] of records that edit an image, or draw it again.
+        history_rate: share of records with an earlier turn about another scene: a question about its picture, or the
+            wish to have it drawn.
+
+    Raises:
+        ValueError: when the shares are negative or more than one together.
     """
 
-    def __init__(self, scenes: ShapesDataset, complete: Callable[[str, Record], Any] | None = None):
+    def __init__(
+        self,
+        scenes: ShapesDataset,
+        complete: Callable[[str, Record], Any] | None = None,
+        instruction: str = "{caption}",
+        edit_rate: float = 0.0,
+        reconstruction_rate: float = 0.0,
+        history_rate: float = 0.0,
+    ):
         self.scenes = scenes
         self.complete = complete
+        self.instruction = instruction
+        self.rates = {"edit_rate": edit_rate, "reconstruction_rate": reconstruction_rate, "history_rate": history_rate}
+        if not (edit_rate >= 0 and reconstruction_rate >= 0 and edit_rate + reconstruction_rate <= 1):
+            raise ValueError(
+                f"`edit_rate` and `reconstruction_rate` are shares of the records. Got {edit_rate} and "
+                f"{reconstruction_rate}. Choose numbers of at least 0 that make at most 1 together."
+            )
+        if not 0 <= history_rate <= 1:
+            raise ValueError(f"`history_rate` is a share in [0, 1] of the records. Got {history_rate}.")
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -163,14 +198,73 @@ class ShapesPictures(Dataset):
         return record if self.complete is None else self.complete(self.identity, record)
 
     def variants(self, index: int) -> list[Record]:
-        """The scene with its caption, as [`~data.sources.Source`] has it."""
-        scene = self.scenes[index]
-        return [Record(self.scenes.key(index), target=Image.fromarray(scene.image), prompt=scene.caption)]
+        """The record of a scene, as [`~data.sources.Source`] has it."""
+        return [self.task(index).record]
+
+    def task(self, index: int) -> "Task":
+        """What is to be drawn, with all that is known of it."""
+        rng = np.random.default_rng((self.scenes.seed, index, 2))
+        key, history = self.scenes.key(index), ()
+        if rng.random() < self.rates["history_rate"]:
+            history = self._history(index, rng)
+        chance = rng.random()
+        if chance < self.rates["edit_rate"]:
+            edit = self._edit(index, rng)
+            given, drawn = (Image.fromarray(render(scene)) for scene in (edit.source, edit.target))
+            before = in_reading_order(edit.source.objects)
+            objects = [edit.new if o is edit.old else o for o in before] + [edit.new] * (edit.old is None)
+            record = Record(key, target=drawn, prompt=edit.text, images=(given,), history=history)
+            scene = Scene(tuple(o for o in objects if o is not None), edit.target.background)
+            return Task(record, scene, is_shown=True)
+        example = self.scenes[index]
+        picture = Image.fromarray(example.image)
+        if chance < self.rates["edit_rate"] + self.rates["reconstruction_rate"]:
+            record = Record(key, target=picture, prompt=RECONSTRUCT, images=(picture,), history=history)
+            return Task(record, Scene(in_reading_order(example.scene.objects), example.scene.background), True)
+        record = Record(key, target=picture, prompt=example.caption, history=history)
+        return Task(record, example.scene, False, example.plan if example.caption == example.long_caption else None)
+
+    def _edit(self, index: int, rng: np.random.Generator) -> Edit:
+        """An edit of the scene, or, where few fit, of another."""
+        if self.scenes.split == "train":
+            edit = edit_scene(self.scenes[index].scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+            if edit is not None and is_training_scene(edit.target):
+                return edit
+        return sample_edit(rng, split=self.scenes.split)
+
+    def _history(self, index: int, rng: np.random.Generator) -> tuple[dict[str, Any], ...]:
+        example = sample_example(rng, split=self.scenes.split)
+        picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
+        if rng.random() < 0.5:
+            request = self.instruction.replace("{caption}", example.prompt.text)
+            return ({"role": "user", "content": request}, {"role": "assistant", "content": [picture]})
+        question = sample_question(example.scene, rng)
+        asked = {"role": "user", "content": [picture, {"type": "text", "text": question.text}]}
+        return (asked, {"role": "assistant", "content": question.answer})
 
     @property
     def identity(self) -> str:
         """What, beside a record's key, decides which image it has."""
-        return json.dumps(self.scenes.family_weights)
+        rates = {name: rate for name, rate in self.rates.items() if rate}
+        return json.dumps([self.scenes.family_weights, rates] if rates else self.scenes.family_weights)
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A picture to draw.
+
+    Attributes:
+        record: what the model is given, and the picture.
+        scene: what the picture shows; its objects in the order of the prompt, or in reading order where they are seen.
+        is_shown: whether the prompt has an image of them.
+        ordered_prompt: for a full description, one that keeps the order of the scene's objects.
+    """
+
+    record: Record
+    scene: Scene
+    is_shown: bool
+    ordered_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,63 +273,123 @@ class Plan:
     A prompt and the picture to plan for it, before it is drawn.
 
     Attributes:
-        prompt: a caption, whose objects stand in the order of the phrases.
+        prompt: a caption or an instruction, whose objects stand in the order of the phrases.
         phrases: single words about each thing to draw.
+        images: input images.
+        history: chat messages before the prompt.
     """
 
     prompt: str
     phrases: tuple[tuple[str, ...], ...]
+    images: tuple[Image.Image, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
 
 
 class ShapesPlans(Dataset):
     """
-    The scenes as prompts and what is to be drawn for them.
+    The pictures to draw as prompts and words about each object. Where an image shows the objects, the words tell their
+    exact places, too.
 
     Args:
-        scenes: what is drawn and said.
+        pictures: what is to be drawn.
     """
 
-    def __init__(self, scenes: ShapesDataset):
-        self.scenes = scenes
+    def __init__(self, pictures: ShapesPictures):
+        self.pictures = pictures
 
     def __len__(self) -> int:
-        return len(self.scenes)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> Plan:
-        scene = self.scenes[index]
-        prompt = scene.plan if scene.caption == scene.long_caption else scene.caption
-        return Plan(prompt, tuple(map(tuple, object_words(scene.scene))))
+        task = self.pictures.task(index)
+        record, scene = task.record, task.scene
+        if task.is_shown:
+            phrases = [(*object_words(Scene((o,), scene.background))[0], cell_words(o)) for o in scene.objects]
+        else:
+            phrases = object_words(scene)
+        return Plan(task.ordered_prompt or record.prompt, tuple(map(tuple, phrases)), record.images, record.history)
 
 
 class ShapesConversations(Dataset):
     """
-    The scenes as conversations: about an image, or about a prompt and the picture it calls for.
+    The scenes as conversations: about an image, about two, or about a prompt and the picture it calls for.
 
-    Of an image, the questions are asked, then both descriptions. A prompt in words is a generation request answered
-    with a plan of the picture, then the questions are asked about that picture. A short prompt is answered with the
+    Of an image, the questions are asked, then both descriptions. A prompt in words is a request for a plan of the
+    picture, answered with it, then the questions are asked about that picture. A short prompt is answered with the
     full description, so that its words come to mean a whole arrangement: which colour goes with which shape, who
     stands where. A full description is answered with the plain one.
 
     Args:
         scenes: what is drawn and said, with at least one question each.
-        instruction: a generation request; `{caption}` stands for the prompt.
+        plan_instruction: a request for a plan; `{caption}` stands for the prompt.
         text_rate: share in [0, 1] of conversations that show no image.
+        comparison_rate: share of conversations that compare two images.
+        request_rate: share of conversations that ask for a picture, or for an edit of one, and are answered with
+            `image_start_token`.
+        image_start_token: the token after which an image is generated.
     """
 
-    def __init__(self, scenes: ShapesDataset, instruction: str, text_rate: float = 0.0):
+    def __init__(
+        self,
+        scenes: ShapesDataset,
+        plan_instruction: str,
+        text_rate: float = 0.0,
+        comparison_rate: float = 0.0,
+        request_rate: float = 0.0,
+        image_start_token: str = "[IMG]",
+    ):
         self.scenes = scenes
-        self.instruction = instruction
+        self.plan_instruction = plan_instruction
         self.text_rate = text_rate
+        self.comparison_rate = comparison_rate
+        self.request_rate = request_rate
+        self.image_start_token = image_start_token
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> Record:
+        rng = np.random.default_rng((self.scenes.seed, index, 1))
+        chance = rng.random()
+        if chance < self.text_rate:
+            return self._of_words(index)
+        if chance < self.text_rate + self.comparison_rate:
+            return self._of_two(index, rng)
+        if chance < self.text_rate + self.comparison_rate + self.request_rate:
+            return self._request(index, rng)
+        return self._of_image(index)
+
+    def _of_words(self, index: int) -> Record:
         scene = self.scenes[index]
-        key = self.scenes.key(index)
-        turns = tuple((question.text, question.answer) for question in scene.questions)
-        if np.random.default_rng((self.scenes.seed, index, 1)).random() < self.text_rate:
-            plan = scene.description if scene.caption == scene.long_caption else scene.plan
-            return Record(key, turns=((self.instruction.replace("{caption}", scene.caption), plan), *turns))
-        turns += ((DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption))
-        return Record(key, images=(Image.fromarray(scene.image),), turns=turns)
+        plan = scene.description if scene.caption == scene.long_caption else scene.plan
+        asked = self.plan_instruction.replace("{caption}", scene.caption)
+        return Record(self.scenes.key(index), turns=((asked, plan), *self._turns(scene)))
+
+    def _of_image(self, index: int) -> Record:
+        scene = self.scenes[index]
+        turns = (*self._turns(scene), (DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption))
+        return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=turns)
+
+    def _of_two(self, index: int, rng: np.random.Generator) -> Record:
+        first = self.scenes[index]
+        edit = edit_scene(first.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+        is_near = edit is not None and is_training_scene(edit.target) and rng.random() < 0.5
+        second = edit.target if is_near else sample_example(rng, split=self.scenes.split).scene
+        questions = [sample_comparison(first.scene, second, rng) for _ in first.questions]
+        return Record(
+            self.scenes.key(index),
+            images=(Image.fromarray(first.image), Image.fromarray(render(second))),
+            turns=tuple((question.text, question.answer) for question in questions),
+        )
+
+    def _request(self, index: int, rng: np.random.Generator) -> Record:
+        scene, answer = self.scenes[index], self.image_start_token
+        wanted = REQUESTS[int(rng.random() * len(REQUESTS))].replace("{caption}", scene.caption)
+        turns = (*self._turns(scene)[:1], (wanted, answer))
+        if rng.random() < 0.5:
+            turns = (*self._turns(scene)[:1], (sample_edit(rng, split=self.scenes.split).text, answer))
+        return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=turns)
+
+    @staticmethod
+    def _turns(scene: ShapesRecord) -> tuple[tuple[str, str], ...]:
+        return tuple((question.text, question.answer) for question in scene.questions)

@@ -5,10 +5,12 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from ..names import check_name
 from ..objectives import check_objective
 from .checkpoint_files import check_config_file
 
 # `model_type` of published checkpoints, of the original's training and inference class.
+IMAGE_POSITIONS = ("backbone", "sequential")
 ORIGINAL_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
 
 
@@ -44,6 +46,10 @@ class Blip3oConfig(PreTrainedConfig):
             How training draws noise levels; see [`~objectives.noise_levels.sample_noise_levels`].
         noise_shift (`float`, defaults to 1.0):
             Shift of training noise levels towards noise (> 1).
+        image_positions (`str`, defaults to `"backbone"`):
+            Positions of the images in a prompt to draw from: the backbone's own in rows and columns (`"backbone"`), as
+            where it answers about them, or counted on over their tokens (`"sequential"`), as published checkpoints
+            were trained.
         initializer_range (`float`, defaults to 1.0):
             Standard deviation of freshly initialised query tokens.
         tie_word_embeddings (`bool`, defaults to `False`):
@@ -74,12 +80,14 @@ class Blip3oConfig(PreTrainedConfig):
     condition_dropout: float = 0.1
     noise_distribution: str = "discrete_uniform"
     noise_shift: float = 1.0
+    image_positions: str = "backbone"
     initializer_range: float = 1.0
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         check_objective(self.objective, where="key `objective` of Blip3oConfig")
+        check_name("image_positions", self.image_positions, IMAGE_POSITIONS)
         if not 0.0 <= self.condition_dropout < 1.0:
             raise ValueError(
                 f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout}. The paper's recipe uses 0.1."

@@ -297,8 +297,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         decoder = self.get_decoder()
         queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
         full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
-        prompt_positions = _positions(attention_mask)
-        query_positions = attention_mask.long().sum(-1, keepdim=True) + torch.arange(queries.shape[1], device=device)
+        prompt_positions = self.condition_positions(input_ids, attention_mask, image_inputs.get("image_grid_thw"))
+        first = prompt_positions.amax(-1, keepdim=True) + 1
+        query_positions = first + torch.arange(queries.shape[1], device=device)
 
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
         is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
@@ -309,7 +310,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             hidden_states = decoder(
                 inputs_embeds=torch.cat([prompt, queries], dim=1),
                 attention_mask=full_mask,
-                position_ids=torch.cat([prompt_positions, query_positions], dim=1),
+                position_ids=torch.cat([prompt_positions, query_positions], dim=-1),
                 use_cache=False,
             ).last_hidden_state
             return hidden_states[:, -queries.shape[1] :]
@@ -330,6 +331,21 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+    def condition_positions(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
+    ) -> torch.LongTensor:
+        """
+        Positions of a prompt before the queries: `[B, L]`, counting real tokens, or `[3, B, L]`, where images have the
+        backbone's own positions (`config.image_positions`).
+        """
+        positions_of_pixels = getattr(self.backbone.base_model, "get_rope_index", None)
+        if image_grid_thw is None or self.config.image_positions == "sequential" or positions_of_pixels is None:
+            return _positions(attention_mask)
+        token_types = (input_ids == self.config.backbone_config.image_token_id).int()
+        return positions_of_pixels(
+            input_ids, mm_token_type_ids=token_types, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+        )[0]
 
     def forward(
         self,

@@ -224,6 +224,7 @@ _REFERENCE_SETTINGS = {
     "feature_size": 8,
     "condition_dropout": 0.1,
     "noise_distribution": "discrete_uniform",
+    "image_positions": "sequential",
     "noise_shift": 1.0,
 }
 _RELEASED_DIM = 1792

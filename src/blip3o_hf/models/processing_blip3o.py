@@ -1,7 +1,8 @@
 """The processor: chat template, the paper's generation instruction, tokens by name, images."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,6 +15,7 @@ from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_fi
 from .original_layout import convert_config, original_settings
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
+PLAN_INSTRUCTION = "Please describe the image to draw for the following caption: {caption}"
 
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -59,6 +61,12 @@ def _check_vocabulary(files: LocalFiles | HubFiles) -> None:
         )
 
 
+def message_images(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The images in chat messages, in their order."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [item["image"] for content in contents for item in content if item["type"] == "image"]
+
+
 class Blip3oProcessor(ProcessorMixin):
     r"""
     Prepares text and images for [`Blip3oForConditionalGeneration`].
@@ -76,6 +84,8 @@ class Blip3oProcessor(ProcessorMixin):
         image_start_token (`str`, defaults to `"[IMG]"`): the token after which an image is generated.
         instruction (`str`): the user turn of a generation prompt; `{caption}` stands for the caption (the paper's
             instruction by default).
+        plan_instruction (`str`): the user turn that asks for a plan of the picture in words, before it is drawn;
+            `{caption}` stands for the caption.
         max_prompt_length (`int`, *optional*): longest generation prompt in tokens, `[IMG]` included.
         training_turn_end (`str`, defaults to `""`): what training prompts have between the chat text and `[IMG]`;
             `"<|im_end|>\n"` as published checkpoints were trained.
@@ -91,17 +101,21 @@ class Blip3oProcessor(ProcessorMixin):
         chat_template=None,
         image_start_token: str = "[IMG]",
         instruction: str = GENERATION_INSTRUCTION,
+        plan_instruction: str = PLAN_INSTRUCTION,
         max_prompt_length: int | None = None,
         training_turn_end: str = "",
         **kwargs,
     ):
         self.image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        if "{caption}" not in instruction:
-            raise ValueError(
-                f"`instruction` must contain '{{caption}}', the place of the prompt. Got {instruction!r}. "
-                f"The paper's is {GENERATION_INSTRUCTION!r}."
-            )
+        for name, given, usual in (
+            ("instruction", instruction, f"The paper's is {GENERATION_INSTRUCTION!r}."),
+            ("plan_instruction", plan_instruction, f"By default it is {PLAN_INSTRUCTION!r}."),
+        ):
+            if "{caption}" not in given:
+                raise ValueError(
+                    f"`{name}` must contain '{{caption}}', the place of the prompt. Got {given!r}. {usual}"
+                )
         if image_start_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer must know the token that starts an image. It has no {image_start_token!r}. Add it "
@@ -109,6 +123,7 @@ class Blip3oProcessor(ProcessorMixin):
             )
         self.image_start_token = image_start_token
         self.instruction = instruction
+        self.plan_instruction = plan_instruction
         self.max_prompt_length = max_prompt_length
         self.training_turn_end = training_turn_end
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
@@ -184,12 +199,13 @@ class Blip3oProcessor(ProcessorMixin):
         num_patches = int(image_inputs["image_grid_thw"][image_idx].prod())
         return self.image_token * (num_patches // self.image_processor.merge_size**2)
 
-    def render_prompt(self, caption: str, num_images: int = 0) -> str:
+    def render_prompt(self, caption: str, num_images: int = 0, history: Sequence[Mapping[str, Any]] = ()) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""
         content = self.instruction.replace("{caption}", caption)
         if num_images:  # otherwise a plain string, which templates of text-only backbones read, too
             content = [*[{"type": "image"}] * num_images, {"type": "text", "text": content}]
-        return self.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        messages = [*history, {"role": "user", "content": content}]
+        return self.apply_chat_template(messages, add_generation_prompt=True)
 
     def _without_end(self, caption: str, num_tokens: int) -> str:
         """The caption without its last tokens; all of it where it has no more than these."""
@@ -203,6 +219,7 @@ class Blip3oProcessor(ProcessorMixin):
         raw: bool = False,
         training: bool = False,
         truncation: bool = False,
+        histories: Sequence[Sequence[Mapping[str, Any]]] | None = None,
     ) -> BatchFeature:
         """
         Prompts for `encode_condition`: instruction, chat template, left padding, `[IMG]` at the end.
@@ -215,6 +232,8 @@ class Blip3oProcessor(ProcessorMixin):
             training: put `training_turn_end` before `[IMG]`; without effect on `raw` prompts.
             truncation: cut the end of a caption that is too long for the context, never its template; otherwise it
                 is an error.
+            histories (*optional*): for each prompt the chat messages before it, their images as
+                `{"type": "image", "image": ...}`.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` `[B, L]`, and image inputs where there are images.
@@ -241,12 +260,17 @@ class Blip3oProcessor(ProcessorMixin):
                     f"`images` must hold one entry per prompt. Got {len(image_lists)} for {len(prompts)} prompts. "
                     f"Use an empty list for a prompt without images."
                 )
+        histories = [()] * len(prompts) if histories is None else histories
         turn_end = self.training_turn_end if training else ""
         texts = [
-            (prompt if raw else self.render_prompt(prompt, len(own)) + turn_end) + self.image_start_token
-            for prompt, own in zip(prompts, image_lists, strict=True)
+            (prompt if raw else self.render_prompt(prompt, len(own), history) + turn_end) + self.image_start_token
+            for prompt, own, history in zip(prompts, image_lists, histories, strict=True)
         ]
-        flat = [image for own in image_lists for image in own]
+        flat = [
+            image
+            for own, history in zip(image_lists, histories, strict=True)
+            for image in (*message_images(history), *own)
+        ]
         inputs = self(
             text=texts,
             **({"images": flat} if flat else {}),
@@ -264,7 +288,8 @@ class Blip3oProcessor(ProcessorMixin):
             shorter = [
                 self._without_end(prompt, n) if n else prompt for prompt, n in zip(prompts, excess, strict=True)
             ]
-            return self.encode_prompts(shorter, images, raw, training, truncation=shorter != list(prompts))
+            is_shorter = shorter != list(prompts)
+            return self.encode_prompts(shorter, images, raw, training, truncation=is_shorter, histories=histories)
         if any(excess):
             index = max(range(len(prompts)), key=excess.__getitem__)
             raise ValueError(
@@ -291,4 +316,4 @@ class Blip3oProcessor(ProcessorMixin):
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **kwargs)
 
 
-__all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor"]
+__all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor", "message_images"]

@@ -51,7 +51,7 @@ class CachedRecord:
     A record of generation with what the cache holds in the place of its images.
 
     Args:
-        key, prompt: as in [`Record`].
+        key, prompt, history: as in [`Record`].
         target, images: as in [`Record`]; `None` and empty where the cache takes their place.
         target_features (`[C, H, W]`, *optional*): target features of the target.
         condition (`[num_queries, hidden_size]`, *optional*): the condition of prompt and images.
@@ -63,6 +63,7 @@ class CachedRecord:
     images: tuple[Image.Image, ...]
     target_features: torch.Tensor | None
     condition: torch.Tensor | None
+    history: tuple[dict[str, Any], ...] = ()
 
 
 class FeatureCache:
@@ -162,7 +163,7 @@ class FeatureCache:
             condition = self._read_or_raise("conditions", condition_address(identity, record), record)
         target = None if features is not None else as_picture(record.target)
         images = () if condition is not None else tuple(map(as_picture, record.images))
-        return CachedRecord(record.key, record.prompt, target, images, features, condition)
+        return CachedRecord(record.key, record.prompt, target, images, features, condition, record.history)
 
     def _read_or_raise(self, kind: str, address: int, record: Record) -> torch.Tensor:
         row = self.read(kind, address)

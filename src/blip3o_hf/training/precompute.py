@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
 from ..files import written_whole
+from ..models.processing_blip3o import message_images
 from ..names import check_keys
 from .feature_cache import (
     KINDS,
@@ -115,8 +116,9 @@ class _Items(Dataset):
             (pixels,) = self.stage.pixel_values([record.target])
             wanted["targets"].add(address, content_hash("", [record.target]), pixels)
         for address, prompt in missing.get("conditions", {}).items():
-            content = content_hash(prompt or "", record.images)
-            wanted["conditions"].add(address, content, (prompt, record.images))
+            said = self.stage.processor.render_prompt(prompt or "", len(record.images), record.history)
+            content = content_hash(said, (*message_images(record.history), *record.images))
+            wanted["conditions"].add(address, content, (prompt, record.images, record.history))
         return wanted
 
 
@@ -263,7 +265,7 @@ def _computations(stage: GenerationStage, model) -> dict[str, Callable[[list], t
     def features(pixels: list[torch.Tensor]) -> torch.Tensor:
         return stage.features(torch.stack(pixels))
 
-    def conditions(prompts: list[tuple[str | None, tuple]]) -> torch.Tensor:
+    def conditions(prompts: list[tuple[str | None, tuple, tuple]]) -> torch.Tensor:
         inputs = stage.encode_prompts(*zip(*prompts, strict=True))
         autocast = torch.autocast(model.device.type, precision, enabled=precision is not None)
         with torch.no_grad(), autocast:

@@ -1,5 +1,15 @@
 """The tiny world of coloured shapes: endless data and an exact verifier, at the scale of a laptop."""
 
+from .edits import (
+    EDIT_KINDS,
+    Edit,
+    EditVerdict,
+    edit_scene,
+    in_reading_order,
+    sample_edit,
+    shows_scene,
+    verify_edit,
+)
 from .language import (
     EVALUATION_FAMILIES,
     FAMILIES,
@@ -10,13 +20,23 @@ from .language import (
     UNSEEN_FAMILIES,
     ObjectGroup,
     Prompt,
+    cell_words,
     describe,
     long_caption,
     object_words,
+    parse_description,
     sample_prompt,
     zone,
 )
-from .questions import GENERAL_QUESTION_KINDS, QUESTION_KINDS, Question, question_kinds, sample_question
+from .questions import (
+    COMPARISON,
+    GENERAL_QUESTION_KINDS,
+    QUESTION_KINDS,
+    Question,
+    question_kinds,
+    sample_comparison,
+    sample_question,
+)
 from .render import render, sprite_mask
 from .sampling import Example, sample_example, sample_scene
 from .scene import (
@@ -49,6 +69,8 @@ __all__ = [
     "BACKGROUNDS",
     "CELL",
     "COLORS",
+    "COMPARISON",
+    "EDIT_KINDS",
     "EVALUATION_FAMILIES",
     "FAMILIES",
     "GENERAL_QUESTION_KINDS",
@@ -71,6 +93,8 @@ __all__ = [
     "UNSEEN_FAMILIES",
     "DetectedObject",
     "Detection",
+    "Edit",
+    "EditVerdict",
     "Example",
     "ObjectGroup",
     "Prompt",
@@ -78,23 +102,31 @@ __all__ = [
     "Scene",
     "SceneObject",
     "Verdict",
+    "cell_words",
     "describe",
     "detect",
+    "edit_scene",
     "has_held_out_combination",
     "has_held_out_relation",
+    "in_reading_order",
     "is_held_out_scene",
     "is_held_out_text",
     "is_training_scene",
     "long_caption",
     "object_words",
+    "parse_description",
     "question_kinds",
     "render",
+    "sample_comparison",
+    "sample_edit",
     "sample_example",
     "sample_prompt",
     "sample_question",
     "sample_scene",
+    "shows_scene",
     "sprite_mask",
     "stated_relation",
     "verify",
+    "verify_edit",
     "zone",
 ]

@@ -1,5 +1,6 @@
 """What can be said about a scene: prompts with their meaning, and captions that are true by construction."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import numpy as np
 from ...names import check_name
 from .scene import (
     BACKGROUNDS,
+    COLORS,
     HELD_OUT_COMBINATIONS,
     HELD_OUT_RELATIONS,
     IMAGE_SIZE,
@@ -200,6 +202,30 @@ def describe(scene: Scene, rng: np.random.Generator, *, split: str = "train") ->
     raise RuntimeError(f"Every wording of the scene {scene.key!r} is held out. Leave it out of training.")
 
 
+def parse_description(text: str) -> tuple[Counter[tuple[str, str]], str] | None:
+    """What a plain caption says: how many objects of each (colour, shape), and the background; `None` if it is none.
+
+    >>> parse_description("two red circles and a blue cross on a black background")
+    (Counter({('red', 'circle'): 2, ('blue', 'cross'): 1}), 'black')
+    """
+    for opener in OPENERS:
+        text = text.removeprefix(f"{opener} ")
+    match = re.fullmatch(r"(.+) on a (\w+) background", text.strip().removesuffix("."))
+    if match is None or match[2] not in BACKGROUNDS:
+        return None
+    shapes = {name: shape for shape in SHAPES for name in (shape, plural(shape))}
+    counts: Counter[tuple[str, str]] = Counter()
+    for phrase in re.split(r", | and ", match[1]):
+        words = phrase.split()
+        if len(words) != 3 or words[1] not in COLORS or words[2] not in shapes:
+            return None
+        number = NUMBER_WORDS.index(words[0]) if words[0] in NUMBER_WORDS else 1 if words[0] in ("a", "an") else 0
+        if number < 1 or (number == 1) != (words[2] in SHAPES):
+            return None
+        counts[words[1], shapes[words[2]]] += number
+    return counts, match[2]
+
+
 def zone(o: SceneObject) -> str:
     """The place of an object's centre on a 3x3 grid, such as "top left", "bottom" or "center"."""
     x, y = (int(3 * value // IMAGE_SIZE) for value in o.center)
@@ -216,6 +242,11 @@ def object_words(scene: Scene) -> list[list[str]]:
     kinds = list(dict.fromkeys((o.color, o.shape) for o in scene.objects))
     ordered = sorted(scene.objects, key=lambda o: (kinds.index((o.color, o.shape)), o.center[1], o.center[0]))
     return [[o.size, o.color, o.shape, *zone(o).split(), scene.background] for o in ordered]
+
+
+def cell_words(o: SceneObject) -> str:
+    """The exact place of an object, which only a picture tells: its row as a digit, its column as a letter."""
+    return f"{o.row}{'ABCDEFGH'[o.col]}"
 
 
 def long_caption(scene: Scene, rng: np.random.Generator, split: str = "train", in_order: bool = False) -> str:

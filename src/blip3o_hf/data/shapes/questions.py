@@ -20,13 +20,15 @@ from .scene import (
 )
 
 QUESTION_KINDS = ("existence", "color", "shape", "count", "position", "background")
+COMPARISON = "comparison"
+"""The kind of question that is asked about two scenes."""
 GENERAL_QUESTION_KINDS = ("existence", "count", "background")
 """The kinds that can be asked about any scene."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene with its one-word answer; `kind` is one of `QUESTION_KINDS`."""
+    """A question about a scene with its one-word answer; `kind` is one of `QUESTION_KINDS`, or `COMPARISON`."""
 
     text: str
     answer: str
@@ -139,3 +141,28 @@ def sample_question(scene: Scene, rng: np.random.Generator, kind: str | None = N
     else:
         text, answer = "what color is the background?", scene.background
     return Question(text, answer, kind)
+
+
+def sample_comparison(first: Scene, second: Scene, rng: np.random.Generator) -> Question:
+    """Ask what differs between two pictures; exactly one answer is right, and near misses make it hard.
+
+    Args:
+        first: The scene of the first picture.
+        second: That of the second.
+        rng: Source of randomness.
+    """
+    counts = len(first.objects), len(second.objects)
+    kinds = [{(o.color, o.shape) for o in scene.objects} for scene in (first, second)]
+    alone = sorted(kinds[0] ^ kinds[1])
+    which = rng.random()
+    if which < 0.3 and counts[0] != counts[1]:
+        word = pick(rng, ("more", "fewer"))
+        is_first = (counts[0] > counts[1]) == (word == "more")
+        return Question(f"which image has {word} objects?", "first" if is_first else "second", COMPARISON)
+    if which < 0.8 and alone:
+        color, shape = pick(rng, alone)
+        is_first = (color, shape) in kinds[0]
+        text = f"which image shows {with_article(f'{color} {shape}')}?"
+        return Question(text, "first" if is_first else "second", COMPARISON)
+    is_same = first.background == second.background
+    return Question("do both images have the same background?", "yes" if is_same else "no", COMPARISON)

@@ -1,5 +1,6 @@
 """Scenes that satisfy a prompt, and whole examples, with the held-out rules kept in one place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,15 @@ def _draw_places(rng: np.random.Generator, count: int) -> list[tuple[str, int, i
         taken |= surrounds
         places.append((size, row, col))
     return places
+
+
+def free_places(objects: Sequence[SceneObject], size: str) -> list[tuple[int, int]]:
+    """Row and column of every box of a size that keeps its distance from the objects."""
+    taken = 0
+    for o in objects:
+        n = o.pixels // CELL
+        taken |= _cells(o.row - 1, o.col - 1, n + 2, n + 2)
+    return [(row, col) for row, col, box, _ in _PLACES[size] if not box & taken]
 
 
 def _draw_colors(rng: np.random.Generator, group: ObjectGroup) -> list[str]:

@@ -26,7 +26,7 @@ class AlignmentStage(JointStage):
     """
 
     name = "alignment"
-    optional_inputs = ("backbone", "encoder")
+    optional_inputs = ("model", "backbone", "encoder")
     source_keys = JointStage.world_keys
     evaluation_keys = ("per_kind",)
     draws = False
@@ -36,13 +36,18 @@ class AlignmentStage(JointStage):
             part.requires_grad_(True)
 
     def dataset(self):
-        return self._pairs(self.scenes(), self.recipe.data.get("text_rate", 0.0))
+        return self._pairs(self.scenes())
 
-    def _pairs(self, scenes: ShapesDataset, text_rate: float) -> PairedDataset:
-        return PairedDataset(ShapesPlans(scenes), self._about(scenes, text_rate))
+    def _pairs(self, scenes: ShapesDataset, **rates: float) -> PairedDataset:
+        return PairedDataset(ShapesPlans(self.pictures(scenes)), self._about(scenes, **rates))
 
     def _collate_pictures(self, plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
-        prompts = self.processor.encode_prompts([plan.prompt for plan in plans])
+        images = [list(plan.images) for plan in plans]
+        prompts = self.processor.encode_prompts(
+            [plan.prompt for plan in plans],
+            images=images if any(images) else None,
+            histories=[plan.history for plan in plans],
+        )
         texts = [[*(f" {' '.join(words)}" for words in plan.phrases), *[NOTHING] * MAX_OBJECTS] for plan in plans]
         return {**prompts, "phrase_ids": self._phrase_ids([own[:MAX_OBJECTS] for own in texts])}
 
@@ -53,7 +58,7 @@ class AlignmentStage(JointStage):
     def validate(self, model):
         """Losses of answers about pictures and of phrases, on the tiny world's held-out scenes."""
         scenes = ShapesDataset(VALIDATION_RECORDS, seed=3, split="test", num_questions=self.num_questions)
-        pairs = self._pairs(scenes, 0.0)
+        pairs = self._pairs(scenes, text_rate=0.0)
         batch = self.collate([pairs[index] for index in range(len(pairs))])
         conversations = {name: tensor.to(model.device) for name, tensor in batch.pop("conversations").items()}
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from ...data.images import decoded
 from ...data.mixture import StreamingMixture, open_mixture
 from ...data.records import Record, targets
-from ...data.shapes_dataset import ShapesDataset, ShapesPictures
+from ...data.shapes_dataset import RECONSTRUCT, ShapesDataset, ShapesPictures
 from ...models.adapters import lora_config, read_lora, write_lora
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -34,8 +34,6 @@ STATISTICS_IMAGES = 2048
 PARTS = ("queries", "transformer", "backbone")
 # So many tokens of a phrase, or of a caption, the queries learn to say.
 PHRASE_TOKENS = 64
-# What the published reconstruction data asks for.
-RECONSTRUCTION_PROMPT = "Please reconstruct the given image."
 
 
 def _decode(identity: str, record: Record) -> Record:
@@ -77,7 +75,8 @@ class GenerationStage(Stage):
     length_keys = ("max_length", "max_input_pixels")
     model_keys = (*size_keys, *noise_keys, *length_keys, "train", "frozen_dtype", "lora", "caption_weight")
     lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
-    world_keys = (*Stage.world_keys, "cache")
+    task_keys = ("edit_rate", "reconstruction_rate", "history_rate")
+    world_keys = (*Stage.world_keys, *task_keys, "cache")
     source_keys = (*Stage.source_keys, "cache")
     evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
 
@@ -299,14 +298,19 @@ class GenerationStage(Stage):
     def records(self, complete: Callable[[str, Record], Any] = _decode) -> Dataset | IterableDataset:
         """The records to learn from; `complete` is that of [`~data.mixture.open_mixture`]."""
         if self.is_world:
-            return ShapesPictures(self.scenes(), complete)
+            return self.pictures(self.scenes(), complete)
         settings = self.recipe.data.get("pictures", self.recipe.data)
         return open_mixture({key: value for key, value in settings.items() if key != "cache"}, complete)
+
+    def pictures(self, scenes: ShapesDataset, complete: Callable[[str, Record], Any] | None = None) -> ShapesPictures:
+        """Scenes of the tiny world as the pictures to draw that the recipe describes."""
+        rates = {key: self.recipe.data[key] for key in self.task_keys if key in self.recipe.data}
+        return ShapesPictures(scenes, complete, self.processor.instruction, **rates)
 
     def held_out_records(self, complete: Callable[[str, Record], Any]) -> list:
         """For validation: the tiny world's held-out scenes, or what `evaluation.sources` holds."""
         if self.is_world:
-            data = ShapesPictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"), complete)
+            data = self.pictures(ShapesDataset(length=VALIDATION_RECORDS, seed=3, split="test"), complete)
         elif "sources" in self.recipe.evaluation:
             data = open_mixture({"sources": self.recipe.evaluation["sources"]}, complete)
         else:
@@ -318,24 +322,28 @@ class GenerationStage(Stage):
         if "conditions" in self.cached_kinds:
             batch["condition"] = torch.stack([record.condition for record in records]).float()
         else:
-            batch.update(self.encode_prompts([record.prompt for record in records], [r.images for r in records]))
+            batch.update(self.encode_prompts(*zip(*((r.prompt, r.images, r.history) for r in records), strict=True)))
         if self.caption_weight:
-            batch["phrase_ids"] = self._phrase_ids(
-                [[f" {record.prompt or RECONSTRUCTION_PROMPT}"] for record in records]
-            )
+            batch["phrase_ids"] = self._phrase_ids([[f" {record.prompt or RECONSTRUCT}"] for record in records])
         if "targets" in self.cached_kinds:
             batch["target_features"] = torch.stack([record.target_features for record in records]).float()
         else:
             batch["target_pixel_values"] = self.pixel_values(targets(records))
         return batch
 
-    def encode_prompts(self, prompts: Sequence[str | None], images: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    def encode_prompts(
+        self,
+        prompts: Sequence[str | None],
+        images: Sequence[Sequence[Image.Image]],
+        histories: Sequence[Sequence[dict[str, Any]]] | None = None,
+    ) -> dict[str, Any]:
         """Prompts with their input images for `encode_condition`; `None` asks for the image itself."""
         return self.processor.encode_prompts(
-            [prompt or RECONSTRUCTION_PROMPT for prompt in prompts],
+            [prompt or RECONSTRUCT for prompt in prompts],
             images=[list(own) for own in images] if any(images) else None,
             training=True,
             truncation=True,
+            histories=histories,
         )
 
     def _phrase_ids(self, phrases: Sequence[list[str]]) -> torch.Tensor:

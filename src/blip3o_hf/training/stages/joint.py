@@ -8,10 +8,9 @@ from torch.utils.data import Dataset
 
 from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
-from ...data.shapes_dataset import ShapesConversations, ShapesDataset, ShapesPictures
+from ...data.shapes_dataset import ShapesConversations, ShapesDataset
 from ...names import check_keys
 from ..conversations import Conversations
-from .base import Stage
 from .generation import VALIDATION_RECORDS, GenerationStage
 from .understanding import UnderstandingStage
 
@@ -61,7 +60,7 @@ class JointStage(GenerationStage):
         "understanding_weight",
         "generation_weight",
     )
-    world_keys = (*Stage.world_keys, "text_rate", "question_weights", "understanding_rate")
+    world_keys = (*UnderstandingStage.world_keys, *GenerationStage.task_keys, "understanding_rate")
     source_keys = ("pictures", "conversations", "understanding_rate")
     evaluation_keys = (*GenerationStage.evaluation_keys, "per_kind")
     num_questions = UnderstandingStage.num_questions
@@ -100,10 +99,13 @@ class JointStage(GenerationStage):
         if not self.is_world:
             return PairedDataset(*(open_mixture(self.recipe.data[name]) for name in ("pictures", "conversations")))
         scenes = self.scenes()
-        return PairedDataset(ShapesPictures(scenes), self._about(scenes, self.recipe.data.get("text_rate", 0.0)))
+        return PairedDataset(self.pictures(scenes), self._about(scenes))
 
-    def _about(self, scenes: ShapesDataset, text_rate: float) -> ShapesConversations:
-        return ShapesConversations(scenes, self.processor.instruction, text_rate)
+    def _about(self, scenes: ShapesDataset, **rates: float) -> ShapesConversations:
+        """Conversations about scenes, at the recipe's rates or at those given."""
+        keys = UnderstandingStage.conversation_keys
+        rates = {key: self.recipe.data[key] for key in keys if key in self.recipe.data} | rates
+        return ShapesConversations(scenes, self.processor.plan_instruction, **rates)
 
     def collate(self, records: Sequence[Pair]):
         conversations = [pair.conversation for pair in records[: self.num_conversations]]
@@ -123,7 +125,7 @@ class JointStage(GenerationStage):
         if not self.is_world:
             return super().validate(model)
         scenes = ShapesDataset(VALIDATION_RECORDS, seed=3, split="test", num_questions=self.num_questions)
-        about = self._about(scenes, 0.0)
+        about = self._about(scenes, text_rate=0.0)
         conversations = self.conversations.collate([about[index] for index in range(len(about))])
         output = model(**{name: tensor.to(model.device) for name, tensor in conversations.items()})
         return {**super().validate(model), "loss_of_answers": output.loss.item()}

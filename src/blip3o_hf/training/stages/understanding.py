@@ -31,7 +31,8 @@ class UnderstandingStage(Stage):
     name = "understanding"
     optional_inputs = ("backbone",)
     model_keys = ("backbone", "vocab_size", "max_length")
-    world_keys = (*Stage.world_keys, "text_rate", "question_weights")
+    conversation_keys = ("text_rate", "comparison_rate", "request_rate")
+    world_keys = (*Stage.world_keys, *conversation_keys, "question_weights")
     evaluation_keys = ("per_kind",)
     num_questions = 4
 
@@ -91,6 +92,7 @@ class UnderstandingStage(Stage):
         for index in range(len(data)):
             record = data[index]
             yield template.render_prompt(record.caption)
+            yield template.plan_instruction.replace("{caption}", record.caption)
             yield from (question.text for question in record.questions)
             yield from (question.answer for question in record.questions)
             yield record.description
@@ -100,7 +102,8 @@ class UnderstandingStage(Stage):
     def dataset(self):
         if not self.is_world:
             return super().dataset()
-        return ShapesConversations(self.scenes(), self.processor.instruction, self.recipe.data.get("text_rate", 0.0))
+        rates = {key: self.recipe.data[key] for key in self.conversation_keys if key in self.recipe.data}
+        return ShapesConversations(self.scenes(), self.processor.plan_instruction, **rates)
 
     def collate(self, records):
         return Conversations(self.processor, self.max_length).collate(records)

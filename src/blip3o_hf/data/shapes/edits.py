@@ -1,0 +1,244 @@
+"""Edits of a scene in words: what they change, what must stay, and whether a picture shows both."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from ...names import check_name
+from .language import pick, with_article, zone
+from .sampling import free_places, sample_example
+from .scene import (
+    CELL,
+    HELD_OUT_COMBINATIONS,
+    MAX_OBJECTS,
+    SEEN_COLORS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    Scene,
+    SceneObject,
+    has_held_out_relation,
+    is_held_out_scene,
+)
+from .verify import DetectedObject, detect
+
+EDIT_KINDS = ("color", "shape", "add", "remove", "move")
+MAX_SHIFT = CELL / 2
+"""Pixels by which the centre of an object may be off along an axis to count as in its place."""
+
+_MAX_DRAWS = 1000
+_WORDINGS = {
+    "color": ("make the {old} {color}", "change the {old} to {color}", "paint the {old} {color}"),
+    "shape": ("turn the {old} into {new}", "replace the {old} with {new}"),
+    "add": ("add {new} at the {place}", "put {new} at the {place}"),
+    "remove": ("remove the {old}", "take the {old} away", "delete the {old}"),
+    "move": ("move the {old} to the {place}", "put the {old} at the {place}"),
+}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """
+    An instruction, and what it does to a scene.
+
+    Args:
+        text: The instruction.
+        kind: One of `EDIT_KINDS`.
+        source: The scene before.
+        target: The scene after, one of those that follow the instruction.
+        old: The object that is changed, removed or moved; `None` where one is added.
+        new: What it becomes, or what is added; `None` where one is removed.
+    """
+
+    text: str
+    kind: str
+    source: Scene
+    target: Scene
+    old: SceneObject | None
+    new: SceneObject | None
+
+    @property
+    def kept(self) -> tuple[SceneObject, ...]:
+        """The objects that must stay as they are."""
+        return tuple(o for o in self.source.objects if o is not self.old)
+
+
+@dataclass(frozen=True)
+class EditVerdict:
+    """Whether a picture shows what was asked for (`followed`), and everything else as it was (`preserved`)."""
+
+    followed: bool
+    preserved: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether both hold."""
+        return self.followed and self.preserved
+
+
+def in_reading_order(objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+    """The objects from top to bottom, those of one row from left to right."""
+    return tuple(sorted(objects, key=lambda o: (o.row, o.col)))
+
+
+def _names(scene: Scene, rng: np.random.Generator) -> list[tuple[SceneObject, str]]:
+    """Every object that words can tell from the others, with such words."""
+    kinds = Counter((o.color, o.shape) for o in scene.objects)
+    shapes = Counter(o.shape for o in scene.objects)
+    named = []
+    for o in scene.objects:
+        if kinds[o.color, o.shape] == 1:
+            is_shape_enough = shapes[o.shape] == 1 and rng.random() < 0.5
+            named.append((o, o.shape if is_shape_enough else f"{o.color} {o.shape}"))
+    return named
+
+
+def _change(
+    kind: str, scene: Scene, old: SceneObject | None, rng: np.random.Generator
+) -> tuple[SceneObject | None, dict[str, str]] | None:
+    """What `old` becomes and the words for it, or `None` where nothing fits."""
+    others = [o for o in scene.objects if o is not old]
+    if kind == "remove":
+        return None, {}
+    if kind == "color":
+        color = pick(rng, [color for color in SEEN_COLORS[old.shape] if color != old.color])
+        return replace(old, color=color), {"color": color}
+    if kind == "shape":
+        shapes = [s for s in SHAPES if s != old.shape and (old.color, s) not in HELD_OUT_COMBINATIONS]
+        new = replace(old, shape=pick(rng, shapes))
+        return new, {"new": with_article(new.shape)}
+    if kind == "move":
+        places = free_places(others, old.size)
+    else:
+        size = pick(rng, tuple(SIZES))
+        places = free_places(others, size)
+    if not places:
+        return None
+    row, col = pick(rng, places)
+    if kind == "move":
+        new = replace(old, row=row, col=col)
+        return None if zone(new) == zone(old) else (new, {"place": zone(new)})
+    shape = pick(rng, SHAPES)
+    new = SceneObject(shape, pick(rng, SEEN_COLORS[shape]), size, row, col)
+    return new, {"new": with_article(f"{size} {new.color} {shape}"), "place": zone(new)}
+
+
+def edit_scene(scene: Scene, rng: np.random.Generator, kind: str) -> Edit | None:
+    """
+    An edit of a scene, of colours and shapes that meet in training; `None` where none of the kind was found.
+
+    Args:
+        scene: The scene before.
+        rng: Source of randomness; equal states give equal edits.
+        kind: One of `EDIT_KINDS`.
+
+    Raises:
+        ValueError: If the kind is unknown.
+    """
+    check_name("kind of edit", kind, EDIT_KINDS)
+    named = _names(scene, rng)
+    is_too_full = kind == "add" and len(scene.objects) == MAX_OBJECTS
+    is_too_empty = kind == "remove" and len(scene.objects) == 1
+    if is_too_full or is_too_empty or (kind != "add" and not named):
+        return None
+    old, name = (None, "") if kind == "add" else pick(rng, named)
+    change = _change(kind, scene, old, rng)
+    if change is None:
+        return None
+    new, words = change
+    objects = tuple(new if o is old else o for o in scene.objects if o is not old or new is not None)
+    target = Scene(objects if old is not None else (*objects, new), scene.background)
+    text = pick(rng, _WORDINGS[kind]).format(old=name, **words)
+    return Edit(text, kind, scene, target, old, new)
+
+
+def sample_edit(rng: np.random.Generator, *, split: str = "train", kind: str | None = None) -> Edit:
+    """
+    Draw a scene and an edit of it.
+
+    Args:
+        rng: Source of randomness; equal states give equal edits.
+        split: `"train"` obeys every rule on scenes before and after; `"test"` gives scenes that are held out both
+            before and after, with the combinations and relations of training.
+        kind: One of `EDIT_KINDS`; `None` draws one.
+    """
+    check_name("split", split, SPLITS)
+    wanted = kind
+    for _ in range(_MAX_DRAWS):
+        scene = sample_example(rng, split=split).scene
+        edit = edit_scene(scene, rng, pick(rng, EDIT_KINDS) if wanted is None else wanted)
+        if edit is None or has_held_out_relation(edit.target):
+            continue
+        if is_held_out_scene(edit.target) == is_held_out_scene(edit.source) == (split == "test"):
+            return edit
+    raise RuntimeError(f"No {split!r} edit of kind {kind!r} in {_MAX_DRAWS} draws. Check the state of `rng`.")
+
+
+def _is_at(seen: DetectedObject, o: SceneObject) -> bool:
+    return all(abs(a - b) <= MAX_SHIFT for a, b in zip(seen.center, o.center, strict=True))
+
+
+def _take(seen: list[DetectedObject], o: SceneObject) -> bool:
+    """Take an object that is exactly `o` out of those seen; whether there was one."""
+    for found in seen:
+        if (found.shape, found.color, found.size) == (o.shape, o.color, o.size) and _is_at(found, o):
+            seen.remove(found)
+            return True
+    return False
+
+
+def _seen_zone(seen: DetectedObject) -> str:
+    half = SIZES[seen.size] / 2
+    x, y = seen.center
+    return zone(SceneObject(seen.shape, seen.color, seen.size, (y - half) / CELL, (x - half) / CELL))
+
+
+def _is_asked_for(seen: DetectedObject, edit: Edit) -> bool:
+    new = edit.new
+    if (seen.shape, seen.color, seen.size) != (new.shape, new.color, new.size):
+        return False
+    return _is_at(seen, new) if edit.kind in ("color", "shape") else _seen_zone(seen) == zone(new)
+
+
+def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
+    """
+    Whether a picture shows the edit and nothing else changed: every other object with its shape, colour and size in
+    its place, the same background, and nothing more.
+
+    Args:
+        image: PIL image, uint8 array or float array in [0, 1], of shape `[64, 64, 3]`.
+        edit: What was asked for. An object is added or moved anywhere in the third of the picture that is named.
+
+    Raises:
+        TypeError, ValueError: If the image is none, see `as_pixels`.
+    """
+    picture = detect(image)
+    seen = list(picture.objects)
+    are_kept = all([_take(seen, o) for o in edit.kept])
+    if edit.new is None:
+        followed = not any((o.shape, o.color) == (edit.old.shape, edit.old.color) for o in picture.objects)
+    else:
+        found = next((found for found in seen if _is_asked_for(found, edit)), None)
+        followed = found is not None
+        if followed:
+            seen.remove(found)
+    is_clean = not picture.junk and not seen and picture.background == edit.source.background
+    return EditVerdict(followed, are_kept and is_clean)
+
+
+def shows_scene(image: Image.Image | np.ndarray, scene: Scene) -> bool:
+    """
+    Whether a picture shows a scene: every object with its shape, colour and size in its place, the background, and
+    nothing more.
+
+    Args:
+        image: PIL image, uint8 array or float array in [0, 1], of shape `[64, 64, 3]`.
+        scene: The scene.
+    """
+    picture = detect(image)
+    seen = list(picture.objects)
+    are_there = all([_take(seen, o) for o in scene.objects])
+    return are_there and not seen and not picture.junk and picture.background == scene.background
