@@ -72,6 +72,35 @@ def decode_image(
         raise BadItem(key, f"not a readable image ({reason})") from error
 
 
+def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """
+    What a user gives as an image, as upright RGB: transparency on white, 16 bits scaled to 8, the first frame of
+    several.
+
+    Args:
+        image: PIL image, uint8 array `[H, W, 3]` or `[H, W]`, or the path of a file.
+        max_pixels: larger images are refused.
+
+    Raises:
+        TypeError: when it is something else.
+        ValueError: when it has no pixels or too many, or cannot be read.
+    """
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        image = Image.fromarray(image)
+    if not isinstance(image, (Image.Image, str, os.PathLike)):
+        received = (
+            f"an array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        )
+        raise TypeError(
+            f"An image must be a PIL image, an array of uint8, or the path of a file. Got {received}. Open it with "
+            f"PIL.Image.open(path)."
+        )
+    try:
+        return decode_image(image, "the image" if isinstance(image, Image.Image) else str(image), max_pixels)
+    except BadItem as error:
+        raise ValueError(f"An image must be readable, with 1 to {max_pixels:,} pixels. Got {error}.") from error
+
+
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
     """

@@ -16,6 +16,7 @@ from .shapes import (
     QUESTION_KINDS,
     TRAINING_FAMILIES,
     Edit,
+    Example,
     Question,
     Scene,
     cell_words,
@@ -130,9 +131,7 @@ class ShapesDataset(Dataset):
     def __getitem__(self, index: int) -> ShapesRecord:
         if not 0 <= index < self.length:
             raise IndexError(f"Examples are numbered from 0 to {self.length - 1}. Got {index}.")
-        rng = np.random.default_rng((self.seed, index))
-        family = None if self.family_weights is None else _draw(rng, self.family_weights, TRAINING_FAMILIES)
-        example = sample_example(rng, split=self.split, family=family)
+        example, rng = self._draw_example(index)
         is_long = rng.random() < self.long_caption_rate
         return ShapesRecord(
             scene=example.scene,
@@ -143,6 +142,16 @@ class ShapesDataset(Dataset):
             questions=tuple(self._question(example.scene, rng) for _ in range(self.num_questions)),
             plan=long_caption(example.scene, rng, self.split, in_order=True),
         )
+
+    def example(self, index: int) -> Example:
+        """The scene of a record with its prompt, and nothing more."""
+        return self._draw_example(index)[0]
+
+    def _draw_example(self, index: int) -> tuple[Example, np.random.Generator]:
+        """The scene, and the state that draws what is said about it."""
+        rng = np.random.default_rng((self.seed, index))
+        family = None if self.family_weights is None else _draw(rng, self.family_weights, TRAINING_FAMILIES)
+        return sample_example(rng, split=self.split, family=family), rng
 
     def key(self, index: int) -> str:
         """The name of a scene among all that there are."""
@@ -162,8 +171,8 @@ class ShapesPictures(Dataset):
         scenes: what is drawn and said.
         complete: what is given of the dataset's `identity` and a record. By default the record.
         edit_rate, reconstruction_rate: shares in [0, 1] of records that edit an image, or draw it again.
-        history_rate: share of records with an earlier turn about another scene: a question about its picture, or the
-            wish to have it drawn.
+        history_rate: share of records with earlier turns: a question about a picture, or the wish to have it drawn.
+            Three in four edits with earlier turns are of the picture in the last one.
 
     Raises:
         ValueError: when the shares are negative or more than one together.
@@ -206,14 +215,18 @@ class ShapesPictures(Dataset):
         rng = np.random.default_rng((self.scenes.seed, index, 2))
         key, history = self.scenes.key(index), ()
         if rng.random() < self.rates["history_rate"]:
-            history = self._history(index, rng)
+            history = self._turn(sample_example(rng, split=self.scenes.split), rng)
         chance = rng.random()
         if chance < self.rates["edit_rate"]:
-            edit = self._edit(index, rng)
+            edit, example = self._edit(index, rng)
             given, drawn = (Image.fromarray(render(scene)) for scene in (edit.source, edit.target))
+            images = (given,)
+            if history and rng.random() < 0.75:  # the image to edit is the one that was spoken of
+                earlier = history if rng.random() < 0.3 else ()
+                history, images = (*earlier, *self._turn(example, rng)), ()
             before = in_reading_order(edit.source.objects)
             objects = [edit.new if o is edit.old else o for o in before] + [edit.new] * (edit.old is None)
-            record = Record(key, target=drawn, prompt=edit.text, images=(given,), history=history)
+            record = Record(key, target=drawn, prompt=edit.text, images=images, history=history)
             scene = Scene(tuple(o for o in objects if o is not None), edit.target.background)
             return Task(record, scene, is_shown=True)
         example = self.scenes[index]
@@ -224,16 +237,17 @@ class ShapesPictures(Dataset):
         record = Record(key, target=picture, prompt=example.caption, history=history)
         return Task(record, example.scene, False, example.plan if example.caption == example.long_caption else None)
 
-    def _edit(self, index: int, rng: np.random.Generator) -> Edit:
-        """An edit of the scene, or, where few fit, of another."""
+    def _edit(self, index: int, rng: np.random.Generator) -> tuple[Edit, Example]:
+        """An edit of the scene, or, where few fit, of another, and what was edited."""
         if self.scenes.split == "train":
-            edit = edit_scene(self.scenes[index].scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+            example = self.scenes.example(index)
+            edit = edit_scene(example.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
             if edit is not None and is_training_scene(edit.target):
-                return edit
+                return edit, example
         return sample_edit(rng, split=self.scenes.split)
 
-    def _history(self, index: int, rng: np.random.Generator) -> tuple[dict[str, Any], ...]:
-        example = sample_example(rng, split=self.scenes.split)
+    def _turn(self, example: Example, rng: np.random.Generator) -> tuple[dict[str, Any], ...]:
+        """A picture drawn on request, or a question about it, with the answer."""
         picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
         if rng.random() < 0.5:
             request = self.instruction.replace("{caption}", example.prompt.text)
@@ -387,7 +401,7 @@ class ShapesConversations(Dataset):
         wanted = REQUESTS[int(rng.random() * len(REQUESTS))].replace("{caption}", scene.caption)
         turns = (*self._turns(scene)[:1], (wanted, answer))
         if rng.random() < 0.5:
-            turns = (*self._turns(scene)[:1], (sample_edit(rng, split=self.scenes.split).text, answer))
+            turns = (*self._turns(scene)[:1], (sample_edit(rng, split=self.scenes.split)[0].text, answer))
         return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=turns)
 
     @staticmethod

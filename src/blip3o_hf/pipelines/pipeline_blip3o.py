@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from ..data.images import as_input_image
 from ..models.checkpoint_files import HUB_ARGUMENTS, checkpoint_files
 from ..models.condition_cache import Blip3oConditionCache
 from ..models.decoder_patch import Blip3oPatchDecoder
@@ -52,6 +53,8 @@ from .sampling_arguments import (
 
 logger = logging.get_logger(__name__)
 
+# So many tokens of a plan the backbone writes at most.
+PLAN_TOKENS = 128
 OUTPUT_TYPES = ("pil", "np", "pt", "features")
 ORIGINAL_DECODER = "diffusion-decoder"
 PACKAGE = "blip3o_hf"
@@ -82,10 +85,12 @@ class Blip3oPipelineOutput(BaseOutput):
         images: list of PIL images, array `[N, H, W, 3]` in [0, 1], tensor `[N, 3, H, W]` in [0, 1], or `None` with
             `output_type="features"`.
         image_features (`torch.Tensor` `[N, C, h, w]`): the generated image features.
+        plans (`list[str]`, *optional*): what the backbone wrote before it drew, one text per prompt, with `plan=True`.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | None
     image_features: torch.Tensor
+    plans: list[str] | None = None
 
 
 class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
@@ -336,10 +341,13 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         decoder_num_inference_steps: int | None = None,
         decoder_guidance_scale: float | None = None,
         decoder_guidance_interval: tuple[float, float] | None = None,
+        image: Image.Image | Sequence | None = None,
+        strength: float | None = None,
+        plan: bool = False,
     ):
         """
         Args:
-            prompt: one prompt or several.
+            prompt: one prompt or several; with images, what to do with them.
             num_inference_steps: denoising steps, at least 1.
             guidance_scale: strength of classifier-free guidance, at least 0; 1 samples the plain condition.
             guidance_interval: `(low, high)` noise levels sigma in [0, 1] between which guidance is applied.
@@ -349,7 +357,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 where `null_seed` is `None` and no call drew it yet, then that of the diffusion decoder.
             latents (`[N, C, h, w]`, *optional*): noise to start from, standard normal.
             condition (`[B, num_queries, hidden]`, *optional*): what `encode_prompt` returns; no prompt is read then.
-            image_features (`[N, C, h, w]`, *optional*): features to decode; neither is read then.
+            image_features (`[N, C, h, w]`, *optional*): features to decode; neither is read then. With `strength`, one
+                for each image to make: features to start from.
             output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` to stop before the decoder.
             return_dict: whether to return a [`Blip3oPipelineOutput`] and not a tuple `(images, image_features)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it
@@ -360,6 +369,11 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             height, width: image size in pixels, by default the diffusion decoder's own.
             decoder_num_inference_steps, decoder_guidance_scale, decoder_guidance_interval: those of the diffusion
                 decoder, as in [`Blip3oDecoderPipeline`]. These and the three above are for a diffusion decoder only.
+            image (*optional*): what the prompt speaks of: one image, or several in a list. With several prompts, a
+                list with one entry for each: an image, or a list of images.
+            strength (*optional*): noise level in (0, 1] from which `image_features` are denoised. A small one keeps
+                the image, 1 starts from noise alone.
+            plan: let the backbone first write what it will draw, and draw that. What it wrote is in `plans`.
 
         Returns:
             [`Blip3oPipelineOutput`] or a tuple.
@@ -382,8 +396,15 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             image_features,
             output_type,
             callback_on_step_end_tensor_inputs,
+            strength,
         )
+        images = None if image is None else self.check_images(image, prompts)
+        if plan:
+            self._check_plan(prompts, images)
         inputs = prompts if condition is None else condition
+        start_features = None
+        if strength is not None:
+            start_features, image_features = image_features, None
         self.check_decoder_inputs(
             len(inputs) * num_images_per_prompt if image_features is None else len(image_features),
             image_features,
@@ -395,9 +416,12 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             decoder_guidance_interval,
             generator,
         )
+        plans = None
         if image_features is None:
+            if plan:
+                plans = self.write_plans(prompts)
             if condition is None:
-                condition = self.encode_prompt(prompts)
+                condition = self.encode_prompt(plans or prompts, images=images, truncation=plan)
             image_features = self.generate_features(
                 condition.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0),
                 steps,
@@ -407,6 +431,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 latents,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
+                start_features,
+                strength,
             )
         images = None
         if output_type != "features":
@@ -424,7 +450,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, image_features
-        return Blip3oPipelineOutput(images=images, image_features=image_features)
+        return Blip3oPipelineOutput(images=images, image_features=image_features, plans=plans)
 
     def check_inputs(
         self,
@@ -439,9 +465,12 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         image_features,
         output_type,
         callback_on_step_end_tensor_inputs,
+        strength=None,
     ) -> None:
         """Raise one clear error for the first argument of `__call__` that breaks its contract."""
         inputs = {"prompt": prompts, "condition": condition, "image_features": image_features}
+        if strength is not None:
+            self._check_start(inputs.pop("image_features"), strength)
         given = [name for name, value in inputs.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
@@ -458,7 +487,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 "This pipeline has no decoder, so it makes image features and no pixels. Got "
                 f"output_type={output_type!r}. Pass output_type='features', or load a repository with a decoder."
             )
-        if image_features is not None:
+        if image_features is not None and strength is None:
             return
         if condition is not None:
             expected = (self.model.config.num_queries, self.model.config.hidden_size)
@@ -487,7 +516,62 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         size = self.model.config.feature_size
         num_images = num_inputs * num_images_per_prompt
         check_latents(latents, (num_images, self.model.config.feature_dim, size, size))
+        if strength is not None and len(image_features) != num_images:
+            raise ValueError(
+                f"`image_features` to start from must be one for each image to make. Got {len(image_features)} for "
+                f"{num_images}. Repeat them with `repeat_interleave`."
+            )
         check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+
+    def _check_start(self, image_features, strength) -> None:
+        config = self.model.config
+        if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+            raise ValueError(f"`strength` must be a noise level in (0, 1]. Got {strength!r}. 0.6 is a place to begin.")
+        if not config.uses_transformer:
+            raise ValueError(
+                f"Only a flow starts from features. Got `strength` {strength}, and this model's objective is "
+                f"{config.objective!r}. Leave it out."
+            )
+        expected = (config.feature_dim, config.feature_size, config.feature_size)
+        if not isinstance(image_features, torch.Tensor) or tuple(image_features.shape[1:]) != expected:
+            received = getattr(image_features, "shape", None)
+            received = type(image_features).__name__ if received is None else list(received)
+            raise ValueError(
+                f"`strength` asks for `image_features` of shape [batch, {', '.join(map(str, expected))}] to start "
+                f"from. Got {received}. `Blip3oReconstructionPipeline.encode_images` makes them."
+            )
+
+    def check_images(self, image, prompts: Sequence[str] | None) -> list[list[Image.Image]]:
+        """
+        The input images of each prompt, upright and in RGB.
+
+        Raises:
+            TypeError, ValueError: when there are no prompts, not one entry for each, or an image is none.
+        """
+        if prompts is None:
+            raise ValueError("`image` is what a prompt speaks of. Got an image and no prompt. Say what to do with it.")
+        if not self.model.config.has_vision:
+            raise ValueError(
+                f"This model's backbone ({self.model.config.backbone_config.model_type}) reads text only. Got an "
+                f"image. Use a model with a vision-language backbone such as Qwen2.5-VL."
+            )
+        if len(prompts) == 1 and not (isinstance(image, (list, tuple)) and image and isinstance(image[0], list)):
+            image = [image]
+        if not isinstance(image, (list, tuple)) or len(image) != len(prompts):
+            count = len(image) if isinstance(image, (list, tuple)) else 1
+            raise ValueError(
+                f"`image` must hold one entry for each prompt, an image or a list of images. Got {count} for "
+                f"{len(prompts)} prompts. Repeat an image that belongs to several."
+            )
+        lists = [list(own) if isinstance(own, (list, tuple)) else [own] for own in image]
+        if not all(lists):
+            raise ValueError("Each prompt's list of images must hold one. Got an empty list. Leave `image` out.")
+        return [[as_input_image(own) for own in images] for images in lists]
+
+    def _check_plan(self, prompts, images) -> None:
+        if prompts is None or images is not None:
+            received = "no prompt" if prompts is None else "images"
+            raise ValueError(f"`plan=True` is for prompts in words. Got {received}. Leave it out.")
 
     def check_decoder_inputs(
         self,
@@ -538,15 +622,46 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             )
         check_generators(generator, num_images, 1)
 
-    def encode_prompt(self, prompts: Sequence[str], num_images_per_prompt: int = 1, raw: bool = False) -> torch.Tensor:
+    def encode_prompt(
+        self,
+        prompts: Sequence[str],
+        num_images_per_prompt: int = 1,
+        raw: bool = False,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        truncation: bool = False,
+    ) -> torch.Tensor:
         """
         Prompts to conditions `[len(prompts) * num_images_per_prompt, num_queries, hidden]`; `raw` prompts go without
-        instruction and template.
+        instruction and template, `images` are those of each prompt, `truncation` cuts captions that are too long.
         """
         self._load_offloaded_model()
-        inputs = self.processor.encode_prompts(list(prompts), raw=raw).to(self._execution_device)
-        condition = self.model.encode_condition(**inputs)
+        inputs = self.processor.encode_prompts(list(prompts), images=images, raw=raw, truncation=truncation)
+        condition = self.model.encode_condition(**inputs.to(self._execution_device))
         return condition.repeat_interleave(num_images_per_prompt, dim=0)
+
+    @torch.no_grad()
+    def write_plans(self, prompts: Sequence[str], max_new_tokens: int = PLAN_TOKENS) -> list[str]:
+        """What the backbone writes when asked, by the processor's `plan_instruction`, what to draw for each prompt."""
+        self._load_offloaded_model()
+        processor = self.processor
+        texts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": processor.plan_instruction.replace("{caption}", prompt)}],
+                add_generation_prompt=True,
+            )
+            for prompt in prompts
+        ]
+        inputs = processor.tokenizer(
+            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        ).to(self._execution_device)
+        tokens = self.model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+        )
+        plans = processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])
+        return [plan.strip() or prompt for plan, prompt in zip(plans, prompts, strict=True)]
 
     def generate_features(
         self,
@@ -558,12 +673,17 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         latents: torch.Tensor | None = None,
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        start_features: torch.Tensor | None = None,
+        strength: float | None = None,
     ) -> torch.Tensor:
         """
         Conditions `[N, num_queries, hidden]` to image features `[N, C, h, w]` on the target encoder's own scale: by
-        `prepare_latents` and `denoise`, or by regression where that is the model's objective.
+        `prepare_latents` and `denoise`, or by regression where that is the model's objective. With `start_features`
+        `[N, C, h, w]` the flow starts from these at the noise level `strength`.
         """
         if self.model.config.uses_transformer:
+            if start_features is not None:
+                start_features = self.model.normalize_features(start_features.to(self._execution_device))
             features = self.denoise(
                 self.prepare_latents(condition.shape[0], generator, latents),
                 condition,
@@ -573,6 +693,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 generator,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
+                start_features,
+                strength,
             )
         else:
             self._load_offloaded_model()
@@ -599,6 +721,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         generator=None,
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        start_features: torch.Tensor | None = None,
+        strength: float | None = None,
     ) -> torch.Tensor:
         """
         Flow from noise to (normalised) image features, sigma 1 to 0, with classifier-free guidance.
@@ -608,6 +732,9 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         Args:
             latents (`[N, C, h, w]`): noise.
             condition (`[N, num_queries, hidden]`): from `encode_prompt`.
+            start_features (`[N, C, h, w]`, *optional*): normalised features to start from.
+            strength: noise level in (0, 1] at which to start from them; of the steps, those at higher levels are left
+                out.
 
         Returns:
             `torch.Tensor` `[N, C, h, w]`.
@@ -629,11 +756,16 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 guided = {"condition_cache": Blip3oConditionCache.cat([null.repeat_interleave(num_images), cache])}
 
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        begin = 0
+        if start_features is not None:
+            begin = min(int((self.scheduler.sigmas > strength).sum()), len(self.scheduler.timesteps) - 1)
+            level = self.scheduler.timesteps[begin : begin + 1]
+            latents = self.scheduler.scale_noise(start_features.to(latents), level, latents)
         if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)
+            self.scheduler.set_begin_index(begin)
         low, high = guidance_interval
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
-            for step, timestep in enumerate(self.scheduler.timesteps):
+        with self.progress_bar(total=len(self.scheduler.timesteps) - begin) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps[begin:]):
                 if guided is not None and low <= float(timestep) / 1000 <= high:
                     with self._cache_context("guided"):
                         velocities = self.transformer(torch.cat([latents, latents]), timestep, **guided).sample

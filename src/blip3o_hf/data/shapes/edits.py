@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...names import check_name
 from .language import pick, with_article, zone
-from .sampling import free_places, sample_example
+from .sampling import Example, free_places, sample_example
 from .scene import (
     CELL,
     HELD_OUT_COMBINATIONS,
@@ -155,9 +155,9 @@ def edit_scene(scene: Scene, rng: np.random.Generator, kind: str) -> Edit | None
     return Edit(text, kind, scene, target, old, new)
 
 
-def sample_edit(rng: np.random.Generator, *, split: str = "train", kind: str | None = None) -> Edit:
+def sample_edit(rng: np.random.Generator, *, split: str = "train", kind: str | None = None) -> tuple[Edit, Example]:
     """
-    Draw a scene and an edit of it.
+    Draw a scene with its prompt, and an edit of it.
 
     Args:
         rng: Source of randomness; equal states give equal edits.
@@ -168,12 +168,12 @@ def sample_edit(rng: np.random.Generator, *, split: str = "train", kind: str | N
     check_name("split", split, SPLITS)
     wanted = kind
     for _ in range(_MAX_DRAWS):
-        scene = sample_example(rng, split=split).scene
-        edit = edit_scene(scene, rng, pick(rng, EDIT_KINDS) if wanted is None else wanted)
+        example = sample_example(rng, split=split)
+        edit = edit_scene(example.scene, rng, pick(rng, EDIT_KINDS) if wanted is None else wanted)
         if edit is None or has_held_out_relation(edit.target):
             continue
         if is_held_out_scene(edit.target) == is_held_out_scene(edit.source) == (split == "test"):
-            return edit
+            return edit, example
     raise RuntimeError(f"No {split!r} edit of kind {kind!r} in {_MAX_DRAWS} draws. Check the state of `rng`.")
 
 
