@@ -297,7 +297,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         decoder = self.get_decoder()
         queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
         full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
-        prompt_positions = self.condition_positions(input_ids, attention_mask, image_inputs.get("image_grid_thw"))
+        has_own_positions = self.config.image_positions == "backbone"
+        grids = image_inputs.get("image_grid_thw") if has_own_positions else None
+        prompt_positions = self.prompt_positions(input_ids, attention_mask, grids)
         first = prompt_positions.amax(-1, keepdim=True) + 1
         query_positions = first + torch.arange(queries.shape[1], device=device)
 
@@ -306,7 +308,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         if trains or (decoder.training and is_checkpointed):
             # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
             # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
-            prompt = self._embed_prompt(input_ids, **image_inputs)
+            prompt = self.embed_prompt(input_ids, **image_inputs)
             hidden_states = decoder(
                 inputs_embeds=torch.cat([prompt, queries], dim=1),
                 attention_mask=full_mask,
@@ -318,7 +320,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         cache = DynamicCache(config=decoder.config)
         with torch.no_grad():
             decoder(
-                inputs_embeds=self._embed_prompt(input_ids, **image_inputs),
+                inputs_embeds=self.embed_prompt(input_ids, **image_inputs),
                 attention_mask=attention_mask,
                 position_ids=prompt_positions,
                 past_key_values=cache,
@@ -332,15 +334,15 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             use_cache=True,
         ).last_hidden_state
 
-    def condition_positions(
+    def prompt_positions(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
     ) -> torch.LongTensor:
         """
-        Positions of a prompt before the queries: `[B, L]`, counting real tokens, or `[3, B, L]`, where images have the
-        backbone's own positions (`config.image_positions`).
+        Positions of a prompt's real tokens: `[B, L]`, counted on, or `[3, B, L]`, the backbone's own for images of
+        these grids, where it has such.
         """
         positions_of_pixels = getattr(self.backbone.base_model, "get_rope_index", None)
-        if image_grid_thw is None or self.config.image_positions == "sequential" or positions_of_pixels is None:
+        if image_grid_thw is None or positions_of_pixels is None:
             return _positions(attention_mask)
         token_types = (input_ids == self.config.backbone_config.image_token_id).int()
         return positions_of_pixels(
@@ -488,7 +490,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         )
         return mean, std
 
-    def _embed_prompt(self, input_ids: torch.LongTensor, **image_inputs: torch.Tensor) -> torch.Tensor:
+    def embed_prompt(self, input_ids: torch.LongTensor, **image_inputs: torch.Tensor) -> torch.Tensor:
         """Token embeddings `[B, L, hidden]`, with image features in the place of image placeholders."""
         embeddings = self.get_input_embeddings()(input_ids)
         if image_inputs.get("pixel_values") is None:

@@ -1,0 +1,409 @@
+"""A conversation in words and pictures: one session that answers, draws, and edits what it drew."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+from ..data.images import as_input_image
+from ..files import written_whole
+from ..models.processing_blip3o import message_images
+from .pipeline_blip3o import PLAN_TOKENS, Blip3oPipeline
+
+CONVERSATION = "conversation.json"
+MAX_NEW_TOKENS = 256
+FORMAT = 1
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Blip3oReply:
+    """
+    What the assistant gave in a turn.
+
+    Args:
+        text: its words; of a picture drawn with a plan, the plan.
+        image: the picture, where it drew one.
+        image_features (`[1, C, h, w]`, *optional*): those of the picture.
+    """
+
+    text: str | None = None
+    image: Image.Image | None = None
+    image_features: torch.Tensor | None = None
+
+
+class Blip3oChat:
+    """
+    A conversation with one user. It keeps the keys and values of everything said and shown, so each turn costs its own
+    tokens only, whether the model answers or draws.
+
+    In a conversation images have the backbone's own positions, in rows and columns: what was read to answer serves to
+    draw. Answers are those of the backbone's `generate` on the whole conversation.
+
+    Args:
+        pipe: what answers and draws; with a processor, and a decoder.
+        messages: an earlier conversation to go on from: chat messages, with images as
+            `{"type": "image", "image": ...}`.
+        reuse_cache: keep keys and values between turns. Without it, each turn reads the whole conversation again and
+            says the same.
+
+    Raises:
+        ValueError: when the pipeline has no processor, or messages are none.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from blip3o_hf import Blip3oChat, Blip3oPipeline, packaged_model_path
+
+    >>> chat = Blip3oChat(Blip3oPipeline.from_pretrained(packaged_model_path("blip3o-tiny")))
+    >>> picture = chat.draw("a red circle", generator=torch.Generator().manual_seed(0)).image
+    >>> chat.ask("what color is the circle?").text
+    'red'
+
+    ```
+    """
+
+    def __init__(self, pipe: Blip3oPipeline, messages: Sequence[Mapping[str, Any]] = (), reuse_cache: bool = True):
+        if pipe.processor is None:
+            raise ValueError(
+                "A conversation needs a processor, which reads the words. This pipeline has none. Load it with "
+                "processor=Blip3oProcessor.from_pretrained(...)."
+            )
+        for message in messages:
+            _check_message(message)
+        self.pipe = pipe
+        self.messages = [dict(message) for message in messages]
+        self.reuse_cache = reuse_cache
+        self._forget_cache()
+
+    # What a user does
+
+    def send(
+        self,
+        text: str,
+        images: Sequence[Image.Image] | Image.Image = (),
+        generator: torch.Generator | None = None,
+        sampling: Mapping[str, Any] | None = None,
+        **generation: Any,
+    ) -> Blip3oReply:
+        """
+        Say something, and let the model choose: it answers in words, or, where it was trained to, it starts an image
+        with its `[IMG]` token and draws what was asked for.
+
+        Args:
+            text: the user's words.
+            images: shown with them.
+            generator: of a picture.
+            sampling: for a picture, arguments of the pipeline such as `num_inference_steps`.
+            generation: arguments of the backbone's `generate`, such as `max_new_tokens`, `do_sample` or `streamer`.
+
+        Raises:
+            TypeError, ValueError: on bad images, or when the conversation is too long for the backbone; it then stays
+                as it was.
+        """
+        images = self._checked(text, images)
+        said, wants_image = self._answer(text, images, may_draw=True, generation=generation)
+        if wants_image:
+            reply = self.draw(text, images, generator=generator, **(sampling or {}))
+            return Blip3oReply(said or None, reply.image, reply.image_features)
+        self._add(_user(text, images), {"role": "assistant", "content": said})
+        return Blip3oReply(said)
+
+    def ask(self, text: str, images: Sequence[Image.Image] | Image.Image = (), **generation: Any) -> Blip3oReply:
+        """Ask something, of the conversation so far or of `images`, and get words. Arguments are those of `send`."""
+        images = self._checked(text, images)
+        said, _ = self._answer(text, images, may_draw=False, generation=generation)
+        self._add(_user(text, images), {"role": "assistant", "content": said})
+        return Blip3oReply(said)
+
+    def draw(
+        self,
+        prompt: str,
+        images: Sequence[Image.Image] | Image.Image = (),
+        generator: torch.Generator | None = None,
+        plan: bool = False,
+        **sampling: Any,
+    ) -> Blip3oReply:
+        """
+        Have a picture drawn, in view of everything said and shown before.
+
+        Args:
+            prompt: what to draw, or what to change in a picture of this conversation.
+            images: shown with it.
+            generator: draws the noise.
+            plan: let the model first write what it will draw, as a turn of its own.
+            sampling: arguments of the pipeline, such as `num_inference_steps` and `guidance_scale`.
+        """
+        images = self._checked(prompt, images)
+        plan_text = None
+        before = list(self.messages)
+        if plan:
+            asked = self.pipe.processor.plan_instruction.replace("{caption}", prompt)
+            plan_text = self.ask(asked, images, max_new_tokens=PLAN_TOKENS).text
+            images = []
+        try:
+            condition = self._condition(plan_text or prompt, images)
+            output = self.pipe(condition=condition, generator=generator, **sampling)
+        except (TypeError, ValueError):
+            self.messages = before
+            raise
+        picture = output.images[0]
+        request = _user(self.pipe.processor.instruction.replace("{caption}", plan_text or prompt), images)
+        content = [{"type": "image", "image": picture}]
+        self._add({**request, "prompt": prompt}, {"role": "assistant", "content": content})
+        return Blip3oReply(plan_text, picture, output.image_features)
+
+    def edit(
+        self,
+        instruction: str,
+        image: Image.Image | None = None,
+        generator: torch.Generator | None = None,
+        **sampling: Any,
+    ) -> Blip3oReply:
+        """
+        Have a picture changed: `image`, or the last one of the conversation.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        if image is None and not message_images(self.messages):
+            raise ValueError("An edit needs a picture. This conversation has none. Draw one first, or pass `image`.")
+        return self.draw(instruction, () if image is None else image, generator, **sampling)
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Every picture of the conversation, in order."""
+        return message_images(self.messages)
+
+    def forget(self, num_turns: int | None = None) -> None:
+        """Drop the oldest turns, a user's message with its reply each, or all of them; what the system said stays."""
+        is_system = bool(self.messages) and self.messages[0]["role"] == "system"
+        first, rest = self.messages[:is_system], self.messages[is_system:]
+        self.messages = first + ([] if num_turns is None else rest[2 * num_turns :])
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write the conversation: `conversation.json`, and its pictures as PNG beside it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored, names = [], []
+        for message in self.messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = [dict(item) for item in content]
+                for item in content:
+                    if item["type"] == "image":
+                        names.append(f"image-{len(names)}.png")
+                        with written_whole(folder / names[-1]) as path:
+                            item["image"].save(path, format="PNG")
+                        item["image"] = names[-1]
+            stored.append({**message, "content": content})
+        with written_whole(folder / CONVERSATION) as path:
+            path.write_text(json.dumps({"format": FORMAT, "messages": stored}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, pipe: Blip3oPipeline, reuse_cache: bool = True) -> "Blip3oChat":
+        """
+        A conversation that `save` wrote.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            ValueError: when the file is damaged, or names a picture outside of the folder.
+        """
+        path = Path(folder, CONVERSATION)
+        if not path.is_file():
+            raise FileNotFoundError(f"A saved conversation is a folder with {CONVERSATION}. {folder} has none.")
+        try:
+            messages = json.loads(path.read_text())["messages"]
+            for message in messages:
+                _check_message(message)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} must hold what `save` wrote. It does not: {error}. Save it again.") from error
+        for message in messages:
+            for item in message["content"] if not isinstance(message["content"], str) else ():
+                if item["type"] == "image":
+                    item["image"] = _stored_image(Path(folder), item["image"])
+        return cls(pipe, messages, reuse_cache)
+
+    # What the backbone reads
+
+    def _checked(self, text: str, images) -> list[Image.Image]:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"A turn must say something. Got {text!r}. Write a question, or what to draw.")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        if images and not self.pipe.model.config.has_vision:
+            raise ValueError(
+                f"This model's backbone ({self.pipe.model.config.backbone_config.model_type}) reads text only. Got an "
+                f"image. Use a model with a vision-language backbone such as Qwen2.5-VL."
+            )
+        return [as_input_image(image) for image in images]
+
+    def _add(self, *messages: dict[str, Any]) -> None:
+        self.messages += messages
+
+    def _forget_cache(self) -> None:
+        self._cache = DynamicCache(config=self.pipe.model.get_decoder().config)
+        self._ids: list[int] = []
+        self._seen: list[Image.Image] = []
+
+    def _crop(self, length: int) -> None:
+        if self._cache.get_seq_length() > length:
+            self._cache.crop(length - self._cache.get_seq_length())
+
+    def _answer(
+        self, text: str, images: Sequence[Image.Image], may_draw: bool, generation: dict[str, Any]
+    ) -> tuple[str, bool]:
+        """What the backbone answers, and whether it starts an image."""
+        processor, model = self.pipe.processor, self.pipe.model
+        ids, positions = self._read([*self.messages, _user(text, images)], ending="", num_reserved=1)
+        start = processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)
+        room = model.config.get_text_config().max_position_embeddings - int(positions.max()) - 1
+        settings = {"max_new_tokens": min(MAX_NEW_TOKENS, room), "do_sample": False, **generation}
+        own_end = model.generation_config.eos_token_id
+        ends = own_end if isinstance(own_end, list) else [own_end]
+        settings |= {"eos_token_id": [*ends, start]} if may_draw else {"suppress_tokens": [start]}
+        sequence = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=positions,
+            past_key_values=self._cache,
+            **settings,
+        )[0].tolist()
+        self._ids = sequence[: self._cache.get_seq_length()]
+        said = sequence[ids.shape[1] :]
+        wants_image = may_draw and said[-1:] == [start]
+        return processor.post_process_image_text_to_text(torch.tensor([said]))[0].strip(), wants_image
+
+    def _condition(self, prompt: str, images: Sequence[Image.Image]) -> torch.Tensor:
+        """The condition `[1, num_queries, hidden]` of a prompt at this point of the conversation."""
+        processor, model = self.pipe.processor, self.pipe.model
+        request = _user(processor.instruction.replace("{caption}", prompt), images)
+        ids, positions = self._read(
+            [*self.messages, request], processor.image_start_token, model.config.num_queries, is_read_whole=True
+        )
+        queries = model.queries(1).to(model.get_input_embeddings().weight.dtype)
+        following = positions.max() + 1 + torch.arange(queries.shape[1], device=ids.device)
+        with torch.no_grad():
+            condition = model.get_decoder()(
+                inputs_embeds=queries,
+                position_ids=following.expand(*positions.shape[:-1], -1),
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
+        self._crop(ids.shape[1])
+        return condition
+
+    def _read(
+        self, messages: Sequence[Mapping[str, Any]], ending: str, num_reserved: int, is_read_whole: bool = False
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """
+        Bring the cache to the end of the messages, or, where the library reads the last token itself, to the one
+        before it.
+
+        Returns:
+            Token ids `[1, L]`, and their positions `[1, L]` or `[3, 1, L]`.
+        """
+        processor, model = self.pipe.processor, self.pipe.model
+        self.pipe._load_offloaded_model()
+        device = self.pipe._execution_device
+        text = processor.apply_chat_template(messages, add_generation_prompt=True) + ending
+        images = message_images(messages)
+        inputs = processor(
+            text=[text],
+            **({"images": images} if images else {}),
+            add_special_tokens=False,
+            return_tensors="pt",
+            return_mm_token_type_ids=False,
+        )
+        ids = inputs["input_ids"].to(device)
+        grids = inputs["image_grid_thw"].to(device) if images else None
+        positions = model.prompt_positions(ids, torch.ones_like(ids), grids)
+        limit = model.config.get_text_config().max_position_embeddings
+        if int(positions.max()) + 1 + num_reserved > limit:
+            raise ValueError(
+                f"A conversation must fit the backbone's context, {limit} positions. With this turn it has "
+                f"{int(positions.max()) + 1 + num_reserved}. Drop its beginning with `forget(1)`, or start a new one."
+            )
+        if not self.reuse_cache:
+            self._forget_cache()
+        end = ids.shape[1] - (not is_read_whole)
+        starts = _image_starts(ids[0], processor.image_token_id, grids, processor)
+        begin = min(self._common_length(ids[0].tolist(), images, starts), end)
+        self._crop(begin)
+        if begin < end:
+            num_read = sum(start < begin for start in starts)
+            pixels = {}
+            if num_read < len(images) and starts[num_read] < end:
+                rows = [int(grid.prod()) for grid in grids]
+                pixels = {
+                    "pixel_values": inputs["pixel_values"][sum(rows[:num_read]) :].to(device),
+                    "image_grid_thw": grids[num_read:],
+                }
+            with torch.no_grad():
+                model.get_decoder()(
+                    inputs_embeds=model.embed_prompt(ids[:, begin:end], **pixels),
+                    position_ids=positions[..., begin:end],
+                    past_key_values=self._cache,
+                    use_cache=True,
+                )
+        self._ids, self._seen = ids[0, :end].tolist(), images
+        return ids, positions
+
+    def _common_length(self, ids: list[int], images: list[Image.Image], starts: list[int]) -> int:
+        """How many tokens of the cache are those of a conversation, pictures compared, too."""
+        pairs = zip(self._ids, ids, strict=False)
+        length = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._ids), len(ids)))
+        for index, start in enumerate(starts):
+            is_same = index < len(self._seen) and self._seen[index] is images[index]
+            if start < length and not is_same:
+                return start
+        return length
+
+
+def _user(text: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+    if not images:  # a plain string, which templates of text-only backbones read, too
+        return {"role": "user", "content": text}
+    shown = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
+
+
+def _image_starts(ids: torch.Tensor, image_token_id: int, grids: torch.Tensor | None, processor) -> list[int]:
+    """Where the placeholders of each image begin."""
+    slots = (ids == image_token_id).nonzero().flatten().tolist()
+    starts, first = [], 0
+    for grid in () if grids is None else grids:
+        starts.append(slots[first])
+        first += int(grid.prod()) // processor.image_processor.merge_size**2
+    return starts
+
+
+def _check_message(message: Any) -> None:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    is_list = isinstance(content, (list, tuple)) and all(
+        isinstance(item, Mapping) and item.get("type") in ("text", "image") and item["type"] in item
+        for item in content
+    )
+    if (
+        not isinstance(message, Mapping)
+        or message.get("role") not in ROLES
+        or not (isinstance(content, str) or is_list)
+    ):
+        raise ValueError(
+            f"A message must have a role ({', '.join(ROLES)}) and a content, a text or a list of texts and images. "
+            f"Got {message!r:.80}."
+        )
+
+
+def _stored_image(folder: Path, name: Any) -> Image.Image:
+    if not isinstance(name, str) or PurePosixPath(name).name != name:
+        raise ValueError(f"A saved conversation names pictures beside it. {folder} names {name!r}. Save it again.")
+    return as_input_image(folder / name)
+
+
+__all__ = ["Blip3oChat", "Blip3oReply"]
