@@ -27,6 +27,7 @@ _EXPORTS = {
     "Blip3oChat": "pipelines.chat",
     "Blip3oReply": "pipelines.chat",
     "Blip3oReconstructionPipeline": "pipelines.reconstruction",
+    "interpolate": "pipelines.reconstruction",
     "Blip3oTrainer": "training.trainer",
     "Blip3oTrainingArguments": "training.arguments",
     "packaged_model_path": "assets",
