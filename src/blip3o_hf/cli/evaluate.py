@@ -1,4 +1,4 @@
-"""`blip3o-hf evaluate`: scores on the tiny world's held-out prompts and questions, with chance and ceiling."""
+"""`blip3o-hf evaluate`: scores on the tiny world's held-out prompts, questions, pictures and edits."""
 
 import argparse
 import shlex
@@ -27,24 +27,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="also write rates, intervals, settings and versions to this JSON file, for cards",
     )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=100,
+        help="pictures to describe and to draw again; 0: none (default: %(default)s)",
+    )
+    parser.add_argument("--per-edit", type=int, default=20, help="edits per kind; 0: none (default: %(default)s)")
+    parser.add_argument("--plan", action="store_true", help="let the model write what it will draw, then draw that")
     parser.add_argument("--skip-understanding", action="store_true", help="score generation only")
     add_model_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     target = check_writable(arguments.output) if arguments.output else None
+    for name in ("pictures", "per_edit"):
+        if getattr(arguments, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0. Got {getattr(arguments, name)}.")
     for name in ("per_family", "per_kind"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1. Got {getattr(arguments, name)}.")
     pipe = load_pipeline(arguments.model)
 
     from ..evaluation import shapes
+    from ..evaluation.shapes_images import ABOUT_IMAGES
     from ..models.target_encoder import load_target_encoder
 
     prompts = shapes.held_out_prompts(arguments.per_family, arguments.seed)
     call = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance}
     columns = {
-        "score": shapes.score_generation(pipe, prompts, arguments.seed, **call)[0],
+        "score": shapes.score_generation(pipe, prompts, arguments.seed, plan=arguments.plan, **call)[0],
         "chance": shapes.chance_rates(prompts, arguments.seed),
     }
     encoder_folder = arguments.encoder or encoder_beside(arguments.model)
@@ -57,16 +69,51 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{'family':<20}" + "".join(f"{name:>26}" for name in columns))
     for family in columns["score"]:
         print(f"{family:<20}" + "".join(f"{rates[family]!s:>26}" for rates in columns.values()))
-    answers = {}
+    answers, further = {}, []
     if not arguments.skip_understanding:
         answers = shapes.score_understanding(pipe.model, pipe.processor, arguments.per_kind, arguments.seed)
         answers["overall"] = shapes.overall(answers)
         print(f"\n{answers['overall'].total} held-out questions, exact match")
         for kind, rate in answers.items():
             print(f"{kind:<20}{rate!s:>26}")
+        if pipe.model.config.has_vision:
+            further = _score_pictures(arguments, pipe, encoder_folder, call)
     if target:
-        shapes.report(columns, answers, _command(arguments), _settings(arguments, pipe)).write(target)
+        settings = _settings(arguments, pipe)
+        about = f"{shapes.ABOUT} {ABOUT_IMAGES}" if further else shapes.ABOUT
+        shapes.report(columns, answers, _command(arguments), settings, further, about).write(target)
     return 0
+
+
+def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | None, call: dict) -> list:
+    """Captions, reconstructions and edits: printed, and as rows of a report."""
+    from ..evaluation import shapes, shapes_images
+    from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline
+
+    rows, seed = [], arguments.seed
+    if arguments.pictures:
+        scenes = shapes_images.held_out_scenes(arguments.pictures, seed)
+        rate = shapes_images.score_captions(pipe.model, pipe.processor, scenes)
+        print(f"\n{len(scenes)} held-out pictures\n{'captions':<20}{rate!s:>26}")
+        rows.append(shapes.score("image-to-text", "captions", rate))
+        if encoder_folder:
+            reconstruct = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder)
+            for mode in MODES:
+                rate, cosine, psnr = shapes_images.score_reconstruction(reconstruct, scenes, mode, seed, **call)
+                print(f"{mode:<20}{rate!s:>26}   cosine {cosine:.3f}, {psnr:.1f} dB")
+                rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate))
+    if arguments.per_edit:
+        edits = shapes_images.held_out_edits(arguments.per_edit, seed)
+        columns = shapes_images.edit_rates(shapes_images.draw_edits(pipe, edits, seed, **call), edits)
+        columns["chance"] = shapes_images.edit_rates(shapes_images.other_edits(edits, seed), edits)["both"]
+        for rates in columns.values():
+            rates["overall"] = shapes.overall(rates)
+        print(f"\n{len(edits)} held-out edits, one image each\n{'kind':<20}" + "".join(f"{n:>26}" for n in columns))
+        for kind, rate in columns["both"].items():
+            print(f"{kind:<20}" + "".join(f"{rates[kind]!s:>26}" for rates in columns.values()))
+            beside = {name: rates[kind] for name, rates in columns.items() if name != "both"}
+            rows.append(shapes.score("image-to-image", f"edit, {kind}", rate, beside))
+    return rows
 
 
 def _command(arguments: argparse.Namespace) -> str:
@@ -81,9 +128,12 @@ def _command(arguments: argparse.Namespace) -> str:
         "--steps": arguments.steps,
         "--guidance": arguments.guidance,
         "--encoder": arguments.encoder and public_name(arguments.encoder),
+        "--pictures": arguments.pictures,
+        "--per-edit": arguments.per_edit,
     }
     words = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
-    return shlex.join(["blip3o-hf", "evaluate", *words, *["--skip-understanding"] * arguments.skip_understanding])
+    flags = [*["--plan"] * arguments.plan, *["--skip-understanding"] * arguments.skip_understanding]
+    return shlex.join(["blip3o-hf", "evaluate", *words, *flags])
 
 
 def _settings(arguments: argparse.Namespace, pipe) -> dict:
@@ -95,6 +145,9 @@ def _settings(arguments: argparse.Namespace, pipe) -> dict:
         "guidance": config.default_guidance_scale if arguments.guidance is None else arguments.guidance,
         "prompts per family": arguments.per_family,
         "questions per kind": 0 if arguments.skip_understanding else arguments.per_kind,
+        "pictures": 0 if arguments.skip_understanding else arguments.pictures,
+        "edits per kind": 0 if arguments.skip_understanding else arguments.per_edit,
+        "plan": "written" if arguments.plan else "none",
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
         "device": pipe.device.type,
     }

@@ -8,11 +8,13 @@ import torch
 from tqdm import tqdm
 
 from ..data.shapes import (
+    COMPARISON,
     EVALUATION_FAMILIES,
     QUESTION_KINDS,
     Prompt,
     question_kinds,
     render,
+    sample_comparison,
     sample_example,
     sample_question,
     sample_scene,
@@ -132,13 +134,15 @@ def answer(
     questions: Sequence[str],
     max_new_tokens: int = 40,
 ) -> list[str]:
-    """Greedy answers to one question about each image, as text."""
+    """Greedy answers to one question about each image, or each list of images, as text."""
+    shown = [list(own) if isinstance(own, (list, tuple)) else [own] for own in images]
     conversations = [
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        for question in questions
+        [{"role": "user", "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": question}]}]
+        for own, question in zip(shown, questions, strict=True)
     ]
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
-    inputs = processor(text=texts, images=list(images), padding=True, padding_side="left", return_tensors="pt")
+    flat = [image for own in shown for image in own]
+    inputs = processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt")
     inputs = inputs.to(model.device)
     inputs.pop("token_type_ids", None)
     with torch.no_grad():
@@ -155,7 +159,9 @@ def score_understanding(
     seed: int = 0,
     batch_size: int = 64,
 ) -> dict[str, Rate]:
-    """Exact-match accuracy by kind of question, on scenes and captions held out of all training."""
+    """
+    Exact-match accuracy by kind of question, on scenes and captions held out of all training; `comparison` shows two.
+    """
     items = []
     for position, kind in enumerate(QUESTION_KINDS):
         index = 0
@@ -165,7 +171,11 @@ def score_understanding(
             scene = sample_example(rng, split="test").scene
             if kind in question_kinds(scene):
                 items.append((render(scene), sample_question(scene, rng, kind)))
-    rates = {kind: Rate(0, 0) for kind in QUESTION_KINDS}
+    for index in range(num_per_kind):
+        rng = np.random.default_rng((seed, len(QUESTION_KINDS), index))
+        pair = [sample_example(rng, split="test").scene for _ in range(2)]
+        items.append(([render(scene) for scene in pair], sample_comparison(*pair, rng)))
+    rates = {kind: Rate(0, 0) for kind in (*QUESTION_KINDS, COMPARISON)}
     for start in tqdm(range(0, len(items), batch_size), desc="asking", leave=False):
         batch = items[start : start + batch_size]
         replies = answer(model, processor, [image for image, _ in batch], [q.text for _, q in batch], max_new_tokens=6)
@@ -184,6 +194,8 @@ def report(
     answers: Mapping[str, Rate],
     command: str,
     settings: Mapping[str, Any],
+    further: Sequence[Score] = (),
+    about: str = ABOUT,
 ) -> Evaluation:
     """
     What was measured, as a file that a model card takes up.
@@ -191,22 +203,19 @@ def report(
     Args:
         columns: rates by family; `score` is the model's, the others are what to compare it with.
         answers: accuracies by kind of question.
-        command, settings: as in [`~hub.results.Evaluation`].
+        command, settings, about: as in [`~hub.results.Evaluation`].
+        further: rows of other tasks.
     """
     others = {name: rates for name, rates in columns.items() if name != "score"}
     drawn = [
-        Score(
-            "text-to-image",
-            family,
-            _figure(rate),
-            rate.total,
-            {name: _figure(rates[family]) for name, rates in others.items()},
-        )
+        score("text-to-image", family, rate, {name: rates[family] for name, rates in others.items()})
         for family, rate in columns["score"].items()
     ]
-    answered = [Score("visual-question-answering", kind, _figure(rate), rate.total) for kind, rate in answers.items()]
-    return Evaluation(BENCHMARK, ABOUT, command, now(), dict(settings), versions(), (*drawn, *answered))
+    answered = [score("visual-question-answering", kind, rate) for kind, rate in answers.items()]
+    return Evaluation(BENCHMARK, about, command, now(), dict(settings), versions(), (*drawn, *answered, *further))
 
 
-def _figure(rate: Rate) -> Figure:
-    return Figure(rate.value, rate.interval)
+def score(task: str, name: str, rate: Rate, beside: Mapping[str, Rate] | None = None) -> Score:
+    """A rate, and others to compare it with, as a row of a benchmark."""
+    figures = {other: Figure(own.value, own.interval) for other, own in (beside or {}).items()}
+    return Score(task, name, Figure(rate.value, rate.interval), rate.total, figures)

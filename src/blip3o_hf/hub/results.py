@@ -105,11 +105,21 @@ class Evaluation:
             ) from error
 
     def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
-        """Head and rows of a table for each task."""
+        """Head and rows of a table for each task; a cell is empty where a row has nothing in that column."""
         tables: dict[str, tuple[list[str], list[list[str]]]] = {}
-        for score in self.scores:
-            _, rows = tables.setdefault(score.task, ([score.task, "score", *score.beside, "of"], []))
-            rows.append([score.name, str(score.figure), *map(str, score.beside.values()), f"{score.total:,}"])
+        for task in dict.fromkeys(score.task for score in self.scores):
+            scores = [score for score in self.scores if score.task == task]
+            names = list(dict.fromkeys(name for score in scores for name in score.beside))
+            rows = [
+                [
+                    score.name,
+                    str(score.figure),
+                    *(str(score.beside[name]) if name in score.beside else "" for name in names),
+                    f"{score.total:,}",
+                ]
+                for score in scores
+            ]
+            tables[task] = ([task, "score", *names, "of"], rows)
         return tables
 
     def for_model_index(self) -> list[EvalResult]:

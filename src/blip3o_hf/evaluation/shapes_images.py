@@ -1,0 +1,132 @@
+"""The tiny world's benchmark of what a model does with pictures: describe, edit, and draw them again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..data.shapes import (
+    EDIT_KINDS,
+    Edit,
+    Scene,
+    edit_scene,
+    parse_description,
+    render,
+    sample_edit,
+    sample_example,
+    shows_scene,
+    verify_edit,
+)
+from ..data.shapes_dataset import DESCRIBE
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..pipelines.reconstruction import Blip3oReconstructionPipeline
+from .shapes import answer
+from .statistics import Rate
+
+ABOUT_IMAGES = (
+    "A caption counts when it names every object of a held-out picture with its number, colour and shape, the "
+    "background, and nothing else. A reconstruction passes when every object has its shape, colour and size in its "
+    "place, to half a cell of the 8 x 8 grid, and nothing else is there; `autoencoder` is target encoder and decoder "
+    "alone, `unified` goes through the backbone and the flow. An edit is *followed* when what was asked for is there, "
+    "*preserved* when every other object is as it was; its score counts both. Scenes before and after are held out. "
+    "*Chance* is here the rate of clean pictures of another edit of the same scene."
+)
+
+
+def held_out_scenes(num: int, seed: int = 0) -> list[Scene]:
+    """Held-out scenes; one seed always gives the same ones."""
+    return [sample_example(np.random.default_rng((seed, 21, index)), split="test").scene for index in range(num)]
+
+
+def held_out_edits(num_per_kind: int, seed: int = 0) -> list[Edit]:
+    """Held-out edits, `num_per_kind` of each kind; one seed always gives the same ones."""
+    return [
+        sample_edit(np.random.default_rng((seed, 22, position, index)), split="test", kind=kind)[0]
+        for position, kind in enumerate(EDIT_KINDS)
+        for index in range(num_per_kind)
+    ]
+
+
+def score_captions(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    scenes: Sequence[Scene],
+    batch_size: int = 64,
+) -> Rate:
+    """How many plain captions say what the scene holds, and nothing else."""
+    passed = 0
+    for start in tqdm(range(0, len(scenes), batch_size), desc="describing", leave=False):
+        batch = scenes[start : start + batch_size]
+        said = answer(model, processor, [render(scene) for scene in batch], [DESCRIBE] * len(batch))
+        passed += sum(_is_said(text, scene) for text, scene in zip(said, batch, strict=True))
+    return Rate(passed, len(scenes))
+
+
+def _is_said(text: str, scene: Scene) -> bool:
+    meant = parse_description(text)
+    kinds = [(o.color, o.shape) for o in scene.objects]
+    return meant == ({kind: kinds.count(kind) for kind in kinds}, scene.background)
+
+
+def draw_edits(
+    pipe: Blip3oPipeline, edits: Sequence[Edit], seed: int = 0, batch_size: int = 32, **call: Any
+) -> list[np.ndarray]:
+    """One uint8 image `[64, 64, 3]` per edit; image `i` has the generator seeded `seed + i`."""
+    images: list[np.ndarray] = []
+    pipe.set_progress_bar_config(disable=True)
+    for start in tqdm(range(0, len(edits), batch_size), desc="editing", leave=False):
+        batch = edits[start : start + batch_size]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+        given = [[Image.fromarray(render(edit.source))] for edit in batch]
+        output = pipe([edit.text for edit in batch], image=given, generator=generators, **call)
+        images += [np.asarray(image) for image in output.images]
+    return images
+
+
+def edit_rates(images: Sequence[np.ndarray], edits: Sequence[Edit]) -> dict[str, dict[str, Rate]]:
+    """Rates by kind of edit: `both`, `followed` and `preserved`."""
+    columns: dict[str, dict[str, Rate]] = {"both": {}, "followed": {}, "preserved": {}}
+    for image, edit in zip(images, edits, strict=True):
+        verdict = verify_edit(image, edit)
+        values = {"both": verdict.passed, "followed": verdict.followed, "preserved": verdict.preserved}
+        for name, rates in columns.items():
+            rates[edit.kind] = rates.get(edit.kind, Rate(0, 0)) + Rate(int(values[name]), 1)
+    return columns
+
+
+def other_edits(edits: Sequence[Edit], seed: int = 0) -> list[np.ndarray]:
+    """For each edit the clean picture of another one of the same scene: what a model deaf to the instruction makes."""
+    pictures = []
+    for index, edit in enumerate(edits):
+        rng = np.random.default_rng((seed, 23, index))
+        other = None
+        while other is None:
+            other = edit_scene(edit.source, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+        pictures.append(render(other.target))
+    return pictures
+
+
+def score_reconstruction(
+    reconstruct: Blip3oReconstructionPipeline,
+    scenes: Sequence[Scene],
+    mode: str,
+    seed: int = 0,
+    batch_size: int = 32,
+    **call: Any,
+) -> tuple[Rate, float, float]:
+    """Rate of exact reconstructions, and the means of cosine and PSNR in dB."""
+    passed, cosines, psnr = 0, [], []
+    reconstruct.pipe.set_progress_bar_config(disable=True)
+    for start in tqdm(range(0, len(scenes), batch_size), desc=f"reconstructing, {mode}", leave=False):
+        batch = scenes[start : start + batch_size]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+        output = reconstruct([Image.fromarray(render(scene)) for scene in batch], mode, generators, **call)
+        passed += sum(shows_scene(image, scene) for image, scene in zip(output.images, batch, strict=True))
+        cosines += output.feature_cosine
+        psnr += output.psnr
+    return Rate(passed, len(scenes)), float(np.mean(cosines)), float(np.mean(psnr))
