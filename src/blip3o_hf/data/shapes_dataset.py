@@ -32,6 +32,7 @@ from .shapes import (
     sample_edit,
     sample_example,
     sample_question,
+    sample_question_of_two,
 )
 
 RECONSTRUCT = "Please reconstruct the given image."
@@ -337,7 +338,7 @@ class ShapesConversations(Dataset):
         scenes: what is drawn and said, with at least one question each.
         plan_instruction: a request for a plan; `{caption}` stands for the prompt.
         text_rate: share in [0, 1] of conversations that show no image.
-        comparison_rate: share of conversations that compare two images.
+        comparison_rate: share of conversations that compare two images, or ask about one of them.
         request_rate: share of conversations that ask for a picture, or for an edit of one, and are answered with
             `image_start_token`.
         image_start_token: the token after which an image is generated.
@@ -371,7 +372,7 @@ class ShapesConversations(Dataset):
             return self._of_two(index, rng)
         if chance < self.text_rate + self.comparison_rate + self.request_rate:
             return self._request(index, rng)
-        return self._of_image(index)
+        return self._of_image(index, rng)
 
     def _of_words(self, index: int) -> Record:
         scene = self.scenes[index]
@@ -379,17 +380,24 @@ class ShapesConversations(Dataset):
         asked = self.plan_instruction.replace("{caption}", scene.caption)
         return Record(self.scenes.key(index), turns=((asked, plan), *self._turns(scene)))
 
-    def _of_image(self, index: int) -> Record:
+    def _of_image(self, index: int, rng: np.random.Generator) -> Record:
         scene = self.scenes[index]
-        turns = (*self._turns(scene), (DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption))
-        return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=turns)
+        turns = [*self._turns(scene), (DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption)]
+        if self.comparison_rate or self.request_rate:  # further training; otherwise what is plain comes last
+            turns = [turns[place] for place in rng.permutation(len(turns))]
+        return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=tuple(turns))
 
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first = self.scenes[index]
         edit = edit_scene(first.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
         is_near = edit is not None and is_training_scene(edit.target) and rng.random() < 0.5
         second = edit.target if is_near else sample_example(rng, split=self.scenes.split).scene
-        questions = [sample_comparison(first.scene, second, rng) for _ in first.questions]
+        questions = [
+            sample_comparison(first.scene, second, rng)
+            if rng.random() < 0.5
+            else sample_question_of_two(first.scene, second, rng)
+            for _ in first.questions
+        ]
         return Record(
             self.scenes.key(index),
             images=(Image.fromarray(first.image), Image.fromarray(render(second))),
