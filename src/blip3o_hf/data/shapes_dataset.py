@@ -329,9 +329,9 @@ class ShapesConversations(Dataset):
     """
     The scenes as conversations: about an image, about two, or about a prompt and the picture it calls for.
 
-    Of an image, the questions are asked, then both descriptions. A prompt in words is a request for a plan of the
-    picture, answered with it, then the questions are asked about that picture. A short prompt is answered with the
-    full description, so that its words come to mean a whole arrangement: which colour goes with which shape, who
+    Of an image, questions are asked and both descriptions, in any order. A prompt in words is a request for a plan of
+    the picture, answered with it, then the questions are asked about that picture. A short prompt is answered with
+    the full description, so that its words come to mean a whole arrangement: which colour goes with which shape, who
     stands where. A full description is answered with the plain one.
 
     Args:
@@ -383,9 +383,8 @@ class ShapesConversations(Dataset):
     def _of_image(self, index: int, rng: np.random.Generator) -> Record:
         scene = self.scenes[index]
         turns = [*self._turns(scene), (DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption)]
-        if self.comparison_rate or self.request_rate:  # further training; otherwise what is plain comes last
-            turns = [turns[place] for place in rng.permutation(len(turns))]
-        return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=tuple(turns))
+        turns = tuple(turns[place] for place in rng.permutation(len(turns)))  # a description may be asked for at once
+        return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=turns)
 
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first = self.scenes[index]
