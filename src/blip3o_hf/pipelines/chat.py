@@ -333,6 +333,7 @@ class Blip3oChat:
             text=[text],
             **({"images": images} if images else {}),
             add_special_tokens=False,
+            verbose=False,  # the limit is the backbone's, and is checked below
             return_tensors="pt",
             return_mm_token_type_ids=False,
         )
