@@ -171,6 +171,7 @@ class ShapesPictures(Dataset):
     Args:
         scenes: what is drawn and said.
         complete: what is given of the dataset's `identity` and a record. By default the record.
+        instruction: what a user says in earlier turns to have a picture drawn; `{caption}` stands for the prompt.
         edit_rate, reconstruction_rate: shares in [0, 1] of records that edit an image, or draw it again.
         history_rate: share of records with earlier turns: a question about a picture, or the wish to have it drawn.
             Three in four edits with earlier turns are of the picture in the last one.
@@ -342,6 +343,9 @@ class ShapesConversations(Dataset):
         request_rate: share of conversations that ask for a picture, or for an edit of one, and are answered with
             `image_start_token`.
         image_start_token: the token after which an image is generated.
+
+    Raises:
+        ValueError: when the shares are negative or more than one together.
     """
 
     def __init__(
@@ -353,6 +357,12 @@ class ShapesConversations(Dataset):
         request_rate: float = 0.0,
         image_start_token: str = "[IMG]",
     ):
+        rates = {"text_rate": text_rate, "comparison_rate": comparison_rate, "request_rate": request_rate}
+        if min(rates.values()) < 0 or round(sum(rates.values()), 9) > 1:
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in rates)} are shares of the conversations. Got "
+                f"{', '.join(map(str, rates.values()))}. Choose numbers of at least 0 that make at most 1 together."
+            )
         self.scenes = scenes
         self.plan_instruction = plan_instruction
         self.text_rate = text_rate
