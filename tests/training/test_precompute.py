@@ -175,6 +175,27 @@ def test_with_cached_conditions_neither_backbone_nor_images_are_read(
     assert_same_training(trained(recipe(cache=str(tmp_path / "cache"))), expected)
 
 
+def test_cached_conditions_are_those_of_images_and_histories(make_recipe, tmp_path, monkeypatch):
+    data = {**WORLD, "edit_rate": 0.4, "reconstruction_rate": 0.2, "history_rate": 0.6}
+    records = [build_stage(make_recipe(data)).dataset()[index] for index in range(12)]
+    kinds = {(bool(record.images), bool(record.history)) for record in records}
+    assert kinds >= {(False, True), (True, False), (True, True)}
+    expected = trained(make_recipe(data))
+    summary = precompute(make_recipe(data), tmp_path / "cache", batch_size=4)
+    assert summary.computed["conditions"] == summary.computed["targets"] == 15
+    forbid(monkeypatch, generation, "load_target_encoder")
+    forbid(monkeypatch, Blip3oForConditionalGeneration, "encode_condition")
+    assert_same_training(trained(make_recipe({**data, "cache": str(tmp_path / "cache")})), expected)
+
+
+@pytest.mark.parametrize("rates", [{"edit_rate": 0.4, "history_rate": 0.6}, {"history_rate": 0.5}, {}])
+def test_a_cache_of_other_tasks_is_not_taken(make_recipe, tmp_path, rates):
+    precompute(make_recipe({**WORLD, "history_rate": 0.6}), tmp_path / "cache", ["targets"])
+    data = build_stage(make_recipe({**WORLD, **rates, "cache": str(tmp_path / "cache")})).dataset()
+    with pytest.raises(ValueError, match="has no targets of shapes/train/1/0 "):
+        data[0]
+
+
 def test_a_stream_gives_the_same_records_in_the_same_order(make_recipe, tmp_path, photo_data):
     data = {**photo_data, "streaming": True}
     precompute(make_recipe(data), tmp_path / "cache")
