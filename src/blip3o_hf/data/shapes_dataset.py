@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from .records import Record
 from .shapes import (
+    BACKGROUNDS,
     EDIT_KINDS,
     GENERAL_QUESTION_KINDS,
     QUESTION_KINDS,
@@ -399,8 +400,11 @@ class ShapesConversations(Dataset):
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first = self.scenes[index]
         edit = edit_scene(first.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
-        is_near = edit is not None and is_training_scene(edit.target) and rng.random() < 0.5
-        second = edit.target if is_near else sample_example(rng, split=self.scenes.split).scene
+        near = None
+        if edit is not None and rng.random() < 0.5:
+            near = Scene(edit.target.objects, str(rng.choice(list(BACKGROUNDS))))
+        is_near = near is not None and is_training_scene(near)
+        second = near if is_near else sample_example(rng, split=self.scenes.split).scene
         questions = [
             sample_comparison(first.scene, second, rng)
             if rng.random() < 0.5
