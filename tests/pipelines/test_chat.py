@@ -274,6 +274,12 @@ def test_a_conversation_leaves_the_backbone_s_answers_alone(pipe, pictures):
     assert torch.equal(answer(), before)
 
 
+def test_images_have_the_backbone_s_positions_in_every_conversation(make_talker, pictures, conversation):
+    """What was read to answer serves to draw, with a published checkpoint, too."""
+    published = Blip3oChat(make_talker(image_positions="sequential"))
+    assert_same_replies(talk(published, pictures, (0, 1)), conversation[1][:2])
+
+
 def test_images_of_every_kind_are_shown(pipe, pictures, tmp_path):
     pictures[0].save(tmp_path / "a.png")
     given = (pictures[0], [pictures[0]], np.asarray(pictures[0]), str(tmp_path / "a.png"))
@@ -525,6 +531,14 @@ def test_an_answer_that_fails_leaves_the_conversation_as_it_was(before, argument
     chat, check = before
     with pytest.raises(error, match=re.escape(message)):
         chat.ask("How many?", **arguments)
+    check()
+
+
+def test_a_picture_that_the_model_began_and_cannot_draw_leaves_the_conversation_as_it_was(before, pipe):
+    chat, check = before
+    start = pipe.processor.tokenizer.convert_tokens_to_ids("[IMG]")
+    with pytest.raises(ValueError, match="`num_inference_steps` must be an integer of at least 1"):
+        chat.send("a circle", sampling={"num_inference_steps": 0}, logits_processor=[Favour(start, after=2)])
     check()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from PIL import Image
 
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
@@ -191,6 +192,19 @@ def test_less_strength_stays_nearer(make_seer, name):
     assert distances == sorted(distances)
     assert distances[0] < 0.25 * distances[-1]
     assert distances[0] > 0
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.4, 0.5, 1.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_exact_velocity_leads_back_to_the_start(make_seer, monkeypatch, name, strength):
+    """Whatever the level and the order of the solver: no step is taken twice or left out."""
+    pipe = make_seer(scheduler=SCHEDULERS[name]())
+    start, noise = torch.randn(1, 16, 4, 4), torch.randn(1, 16, 4, 4)
+    exact = Transformer2DModelOutput(sample=noise - start)
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *_, **__: exact)
+    arguments = {"latents": noise, "guidance_scale": 1.0, "num_inference_steps": 6}
+    drawn = draw(pipe, PROMPTS[0], (1,), image_features=start, strength=strength, **arguments)
+    torch.testing.assert_close(drawn, start, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
