@@ -154,6 +154,14 @@ def test_an_index_that_names_missing_files_is_refused(model, pipeline_folder):
     refused(pipeline_folder, "model_index.json names decoder, which is not there")
 
 
+def test_a_repository_that_carries_its_code_needs_it(pipeline_folder):
+    path = pipeline_folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": ["own_pipeline", "Blip3oPipeline"]}))
+    refused(pipeline_folder, "model_index.json names own_pipeline.py, which is not there")
+    write(pipeline_folder, "own_pipeline.py")
+    assert read_folder(pipeline_folder).kind == "pipeline"
+
+
 def test_features_need_their_index_and_all_shards(tmp_path):
     folder = tmp_path / "features"
     folder.mkdir()

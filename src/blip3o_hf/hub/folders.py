@@ -258,7 +258,11 @@ def _refuse_incomplete(folder: Path, names: set[str], kind: str) -> None:
         named = {f"{place}/{file}".lstrip("/") for file in set(_json(folder / index).get("weight_map", {}).values())}
         _require(named, names, folder, index)
     if kind == "pipeline":
-        parts = {name for name, value in _json(folder / _MODEL_INDEX).items() if isinstance(value, list) and value[1]}
+        model_index = _json(folder / _MODEL_INDEX)
+        pipeline_class = model_index.pop("_class_name", None)
+        if isinstance(pipeline_class, list):  # the repository carries its code
+            _require({f"{pipeline_class[0]}.py"}, names, folder, _MODEL_INDEX)
+        parts = {name for name, value in model_index.items() if isinstance(value, list) and value[1]}
         present = {name.partition("/")[0] for name in names if "/" in name}
         _require(parts, present, folder, _MODEL_INDEX)
         models = {name.partition("/")[0] for name in names if name.count("/") == 1 and name.endswith("/config.json")}
