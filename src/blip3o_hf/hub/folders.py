@@ -87,7 +87,7 @@ def read_folder(folder: str | os.PathLike, token: str | None = None) -> PushFold
 
     Args:
         folder: what `save_pretrained`, `save_lora`, PEFT or a command wrote (`train`, `convert`, `export`,
-            `precompute`), with a card (`README.md`) unless it holds features.
+            `precompute`), with a card (`README.md`).
         token (*optional*): one that must not stand in any file; those of well-known form are found without it.
 
     Raises:
@@ -108,10 +108,10 @@ def read_folder(folder: str | os.PathLike, token: str | None = None) -> PushFold
     _refuse_incomplete(folder, names, kind)
     _refuse_damaged(folder, names)
     _refuse_secrets(folder, names, token)
-    problems = card_problems(folder) if KINDS[kind] == "model" else []
-    if problems:
+    if problems := card_problems(folder):
+        pushed = kind if KINDS[kind] == "model" else KINDS[kind]
         raise ValueError(
-            f"A pushed {kind} needs a card that says what it is. {' '.join(problems)} Complete it and push again."
+            f"A pushed {pushed} needs a card that says what it is. {' '.join(problems)} Complete it and push again."
         )
     return PushFolder(folder, kind, tuple(sorted(files, key=lambda file: (_rank(file.path), file.path))))
 
