@@ -189,6 +189,7 @@ def _take_card(api: HfApi, repo_id: str, folder: Path) -> bool:
         return False
 
     def download(name: str) -> None:
+        (folder / name).unlink(missing_ok=True)  # without an answer, the client would take what lies there for it
         try:
             api.hf_hub_download(repo_id, name, local_dir=folder)
         except LocalEntryNotFoundError as error:  # what the client makes of a lost connection
