@@ -13,6 +13,7 @@ from tests.training.precompute_runs import compute, in_processes
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from blip3o_hf.hub.cards import card_problems, update_card
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
 from blip3o_hf.training.feature_cache import FeatureCache
@@ -247,6 +248,23 @@ def test_a_second_run_computes_only_what_was_added(make_recipe, tmp_path, photos
         lines.write(json.dumps({"image": "1.png", "caption": "a new caption"}) + "\n")
     summary = precompute(make_recipe(photo_data), tmp_path / "cache")
     assert summary.computed == {"targets": 1, "conditions": 2} and not summary.bad
+
+
+def test_the_card_of_a_cache_lacks_a_licence_alone_and_is_renewed_with_it(make_recipe, tmp_path, photos, photo_data):
+    folder = tmp_path / "cache"
+    precompute(make_recipe(photo_data), folder, ["targets"])
+    (problem,) = card_problems(folder)
+    assert problem.startswith("`license` is missing from the front matter.")
+    text = (folder / "README.md").read_text()
+    assert "(`blip3o-hf precompute`):\n\n```yaml\nstage: generation\n" in text and "- the folder `" in text
+    assert str(tmp_path) not in text, "paths of this machine"
+    assert "| targets | 11 | 8 | 16 x 8 x 8 | float32 |" in text and "| conditions |" not in text
+    update_card(folder / "README.md", license="mit")
+    precompute(make_recipe(photo_data), folder)
+    assert card_problems(folder) == [] and "\n| conditions | 17 | 11 | " in (folder / "README.md").read_text()
+    (folder / "README.md").write_text("A person wrote this.")
+    precompute(make_recipe(photo_data), folder)
+    assert (folder / "README.md").read_text() == "A person wrote this."
 
 
 def test_targets_now_and_conditions_later(make_recipe, tmp_path):
