@@ -135,19 +135,31 @@ def test_demo_writes_a_grid_and_prints_its_path(tmp_path, capsys):
 
 def test_evaluate_prints_a_table_and_writes_results(tmp_path, capsys):
     out = tmp_path / "results.json"
-    call = ["evaluate", "--per-family", "2", "--per-kind", "2", "--steps", "2", "--output", str(out)]
+    call = ["evaluate", "--per-family", "2", "--per-kind", "2", "--pictures", "2", "--per-edit", "2"]
+    call += ["--steps", "2", "--output", str(out)]
     assert main(call) == 0
     printed = capsys.readouterr().out
-    for word in ("score", "chance", "ceiling", "overall", "counting", "unseen_relation", "position"):
+    for word in (
+        "score",
+        "chance",
+        "ceiling",
+        "overall",
+        "counting",
+        "unseen_relation",
+        "position",
+        "captions",
+        "followed",
+    ):
         assert word in printed
     written = json.loads(out.read_text())
     assert {"benchmark", "command", "date", "settings", "versions", "scores"} <= written.keys()
     for row in written["scores"]:
-        assert row["name"] in printed and (row["total"] == 2 or row["name"] == "overall")
+        assert row["name"] in printed and (row["total"] == 2 or row["name"].endswith("overall"))
         for figure in (row["figure"], *row["beside"].values()):
             low, high = figure["interval"]
             assert 0 <= low <= figure["value"] + 1e-9 and figure["value"] - 1e-9 <= high <= 1
     fails(capsys, ["evaluate", "--per-family", "0"], "--per-family must be at least 1. Got 0")
+    fails(capsys, ["evaluate", "--per-edit", "-1"], "--per-edit must be at least 0. Got -1")
 
 
 def test_train_runs_a_recipe_and_leaves_a_loadable_part(tmp_path, capsys):

@@ -407,14 +407,15 @@ def test_a_results_file_is_read_as_it_was_written(tmp_path):
 
 def test_what_evaluate_writes_goes_into_a_card(folder, card, tmp_path, capsys):
     out = tmp_path / "results.json"
-    call = ["evaluate", "--per-family", "1", "--per-kind", "1", "--steps", "1", "--seed", "3", "--output", str(out)]
+    call = ["evaluate", "--per-family", "1", "--per-kind", "1", "--pictures", "2", "--per-edit", "1"]
+    call += ["--steps", "1", "--seed", "3", "--output", str(out)]
     assert main(call) == 0
     read = Evaluation.read(out)
     assert read.settings["seed"] == 3 and read.settings["steps"] == 1 and read.settings["guidance"] == 3.0
     assert read.versions == versions() and read.date.endswith("Z")
     assert read.command.startswith("blip3o-hf evaluate --model blip3o-tiny --per-family 1 ")
     overall = [score for score in read.scores if score.name == "overall"]
-    assert [score.total for score in overall] == [8, 6] and set(overall[0].beside) == {"chance", "ceiling"}
+    assert [score.total for score in overall] == [8, 7] and set(overall[0].beside) == {"chance", "ceiling"}
     capsys.readouterr()
     assert main(["card", "write", str(folder), "--results", str(out)]) == 0
     assert capsys.readouterr().out == f"{card}\n"

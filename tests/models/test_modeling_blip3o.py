@@ -239,7 +239,8 @@ def positions_read(model, inputs):
     return seen
 
 
-def test_images_have_the_backbone_s_own_positions(model, processor, make_image):
+def test_images_have_the_backbone_s_own_positions(make_model, processor, make_image):
+    model = make_model(image_positions="backbone")
     inputs, _ = picture_prompts(processor, make_image)
     prompt, queries = positions_read(model, inputs)
     types = (inputs["input_ids"] == processor.image_token_id).int()
@@ -260,7 +261,7 @@ def test_images_have_the_backbone_s_own_positions(model, processor, make_image):
 
 
 def test_sequential_positions_count_on_over_images(make_model, processor, make_image):
-    model = make_model(image_positions="sequential")
+    model = make_model()
     inputs, _ = picture_prompts(processor, make_image)
     prompt, queries = positions_read(model, inputs)
     for row, mask, following in zip(prompt, inputs["attention_mask"], queries, strict=True):
@@ -270,7 +271,7 @@ def test_sequential_positions_count_on_over_images(make_model, processor, make_i
 
 
 def test_where_images_stand_matters_to_prompts_with_images_alone(make_model, processor, make_image, assert_close):
-    own = randomise(make_model())
+    own = randomise(make_model(image_positions="backbone"))
     sequential = copy.deepcopy(own)
     sequential.config.image_positions = "sequential"
     words = processor.encode_prompts(CAPTIONS)

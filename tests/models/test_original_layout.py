@@ -166,7 +166,7 @@ def test_a_published_checkpoint_counts_positions_on_over_images_as_it_was_traine
     assert model.config.image_positions == "sequential"
     model.save_pretrained(tmp_path / "ours")
     assert load(tmp_path / "ours").config.image_positions == "sequential"
-    assert Blip3oConfig().image_positions == "backbone"
+    assert Blip3oConfig().image_positions == "sequential"
 
 
 def test_loading_reports_nothing(published, folder, caplog, monkeypatch):

@@ -74,7 +74,7 @@ def make_talker(make_pipeline):
 
 @pytest.fixture(scope="module")
 def pipe(make_talker):
-    return make_talker()
+    return make_talker(image_positions="backbone")
 
 
 @pytest.fixture(scope="module")

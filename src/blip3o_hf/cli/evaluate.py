@@ -94,13 +94,13 @@ def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | N
     if arguments.pictures:
         scenes = shapes_images.held_out_scenes(arguments.pictures, seed)
         rate = shapes_images.score_captions(pipe.model, pipe.processor, scenes)
-        print(f"\n{len(scenes)} held-out pictures\n{'captions':<20}{rate!s:>26}")
+        print(f"\n{len(scenes)} held-out pictures\n{'captions':<32}{rate!s:>26}")
         rows.append(shapes.score("image-to-text", "captions", rate))
         if encoder_folder:
             reconstruct = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder)
             for mode in MODES:
                 rate, cosine, psnr = shapes_images.score_reconstruction(reconstruct, scenes, mode, seed, **call)
-                print(f"{mode:<20}{rate!s:>26}   cosine {cosine:.3f}, {psnr:.1f} dB")
+                print(f"reconstruction, {mode:<16}{rate!s:>26}   cosine {cosine:.3f}, {psnr:.1f} dB")
                 rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate))
     if arguments.per_edit:
         edits = shapes_images.held_out_edits(arguments.per_edit, seed)
@@ -110,7 +110,7 @@ def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | N
             rates["overall"] = shapes.overall(rates)
         print(f"\n{len(edits)} held-out edits, one image each\n{'kind':<20}" + "".join(f"{n:>26}" for n in columns))
         for kind, rate in columns["both"].items():
-            print(f"{kind:<20}" + "".join(f"{rates[kind]!s:>26}" for rates in columns.values()))
+            print(f"edit, {kind:<14}" + "".join(f"{rates[kind]!s:>26}" for rates in columns.values()))
             beside = {name: rates[kind] for name, rates in columns.items() if name != "both"}
             rows.append(shapes.score("image-to-image", f"edit, {kind}", rate, beside))
     return rows

@@ -46,10 +46,10 @@ class Blip3oConfig(PreTrainedConfig):
             How training draws noise levels; see [`~objectives.noise_levels.sample_noise_levels`].
         noise_shift (`float`, defaults to 1.0):
             Shift of training noise levels towards noise (> 1).
-        image_positions (`str`, defaults to `"backbone"`):
-            Positions of the images in a prompt to draw from: the backbone's own in rows and columns (`"backbone"`), as
-            where it answers about them, or counted on over their tokens (`"sequential"`), as published checkpoints
-            were trained.
+        image_positions (`str`, defaults to `"sequential"`):
+            Positions of the images in a prompt to draw from: counted on over their tokens (`"sequential"`), as
+            published checkpoints were trained, or the backbone's own in rows and columns (`"backbone"`), as where it
+            answers about them. A model that is to edit is better trained with the latter.
         initializer_range (`float`, defaults to 1.0):
             Standard deviation of freshly initialised query tokens.
         tie_word_embeddings (`bool`, defaults to `False`):
@@ -80,7 +80,7 @@ class Blip3oConfig(PreTrainedConfig):
     condition_dropout: float = 0.1
     noise_distribution: str = "discrete_uniform"
     noise_shift: float = 1.0
-    image_positions: str = "backbone"
+    image_positions: str = "sequential"
     initializer_range: float = 1.0
     tie_word_embeddings: bool = False
 

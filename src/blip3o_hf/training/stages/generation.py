@@ -71,9 +71,9 @@ class GenerationStage(Stage):
         "standardize_features",
         "initializer_range",
     )
-    noise_keys = ("condition_dropout", "noise_distribution", "noise_shift")
+    setting_keys = ("condition_dropout", "noise_distribution", "noise_shift", "image_positions")
     length_keys = ("max_length", "max_input_pixels")
-    model_keys = (*size_keys, *noise_keys, *length_keys, "train", "frozen_dtype", "lora", "caption_weight")
+    model_keys = (*size_keys, *setting_keys, *length_keys, "train", "frozen_dtype", "lora", "caption_weight")
     lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
     task_keys = ("edit_rate", "reconstruction_rate", "history_rate")
     world_keys = (*Stage.world_keys, *task_keys, "cache")
@@ -181,7 +181,7 @@ class GenerationStage(Stage):
         model = Blip3oForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=self._attention
         )
-        for key in self.noise_keys:
+        for key in self.setting_keys:
             if key in self.recipe.model:
                 setattr(model.config, key, self.recipe.model[key])
         return model
@@ -189,7 +189,7 @@ class GenerationStage(Stage):
     def _new_model(self) -> Blip3oForConditionalGeneration:
         folder = self.folders["backbone"]
         self.processor = Blip3oProcessor.from_backbone(folder)
-        known = (*self.size_keys, *self.noise_keys)
+        known = (*self.size_keys, *self.setting_keys)
         settings = {key: value for key, value in self.recipe.model.items() if key in known}
         statistics = self.feature_statistics if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
