@@ -48,6 +48,11 @@ smoke: $(VENV)/.demo
 	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml $(SHORT) output_dir=$(SMOKE)/generation \
 		inputs.model=$(SMOKE)/alignment inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 training.compile_transformer=false
+	$(BIN)/blip3o-hf train recipes/tiny/edit_alignment.yaml $(SHORT) output_dir=$(SMOKE)/edit_alignment \
+		inputs.model=$(SMOKE)/generation inputs.encoder=$(SMOKE)/encoder evaluation.per_kind=1
+	$(BIN)/blip3o-hf train recipes/tiny/edit.yaml $(SHORT) output_dir=$(SMOKE)/edit \
+		inputs.model=$(SMOKE)/edit_alignment inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		evaluation.per_family=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf train recipes/tiny/joint.yaml $(SHORT) output_dir=$(SMOKE)/joint \
 		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 evaluation.per_kind=1 training.compile_transformer=false

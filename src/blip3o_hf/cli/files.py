@@ -54,12 +54,14 @@ def save_picture(image, path: Path) -> None:
 
 def open_picture(path: str | os.PathLike):
     """
-    An image as RGB, upright.
+    An image as RGB, upright, transparency on white.
 
     Raises:
         OSError: when the file does not exist, is empty, or is no picture.
     """
     from PIL import Image, ImageOps
+
+    from ..data.images import to_rgb
 
     path = Path(path)
     if not path.is_file():
@@ -68,7 +70,7 @@ def open_picture(path: str | os.PathLike):
         raise OSError(f"The image must be a picture file. {path} is empty (0 bytes). Save it again.")
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(
             f"The image must be a picture file. {path} is none that Pillow can read ({error}). Use PNG or JPEG."

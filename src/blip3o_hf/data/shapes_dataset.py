@@ -32,6 +32,7 @@ from .shapes import (
     sample_edit,
     sample_example,
     sample_question,
+    sample_question_of_two,
 )
 
 RECONSTRUCT = "Please reconstruct the given image."
@@ -328,16 +329,16 @@ class ShapesConversations(Dataset):
     """
     The scenes as conversations: about an image, about two, or about a prompt and the picture it calls for.
 
-    Of an image, the questions are asked, then both descriptions. A prompt in words is a request for a plan of the
-    picture, answered with it, then the questions are asked about that picture. A short prompt is answered with the
-    full description, so that its words come to mean a whole arrangement: which colour goes with which shape, who
+    Of an image, questions are asked and both descriptions, in any order. A prompt in words is a request for a plan of
+    the picture, answered with it, then the questions are asked about that picture. A short prompt is answered with
+    the full description, so that its words come to mean a whole arrangement: which colour goes with which shape, who
     stands where. A full description is answered with the plain one.
 
     Args:
         scenes: what is drawn and said, with at least one question each.
         plan_instruction: a request for a plan; `{caption}` stands for the prompt.
         text_rate: share in [0, 1] of conversations that show no image.
-        comparison_rate: share of conversations that compare two images.
+        comparison_rate: share of conversations that compare two images, or ask about one of them.
         request_rate: share of conversations that ask for a picture, or for an edit of one, and are answered with
             `image_start_token`.
         image_start_token: the token after which an image is generated.
@@ -371,7 +372,7 @@ class ShapesConversations(Dataset):
             return self._of_two(index, rng)
         if chance < self.text_rate + self.comparison_rate + self.request_rate:
             return self._request(index, rng)
-        return self._of_image(index)
+        return self._of_image(index, rng)
 
     def _of_words(self, index: int) -> Record:
         scene = self.scenes[index]
@@ -379,9 +380,10 @@ class ShapesConversations(Dataset):
         asked = self.plan_instruction.replace("{caption}", scene.caption)
         return Record(self.scenes.key(index), turns=((asked, plan), *self._turns(scene)))
 
-    def _of_image(self, index: int) -> Record:
+    def _of_image(self, index: int, rng: np.random.Generator) -> Record:
         scene = self.scenes[index]
-        turns = (*self._turns(scene), (DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption))
+        turns = [*self._turns(scene), (DESCRIBE, scene.description), (DESCRIBE_FULLY, scene.long_caption)]
+        turns = tuple(turns[place] for place in rng.permutation(len(turns)))  # a description may be asked for at once
         return Record(self.scenes.key(index), images=(Image.fromarray(scene.image),), turns=turns)
 
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
@@ -389,7 +391,12 @@ class ShapesConversations(Dataset):
         edit = edit_scene(first.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
         is_near = edit is not None and is_training_scene(edit.target) and rng.random() < 0.5
         second = edit.target if is_near else sample_example(rng, split=self.scenes.split).scene
-        questions = [sample_comparison(first.scene, second, rng) for _ in first.questions]
+        questions = [
+            sample_comparison(first.scene, second, rng)
+            if rng.random() < 0.5
+            else sample_question_of_two(first.scene, second, rng)
+            for _ in first.questions
+        ]
         return Record(
             self.scenes.key(index),
             images=(Image.fromarray(first.image), Image.fromarray(render(second))),

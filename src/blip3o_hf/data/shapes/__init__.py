@@ -36,6 +36,7 @@ from .questions import (
     question_kinds,
     sample_comparison,
     sample_question,
+    sample_question_of_two,
 )
 from .render import render, sprite_mask
 from .sampling import Example, sample_example, sample_scene
@@ -122,6 +123,7 @@ __all__ = [
     "sample_example",
     "sample_prompt",
     "sample_question",
+    "sample_question_of_two",
     "sample_scene",
     "shows_scene",
     "sprite_mask",

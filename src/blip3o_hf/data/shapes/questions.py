@@ -166,3 +166,10 @@ def sample_comparison(first: Scene, second: Scene, rng: np.random.Generator) -> 
         return Question(text, "first" if is_first else "second", COMPARISON)
     is_same = first.background == second.background
     return Question("do both images have the same background?", "yes" if is_same else "no", COMPARISON)
+
+
+def sample_question_of_two(first: Scene, second: Scene, rng: np.random.Generator) -> Question:
+    """Ask about one of two pictures; arguments are those of `sample_comparison`."""
+    name, scene = pick(rng, (("first", first), ("second", second)))
+    question = sample_question(scene, rng)
+    return Question(f"{question.text.removesuffix('?')} in the {name} image?", question.answer, question.kind)
