@@ -1,6 +1,7 @@
 """Whatever Pillow can open becomes upright RGB; whatever is unsafe or broken is a bad item with its reason."""
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip3o_hf.data.images import decode_image
+from blip3o_hf.data.images import as_input_image, decode_image
 from blip3o_hf.data.records import BadItem
 
 
@@ -114,3 +115,102 @@ def test_what_is_no_image_is_a_bad_item(tmp_path):
         decode_image(tmp_path / "none.png", "k")
     with pytest.raises(BadItem, match="floating-point pixels have no stated range"):
         decode_image(encoded(Image.new("F", (4, 4)), "TIFF"), "k")
+
+
+# What a user gives
+
+
+def test_a_picture_an_array_and_a_path_are_one_image(tmp_path):
+    image = noise()
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    for given in (image, array, array.copy(order="F"), tmp_path / "a.png", str(tmp_path / "a.png")):
+        taken = as_input_image(given)
+        assert (taken.mode, taken.size) == ("RGB", image.size)
+        assert np.array_equal(taken, image)
+
+
+def test_arrays_may_be_grey_or_have_transparency():
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    assert np.array_equal(as_input_image(grey), np.stack([grey] * 3, axis=-1))
+    clear = np.zeros((6, 8, 4), np.uint8)
+    assert np.array_equal(as_input_image(clear), np.full((6, 8, 3), 255))
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 128), (127, 127, 127)),
+        ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
+        ("I;16", 257 * 40, (40, 40, 40)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_an_opened_image_of_any_mode_becomes_rgb(mode, color, expected):
+    given = Image.new(mode, (4, 4), color)
+    assert as_input_image(given).getpixel((0, 0)) == expected
+    assert given.mode == mode
+
+
+def test_a_photo_is_turned_upright_and_an_animation_is_its_first_frame(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise().save(tmp_path / "turned.jpg", exif=exif)
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    for given in (str, Image.open):
+        assert as_input_image(given(tmp_path / "turned.jpg")).size == (48, 64)
+        assert as_input_image(given(tmp_path / "moving.gif")).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "received"),
+    [
+        (None, "NoneType"),
+        (b"123", "bytes"),
+        ([[0]], "list"),
+        (np.zeros((4, 4, 3)), "an array of float64 (4, 4, 3)"),
+        (np.zeros((4, 4, 3), np.float32), "an array of float32 (4, 4, 3)"),
+        (np.zeros((4, 4), bool), "an array of bool (4, 4)"),
+        (np.zeros((3, 8, 8), np.uint8), "an array of uint8 (3, 8, 8)"),
+        (np.zeros((4, 4, 5), np.uint8), "an array of uint8 (4, 4, 5)"),
+        (np.zeros((4, 4, 1), np.uint8), "an array of uint8 (4, 4, 1)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "an array of uint8 (1, 4, 4, 3)"),
+        (np.zeros(4, np.uint8), "an array of uint8 (4,)"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_type(image, received):
+    message = (
+        f"An image must be a PIL image, a uint8 array [H, W, 3], or the path of a file. Got {received}. Open it with "
+        f"PIL.Image.open(path)."
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        as_input_image(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (Image.new("RGB", (0, 4)), "the image: image of 0 x 4 pixels, less than min_size 1"),
+        (np.zeros((0, 3, 3), np.uint8), "the image: image of 3 x 0 pixels, less than min_size 1"),
+        (Image.new("F", (4, 4)), "the image: not a readable image (floating-point pixels have no stated range)"),
+        ("nowhere/none.png", "nowhere/none.png: no image file at nowhere/none.png"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_refused(image, reason):
+    message = f"An image must be readable, with 1 to 64,000,000 pixels. Got {reason}."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        as_input_image(image)
+
+
+def test_an_image_too_large_or_damaged_is_refused(tmp_path):
+    message = "An image must be readable, with 1 to 1,000 pixels. Got the image: image of 64 x 48 pixels, more than "
+    with pytest.raises(ValueError, match=re.escape(message) + "max_pixels 1000"):
+        as_input_image(noise(), max_pixels=1000)
+    (tmp_path / "huge.png").write_bytes(huge_png(8000, 8001))
+    (tmp_path / "cut.png").write_bytes(encoded(noise())[:500])
+    for name, reason in (("huge", r"image of 8000 x 8001 pixels, more than"), ("cut", "not a readable image")):
+        with pytest.raises(ValueError, match=rf"with 1 to 64,000,000 pixels\. Got .*{name}\.png: {reason}"):
+            as_input_image(tmp_path / f"{name}.png")

@@ -16,6 +16,7 @@ IMAGE = Image.new("RGB", (4, 4))
         ({"target": IMAGE, "prompt": "a dog"}, "generation"),
         ({"target": IMAGE, "prompt": "make it red", "images": (IMAGE.copy(),)}, "editing"),
         ({"target": IMAGE, "images": (IMAGE,)}, "reconstruction"),
+        ({"target": IMAGE, "prompt": "make it red", "history": ({"role": "user", "content": "hello"},)}, "generation"),
         ({"turns": (("hello", "hi"),)}, "understanding"),
         ({"turns": (("what is this?", "a dog"),), "images": (IMAGE,)}, "understanding"),
     ],
@@ -36,6 +37,10 @@ def test_kinds_follow_from_the_parts(parts, kind):
         ({"target": IMAGE}, "A target image must come with a prompt"),
         ({"target": IMAGE, "images": (IMAGE.copy(),)}, "A target image must come with a prompt"),
         ({"turns": (("a", "b"),), "prompt": "c"}, "A prompt must come with a target image"),
+        (
+            {"turns": (("a", "b"),), "history": ({"role": "user", "content": "c"},)},
+            "A history must lead to a prompt. There is none. Add one, or make the history turns.",
+        ),
         ({"turns": (("a",),)}, r"a user's text and its answer. Got \('a',\)"),
         ({"turns": (("a", " "),)}, "a user's text and its answer"),
         ({"turns": (("a", None),)}, "a user's text and its answer"),

@@ -9,6 +9,7 @@ import pytest
 from blip3o_hf.data.shapes import (
     CELL,
     COLORS,
+    COMPARISON,
     EVALUATION_FAMILIES,
     FAMILIES,
     HELD_OUT_COMBINATIONS,
@@ -22,17 +23,21 @@ from blip3o_hf.data.shapes import (
     Prompt,
     Scene,
     SceneObject,
+    cell_words,
     describe,
     has_held_out_relation,
     is_held_out_scene,
     is_held_out_text,
     is_training_scene,
     long_caption,
+    parse_description,
     question_kinds,
     render,
+    sample_comparison,
     sample_example,
     sample_prompt,
     sample_question,
+    sample_question_of_two,
     sample_scene,
     sprite_mask,
     stated_relation,
@@ -213,6 +218,41 @@ def test_describe_counts_equal_objects(train_examples):
         assert counted == Counter((o.color, o.shape) for o in example.scene.objects)
 
 
+def test_a_description_is_read_as_it_was_meant(train_examples, held_out_examples):
+    rng = np.random.default_rng(6)
+    for split, examples in (("train", train_examples[:300]), ("test", held_out_examples)):
+        for example in examples:
+            meant = Counter((o.color, o.shape) for o in example.scene.objects)
+            assert parse_description(describe(example.scene, rng, split=split)) == (meant, example.scene.background)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a red circle",
+        "a red circle on a green background",
+        "a red circle, on a white background",
+        "two red circle on a white background",
+        "a red circles on a white background",
+        "no red circles on a white background",
+        "a small red circle on a white background",
+        "a red blue on a white background",
+        "some red circles on a white background",
+        "a red circle on a white background and more",
+    ],
+)
+def test_what_is_no_description_is_not_read(text):
+    assert parse_description(text) is None
+
+
+def test_the_cell_of_an_object_is_a_row_and_a_column():
+    cells = {cell_words(SceneObject("circle", "red", "small", row, col)) for row in range(7) for col in range(7)}
+    assert len(cells) == 49
+    assert cell_words(SceneObject("circle", "red", "small", 0, 0)) == "0A"
+    assert cell_words(SceneObject("circle", "red", "large", 5, 2)) == "5C"
+
+
 def _answer(scene, text):
     """Answer a question from the scene by parsing its words, independently of how it was asked."""
     colors, shapes = "|".join(COLORS), "|".join(SHAPES)
@@ -252,6 +292,51 @@ def test_answers_are_true(kind, train_examples, held_out_examples):
         assert 0.45 < np.mean([question.answer == "yes" for question in questions]) < 0.55
     if kind == "count":
         assert {question.answer for question in questions} == set(NUMBER_WORDS)
+
+
+def test_comparisons_have_one_true_answer(train_examples):
+    rng = np.random.default_rng(7)
+    scenes = [example.scene for example in train_examples]
+    answers = {"more": Counter(), "shows": Counter(), "background": Counter()}
+    for first, second in zip(scenes[:500], scenes[500:1000], strict=True):
+        question = sample_comparison(first, second, rng)
+        assert question.kind == COMPARISON
+        if "background" in question.text:
+            kind, expected = "background", "yes" if first.background == second.background else "no"
+        elif match := re.fullmatch(r"which image has (more|fewer) objects\?", question.text):
+            counts = len(first.objects), len(second.objects)
+            assert counts[0] != counts[1]
+            kind, expected = "more", "first" if (counts[0] > counts[1]) == (match[1] == "more") else "second"
+        else:
+            named = re.fullmatch(r"which image shows an? (.+)\?", question.text)[1]
+            has = [any(f"{o.color} {o.shape}" == named for o in scene.objects) for scene in (first, second)]
+            assert has[0] != has[1]
+            kind, expected = "shows", "first" if has[0] else "second"
+        assert question.answer == expected
+        answers[kind][expected] += 1
+    for counts in answers.values():  # no kind is answered without a look
+        assert len(counts) == 2 and min(counts.values()) > 0.35 * counts.total()
+
+
+def test_equal_scenes_are_compared_by_what_they_share(train_examples):
+    rng = np.random.default_rng(8)
+    scene = train_examples[0].scene
+    questions = {sample_comparison(scene, scene, rng) for _ in range(20)}
+    assert {(question.text, question.answer) for question in questions} == {
+        ("do both images have the same background?", "yes")
+    }
+
+
+def test_a_question_about_one_of_two_names_it_and_its_answer_is_true(train_examples):
+    rng = np.random.default_rng(9)
+    named = Counter()
+    for first, second in zip(train_examples[:200], train_examples[200:400], strict=True):
+        question = sample_question_of_two(first.scene, second.scene, rng)
+        text, name = re.fullmatch(r"(.+) in the (first|second) image\?", question.text).groups()
+        scene = first.scene if name == "first" else second.scene
+        assert question.answer == _answer(scene, f"{text}?")
+        named[name] += 1
+    assert min(named.values()) > 60
 
 
 def test_training_questions_never_mention_held_out_combinations(train_examples):

@@ -78,22 +78,23 @@ def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixe
     several.
 
     Args:
-        image: PIL image, uint8 array `[H, W, 3]` or `[H, W]`, or the path of a file.
+        image: PIL image, uint8 array `[H, W, 3]`, `[H, W, 4]` or `[H, W]`, or the path of a file.
         max_pixels: larger images are refused.
 
     Raises:
         TypeError: when it is something else.
         ValueError: when it has no pixels or too many, or cannot be read.
     """
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if is_array and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
         image = Image.fromarray(image)
     if not isinstance(image, (Image.Image, str, os.PathLike)):
         received = (
             f"an array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         )
         raise TypeError(
-            f"An image must be a PIL image, an array of uint8, or the path of a file. Got {received}. Open it with "
-            f"PIL.Image.open(path)."
+            f"An image must be a PIL image, a uint8 array [H, W, 3], or the path of a file. Got {received}. "
+            f"Open it with PIL.Image.open(path)."
         )
     try:
         return decode_image(image, "the image" if isinstance(image, Image.Image) else str(image), max_pixels)

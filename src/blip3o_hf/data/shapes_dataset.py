@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from .records import Record
 from .shapes import (
+    BACKGROUNDS,
     EDIT_KINDS,
     GENERAL_QUESTION_KINDS,
     QUESTION_KINDS,
@@ -171,6 +172,7 @@ class ShapesPictures(Dataset):
     Args:
         scenes: what is drawn and said.
         complete: what is given of the dataset's `identity` and a record. By default the record.
+        instruction: what a user says in earlier turns to have a picture drawn; `{caption}` stands for the prompt.
         edit_rate, reconstruction_rate: shares in [0, 1] of records that edit an image, or draw it again.
         history_rate: share of records with earlier turns: a question about a picture, or the wish to have it drawn.
             Three in four edits with earlier turns are of the picture in the last one.
@@ -342,6 +344,9 @@ class ShapesConversations(Dataset):
         request_rate: share of conversations that ask for a picture, or for an edit of one, and are answered with
             `image_start_token`.
         image_start_token: the token after which an image is generated.
+
+    Raises:
+        ValueError: when the shares are negative or more than one together.
     """
 
     def __init__(
@@ -353,6 +358,12 @@ class ShapesConversations(Dataset):
         request_rate: float = 0.0,
         image_start_token: str = "[IMG]",
     ):
+        rates = {"text_rate": text_rate, "comparison_rate": comparison_rate, "request_rate": request_rate}
+        if min(rates.values()) < 0 or round(sum(rates.values()), 9) > 1:
+            raise ValueError(
+                f"{', '.join(f'`{name}`' for name in rates)} are shares of the conversations. Got "
+                f"{', '.join(map(str, rates.values()))}. Choose numbers of at least 0 that make at most 1 together."
+            )
         self.scenes = scenes
         self.plan_instruction = plan_instruction
         self.text_rate = text_rate
@@ -389,8 +400,11 @@ class ShapesConversations(Dataset):
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first = self.scenes[index]
         edit = edit_scene(first.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
-        is_near = edit is not None and is_training_scene(edit.target) and rng.random() < 0.5
-        second = edit.target if is_near else sample_example(rng, split=self.scenes.split).scene
+        near = None
+        if edit is not None and rng.random() < 0.5:
+            near = Scene(edit.target.objects, str(rng.choice(list(BACKGROUNDS))))
+        is_near = near is not None and is_training_scene(near)
+        second = near if is_near else sample_example(rng, split=self.scenes.split).scene
         questions = [
             sample_comparison(first.scene, second, rng)
             if rng.random() < 0.5

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import ConversionOps, PreTrainedConfig, PreTrainedModel, Qwen2_5_VLConfig, WeightConverter
 from transformers.conversion_mapping import get_model_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightRenaming
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from .checkpoint_files import (
     StoredTensor,
@@ -39,6 +39,8 @@ from .checkpoint_files import (
 from .configuration_blip3o import ORIGINAL_MODEL_TYPES, Blip3oConfig
 from .loading import check_finite
 from .transformer_next_dit import feed_forward_dim
+
+logger = logging.get_logger(__name__)
 
 # Names
 
@@ -582,6 +584,11 @@ def save_original_layout(model: PreTrainedModel, folder: str | os.PathLike, max_
             offloaded to disk.
     """
     settings = original_config(model.config)
+    if model.config.image_positions != "sequential":
+        logger.warning(
+            "The original code counts positions on over the images in a prompt to draw from, whatever the model was "
+            "trained with. Prompts without images are drawn the same."
+        )
     tensors = to_original_layout(model.state_dict())
     offloaded = [name for name, tensor in tensors.items() if tensor.device.type == "meta"]
     if offloaded:

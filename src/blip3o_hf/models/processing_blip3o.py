@@ -261,6 +261,11 @@ class Blip3oProcessor(ProcessorMixin):
                     f"Use an empty list for a prompt without images."
                 )
         histories = [()] * len(prompts) if histories is None else histories
+        if len(histories) != len(prompts):
+            raise ValueError(
+                f"`histories` must hold one entry per prompt. Got {len(histories)} for {len(prompts)} prompts. "
+                f"Use an empty list for a prompt with nothing before it."
+            )
         turn_end = self.training_turn_end if training else ""
         texts = [
             (prompt if raw else self.render_prompt(prompt, len(own), history) + turn_end) + self.image_start_token

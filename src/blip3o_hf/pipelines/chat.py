@@ -20,6 +20,10 @@ CONVERSATION = "conversation.json"
 MAX_NEW_TOKENS = 256
 FORMAT = 1
 ROLES = ("system", "user", "assistant")
+# Arguments of a turn that would make something other than one answer, or one picture.
+OWN_GENERATION = ("num_beams", "num_return_sequences", "return_dict_in_generate", "use_cache", "past_key_values")
+OWN_GENERATION += ("cache_implementation", "cache_config")
+OWN_SAMPLING = ("condition", "image", "num_images_per_prompt", "output_type", "return_dict")
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ class Blip3oChat:
         for message in messages:
             _check_message(message)
         self.pipe = pipe
-        self.messages = [dict(message) for message in messages]
+        self.messages = [_with_pictures(message) for message in messages]
+        self._check_vision(self.images)
         self.reuse_cache = reuse_cache
         self._forget_cache()
 
@@ -105,8 +110,8 @@ class Blip3oChat:
             generation: arguments of the backbone's `generate`, such as `max_new_tokens`, `do_sample` or `streamer`.
 
         Raises:
-            TypeError, ValueError: on bad images, or when the conversation is too long for the backbone; it then stays
-                as it was.
+            TypeError, ValueError: on bad images or arguments, or when the conversation is too long for the backbone;
+                it then stays as it was.
         """
         images = self._checked(text, images)
         said, wants_image = self._answer(text, images, may_draw=True, generation=generation)
@@ -141,23 +146,20 @@ class Blip3oChat:
             plan: let the model first write what it will draw, as a turn of its own.
             sampling: arguments of the pipeline, such as `num_inference_steps` and `guidance_scale`.
         """
+        _check_arguments("picture", sampling, OWN_SAMPLING)
         images = self._checked(prompt, images)
-        plan_text = None
-        before = list(self.messages)
+        plan_text, turns = None, []
         if plan:
             asked = self.pipe.processor.plan_instruction.replace("{caption}", prompt)
-            plan_text = self.ask(asked, images, max_new_tokens=PLAN_TOKENS).text
+            plan_text, _ = self._answer(asked, images, may_draw=False, generation={"max_new_tokens": PLAN_TOKENS})
+            turns = [_user(asked, images), {"role": "assistant", "content": plan_text}]
             images = []
-        try:
-            condition = self._condition(plan_text or prompt, images)
-            output = self.pipe(condition=condition, generator=generator, **sampling)
-        except (TypeError, ValueError):
-            self.messages = before
-            raise
-        picture = output.images[0]
         request = _user(self.pipe.processor.instruction.replace("{caption}", plan_text or prompt), images)
+        condition = self._condition([*self.messages, *turns, request])
+        output = self.pipe(condition=condition, generator=generator, **sampling)
+        picture = output.images[0]
         content = [{"type": "image", "image": picture}]
-        self._add({**request, "prompt": prompt}, {"role": "assistant", "content": content})
+        self._add(*turns, {**request, "prompt": prompt}, {"role": "assistant", "content": content})
         return Blip3oReply(plan_text, picture, output.image_features)
 
     def edit(
@@ -183,7 +185,14 @@ class Blip3oChat:
         return message_images(self.messages)
 
     def forget(self, num_turns: int | None = None) -> None:
-        """Drop the oldest turns, a user's message with its reply each, or all of them; what the system said stays."""
+        """
+        Drop the oldest turns, a user's message with its reply each, or all of them; what the system said stays.
+
+        Raises:
+            ValueError: when `num_turns` is no count.
+        """
+        if num_turns is not None and (not isinstance(num_turns, int) or isinstance(num_turns, bool) or num_turns < 0):
+            raise ValueError(f"`num_turns` is a number of turns. Got {num_turns!r}. Leave it out to forget them all.")
         is_system = bool(self.messages) and self.messages[0]["role"] == "system"
         first, rest = self.messages[:is_system], self.messages[is_system:]
         self.messages = first + ([] if num_turns is None else rest[2 * num_turns :])
@@ -237,12 +246,15 @@ class Blip3oChat:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"A turn must say something. Got {text!r}. Write a question, or what to draw.")
         images = list(images) if isinstance(images, (list, tuple)) else [images]
+        self._check_vision(images)
+        return [as_input_image(image) for image in images]
+
+    def _check_vision(self, images: Sequence[Any]) -> None:
         if images and not self.pipe.model.config.has_vision:
             raise ValueError(
                 f"This model's backbone ({self.pipe.model.config.backbone_config.model_type}) reads text only. Got an "
                 f"image. Use a model with a vision-language backbone such as Qwen2.5-VL."
             )
-        return [as_input_image(image) for image in images]
 
     def _add(self, *messages: dict[str, Any]) -> None:
         self.messages += messages
@@ -260,14 +272,16 @@ class Blip3oChat:
         self, text: str, images: Sequence[Image.Image], may_draw: bool, generation: dict[str, Any]
     ) -> tuple[str, bool]:
         """What the backbone answers, and whether it starts an image."""
+        _check_arguments("answer", generation, OWN_GENERATION)
         processor, model = self.pipe.processor, self.pipe.model
         ids, positions = self._read([*self.messages, _user(text, images)], ending="", num_reserved=1)
         start = processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)
         room = model.config.get_text_config().max_position_embeddings - int(positions.max()) - 1
-        settings = {"max_new_tokens": min(MAX_NEW_TOKENS, room), "do_sample": False, **generation}
-        own_end = model.generation_config.eos_token_id
-        ends = own_end if isinstance(own_end, list) else [own_end]
-        settings |= {"eos_token_id": [*ends, start]} if may_draw else {"suppress_tokens": [start]}
+        settings = {"max_new_tokens": min(MAX_NEW_TOKENS, room), "do_sample": False, "num_beams": 1, **generation}
+        name = "eos_token_id" if may_draw else "suppress_tokens"
+        own = settings.get(name, getattr(model.generation_config, name))
+        settings[name] = [*(own if isinstance(own, list) else [] if own is None else [own]), start]
+        self._ids = []  # an interrupt may leave layers of several lengths; they are read again then
         sequence = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -280,13 +294,13 @@ class Blip3oChat:
         wants_image = may_draw and said[-1:] == [start]
         return processor.post_process_image_text_to_text(torch.tensor([said]))[0].strip(), wants_image
 
-    def _condition(self, prompt: str, images: Sequence[Image.Image]) -> torch.Tensor:
-        """The condition `[1, num_queries, hidden]` of a prompt at this point of the conversation."""
-        processor, model = self.pipe.processor, self.pipe.model
-        request = _user(processor.instruction.replace("{caption}", prompt), images)
+    def _condition(self, messages: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """The condition `[1, num_queries, hidden]` of messages whose last one asks for a picture."""
+        model = self.pipe.model
         ids, positions = self._read(
-            [*self.messages, request], processor.image_start_token, model.config.num_queries, is_read_whole=True
+            messages, self.pipe.processor.image_start_token, model.config.num_queries, is_read_whole=True
         )
+        read, self._ids = self._ids, []
         queries = model.queries(1).to(model.get_input_embeddings().weight.dtype)
         following = positions.max() + 1 + torch.arange(queries.shape[1], device=ids.device)
         with torch.no_grad():
@@ -297,6 +311,7 @@ class Blip3oChat:
                 use_cache=True,
             ).last_hidden_state
         self._crop(ids.shape[1])
+        self._ids = read
         return condition
 
     def _read(
@@ -337,6 +352,7 @@ class Blip3oChat:
         starts = _image_starts(ids[0], processor.image_token_id, grids, processor)
         begin = min(self._common_length(ids[0].tolist(), images, starts), end)
         self._crop(begin)
+        self._ids = []
         if begin < end:
             num_read = sum(start < begin for start in starts)
             pixels = {}
@@ -387,7 +403,9 @@ def _image_starts(ids: torch.Tensor, image_token_id: int, grids: torch.Tensor | 
 def _check_message(message: Any) -> None:
     content = message.get("content") if isinstance(message, Mapping) else None
     is_list = isinstance(content, (list, tuple)) and all(
-        isinstance(item, Mapping) and item.get("type") in ("text", "image") and item["type"] in item
+        isinstance(item, Mapping)
+        and (isinstance(item.get("text"), str) if item.get("type") == "text" else item.get("type") == "image")
+        and item["type"] in item
         for item in content
     )
     if (
@@ -401,8 +419,28 @@ def _check_message(message: Any) -> None:
         )
 
 
+def _with_pictures(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of our own, its images opened."""
+    content = message["content"]
+    if not isinstance(content, str):
+        content = [
+            {**item, "image": as_input_image(item["image"])} if item["type"] == "image" else dict(item)
+            for item in content
+        ]
+    return {**message, "content": content}
+
+
+def _check_arguments(what: str, given: Mapping[str, Any], own: Sequence[str]) -> None:
+    taken = [name for name in own if name in given]
+    if taken:
+        raise TypeError(
+            f"A turn makes one {what}, from which the conversation goes on. Got {', '.join(taken)}. Leave it out, or "
+            f"call the pipeline."
+        )
+
+
 def _stored_image(folder: Path, name: Any) -> Image.Image:
-    if not isinstance(name, str) or PurePosixPath(name).name != name:
+    if not isinstance(name, str) or name in ("", "..") or PurePosixPath(name).name != name:
         raise ValueError(f"A saved conversation names pictures beside it. {folder} names {name!r}. Save it again.")
     return as_input_image(folder / name)
 

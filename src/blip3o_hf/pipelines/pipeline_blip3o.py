@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from ..models.loading import align, check_finite
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.original_layout import original_settings
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
+from ..objectives.feature_flow import add_noise
 from ..objectives.latent_flow import unscale_latents
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .lora import Blip3oLoraLoaderMixin
@@ -572,6 +574,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         if prompts is None or images is not None:
             received = "no prompt" if prompts is None else "images"
             raise ValueError(f"`plan=True` is for prompts in words. Got {received}. Leave it out.")
+        self.processor.encode_prompts(prompts)  # checks them
 
     def check_decoder_inputs(
         self,
@@ -758,9 +761,10 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         begin = 0
         if start_features is not None:
-            begin = min(int((self.scheduler.sigmas > strength).sum()), len(self.scheduler.timesteps) - 1)
-            level = self.scheduler.timesteps[begin : begin + 1]
-            latents = self.scheduler.scale_noise(start_features.to(latents), level, latents)
+            order = getattr(self.scheduler, "order", 1)  # Heun's steps come in pairs
+            begin = order * math.ceil(int((self.scheduler.sigmas > strength).sum()) / order)
+            begin = min(begin, len(self.scheduler.timesteps) - 1)
+            latents = add_noise(start_features.to(latents), latents, self.scheduler.sigmas[begin].to(latents))
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(begin)
         low, high = guidance_interval

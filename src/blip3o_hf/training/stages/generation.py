@@ -304,8 +304,10 @@ class GenerationStage(Stage):
 
     def pictures(self, scenes: ShapesDataset, complete: Callable[[str, Record], Any] | None = None) -> ShapesPictures:
         """Scenes of the tiny world as the pictures to draw that the recipe describes."""
-        rates = {key: self.recipe.data[key] for key in self.task_keys if key in self.recipe.data}
-        return ShapesPictures(scenes, complete, self.processor.instruction, **rates)
+        settings = {key: self.recipe.data[key] for key in self.task_keys if key in self.recipe.data}
+        if self.processor is not None:  # targets are precomputed without one, and need no words
+            settings["instruction"] = self.processor.instruction
+        return ShapesPictures(scenes, complete, **settings)
 
     def held_out_records(self, complete: Callable[[str, Record], Any]) -> list:
         """For validation: the tiny world's held-out scenes, or what `evaluation.sources` holds."""
