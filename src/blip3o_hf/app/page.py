@@ -16,7 +16,7 @@ MAX_IMAGES = 8
 MAX_UPLOAD = "20mb"
 MAX_WAITING = 32
 HEIGHT = 320
-IMAGE_BUTTONS = ["download", "fullscreen"]  # the one to share would send to the Hub
+IMAGE_BUTTONS = ["download", "fullscreen"]
 ONE_DAY = 24 * 60 * 60
 TURN_LABELS = [
     ("let the model choose", "send"),
@@ -39,11 +39,14 @@ SCENES = [
     Scene((SceneObject("triangle", "green", "large", 4, 1), SceneObject("square", "orange", "small", 1, 5)), "black"),
 ]
 EDITS = ["make the circle blue", "remove the square"]
-# Small pictures are enlarged without a blur.
+# Small pictures are enlarged without a blur. What gradio's buttons share would leave for a server of others; and its
+# chosen option is white on white under the mouse.
 STYLE = """
 .small .pictures img { image-rendering: pixelated; }
-.small .chat img { width: 160px; max-width: none; }
-.small .after img { width: 100%; height: 100%; object-fit: contain; }
+.small .chat img { width: 160px; height: 160px; object-fit: contain !important; }
+.small .after img { width: 100%; height: 100%; object-fit: contain !important; }
+button[aria-label^="Share"] { display: none; }
+input[type=radio]:checked:hover { background-color: var(--checkbox-background-color-selected) !important; }
 """
 
 
