@@ -125,7 +125,7 @@ def _chat_tab(pipe: Blip3oPipeline) -> None:
     messages = gr.State(())
     chatbot = gr.Chatbot(
         label="Conversation",
-        height=480,
+        height=540,
         elem_classes=["pictures", "chat"],
         placeholder="Draw something, ask about it, change it.",
         buttons=["copy", "copy_all"],
