@@ -91,6 +91,7 @@ def register_pipelines() -> None:
     methods = {base: ["save_pretrained", "from_pretrained"] for base in _BASES}
     pipeline_loading_utils.LOADABLE_CLASSES[__package__] = methods
     Blip3oPipeline.card_writer = staticmethod(_write_pipeline_card)
+    Blip3oPipeline.pusher = staticmethod(_push_saved)
     for pipeline_class in (Blip3oPipeline, Blip3oDecoderPipeline):
         setattr(diffusers, pipeline_class.__name__, pipeline_class)
 
@@ -99,6 +100,12 @@ def _write_pipeline_card(folder, place: str) -> None:
     from .hub.cards import Origin, write_card
 
     write_card(folder, Origin.of_pipeline(place))
+
+
+def _push_saved(folder, repo_id: str, **arguments) -> str:
+    from .hub.push import push_saved
+
+    return push_saved(folder, repo_id, **arguments)
 
 
 def register_auto_pipeline() -> None:

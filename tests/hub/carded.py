@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.training.processes import ROOT
+from tests.processes import ROOT
 
 
 def put_card(folder: Path, **front_matter: str) -> None:

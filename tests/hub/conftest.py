@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tests.hub.standin import WRITE, StandIn
-from tests.training.processes import ROOT, run
+from tests.processes import ROOT, run
 
 
 @pytest.fixture(scope="session")
@@ -17,24 +17,31 @@ def hub():
 
 
 @pytest.fixture(scope="session")
-def run_client(hub, tmp_path_factory):
+def reader(hub) -> dict[str, str]:
+    """The environment of a process that asks the stand-in, without a token."""
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+@pytest.fixture(scope="session")
+def writer(reader) -> dict[str, str]:
+    """The environment of a process that has the package and a write token."""
+    return reader | {"HF_TOKEN": WRITE, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "HF_HUB_VERBOSITY": "debug"}
+
+
+@pytest.fixture(scope="session")
+def run_client(writer, tmp_path_factory):
     """`run_client(name)`: run a script of this folder against the stand-in; its results, and all that it printed."""
 
     def run_script(name: str) -> tuple[dict, str]:
         out = tmp_path_factory.mktemp(Path(name).stem)
-        printed = run(
-            [sys.executable, Path(__file__).with_name(name), out],
-            timeout=300,
-            PYTHONPATH=f"{ROOT / 'src'}:{ROOT}",
-            HF_ENDPOINT=hub.endpoint,
-            HF_TOKEN=WRITE,
-            HF_HOME=str(out / "home"),
-            HF_HUB_OFFLINE="0",
-            HF_HUB_DISABLE_XET="1",
-            HF_HUB_DISABLE_TELEMETRY="1",
-            HF_HUB_VERBOSITY="debug",
-            NO_PROXY="127.0.0.1",
-        )
+        command = [sys.executable, Path(__file__).with_name(name), out]
+        printed = run(command, timeout=300, HF_HOME=str(out / "home"), **writer)
         return json.loads((out / "results.json").read_text()), printed
 
     return run_script

@@ -13,14 +13,17 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import HfApi, snapshot_download
 from peft import get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.doors.doors import DRAWING, READING
 from tests.hub.carded import put_card
+from tests.hub.standin import tell
 from transformers import pipeline
 from transformers.pipelines import any_to_any
 
 from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_model_path
 from blip3o_hf.cli import main as blip3o_hf
+from blip3o_hf.hub.cards import Origin, write_card
 from blip3o_hf.hub.push import push_folder
 from blip3o_hf.models.adapters import lora_config, save_lora
 from blip3o_hf.training.feature_cache import FeatureCache, ShardWriter, write_index
@@ -107,12 +110,47 @@ def doors(out: Path) -> dict:
     }
 
 
+def refusal(action) -> str:
+    """The error that an action raises, or an empty text."""
+    try:
+        action()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def card_of(repo_id: str) -> str:
+    return Path(API.hf_hub_download(repo_id, "README.md")).read_text()
+
+
+def write_own_card(folder: Path, repo_id: str) -> None:
+    """Change the card of a repository as people do, there."""
+    folder.mkdir()
+    text = card_of(repo_id).replace("## Use", "A person wrote this.\n\n![Mine](mine.png)\n\n## Use")
+    (folder / "README.md").write_text(text)
+    Image.new("RGB", (8, 8)).save(folder / "mine.png")
+    API.upload_folder(repo_id=repo_id, folder_path=folder)
+
+
 def classes(out: Path) -> dict:
     """What `push_to_hub` of pipeline, model and processor leaves."""
     pipe = Blip3oPipeline.from_pretrained(out / "first")
     results = {"local": drawn(pipe)}
-    pipe.push_to_hub("tester/pipe", private=True)
-    pipe.save_pretrained(out / "saved", push_to_hub=True, repo_id="tester/saved")
+    results["refused"] = [
+        refusal(lambda: pipe.push_to_hub("tester/refused")),
+        refusal(lambda: pipe.save_pretrained(out / "refused", push_to_hub=True, repo_id="tester/refused")),
+        refusal(lambda: pipe.push_to_hub("tester/refused", create_pr=True, license="mit")),
+    ]
+    results["of refused"] = API.repo_exists("tester/refused")
+    results["url"] = pipe.push_to_hub("pipe", private=True, license="apache-2.0")
+    results["card"] = card_of("tester/pipe")
+    write_own_card(out / "own", "tester/pipe")
+    pipe.register_to_config(default_num_inference_steps=7)
+    tell(API.endpoint, "fail", kind="resolve", status=503)  # a card that cannot be read is not one that is not there
+    pipe.push_to_hub("tester/pipe", commit_message="Again")
+    results["card of the repository"] = card_of("tester/pipe")
+    pipe.save_pretrained(out / "saved", push_to_hub=True, repo_id="tester/saved", license="mit")
+    results["card of the folder"] = [card_of("tester/saved"), (out / "saved" / "README.md").read_text()]
     pipe.model.push_to_hub("tester/model", commit_message="Model")
     pipe.processor.push_to_hub("tester/model")
     for name in ("pipe", "saved"):
@@ -169,6 +207,7 @@ def features(out: Path) -> dict:
         writer.flush()
     write_index(folder, "targets")
     (folder / "manifest.json").write_text('{"targets": {"dtype": "float32", "fingerprint": {}}}\n')
+    write_card(folder, Origin(license={"license": "mit"}))
     report = push_folder(folder, "tester/computed")
     cache = FeatureCache(snapshot_download("tester/computed", repo_type="dataset"))
     return {

@@ -20,6 +20,7 @@ from tests.hub.standin import READ, tell
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import main as blip3o_hf
 from blip3o_hf.hub import push
+from blip3o_hf.hub.cards import Origin, write_card
 from blip3o_hf.hub.push import PushError, push_folder
 
 API = HfApi()
@@ -77,6 +78,7 @@ def write_features(folder: Path, num_shards: int) -> Path:
     index = {name: np.zeros(1, np.int64) for name in ("addresses", "shards", "rows", "contents")}
     save_file(index, folder / "index-targets.safetensors", {"names": json.dumps(names)})
     (folder / "manifest.json").write_text('{"targets": {"dtype": "float32", "fingerprint": {}}}\n')
+    write_card(folder, Origin(license={"license": "mit"}))
     return folder
 
 
@@ -117,7 +119,7 @@ def other_kinds(out: Path) -> dict:
     push.FILES_PER_COMMIT = 3
     reports.append(push_folder(features, "tester/features", private=True))
     push.FILES_PER_COMMIT = 200
-    (features / "README.md").write_text("---\nlicense: [\n---\n")
+    tell(API.endpoint, "fail", kind="card", status=400)
     return {
         "reports": [[report.folder.kind, report.repo_id, report.folder.repo_type] for report in reports],
         "files": [list(files(report.repo_id, repo_type=report.folder.repo_type)) for report in reports],

@@ -1,7 +1,8 @@
 """What people do with a repository that carries its code, in a process where the package cannot be imported.
 
-The arguments are `OUT REPOSITORY OTHER DIFFUSION SRC`. What it drew, answered and was refused goes to `OUT`. `OTHER`
-is a repository with other code, `DIFFUSION` one that decodes by diffusion. The package in `SRC` is imported last.
+The arguments are `OUT REPOSITORY PUSHED OTHER DIFFUSION SRC`. What it drew, answered and was refused goes to `OUT`.
+`PUSHED` is the repository's id on the Hub, `OTHER` a repository with other code, `DIFFUSION` one that decodes by
+diffusion. The package in `SRC` is imported last.
 """
 
 import json
@@ -81,6 +82,11 @@ def answered_by_task(answer) -> str:
     return answer(text=question(), max_new_tokens=4, return_full_text=False)[0]["generated_text"]
 
 
+def loaded() -> list[str]:
+    """Modules that hold code of a repository."""
+    return [name for name, module in sys.modules.items() if "blip3o" in name and module is not None]
+
+
 def refusals(repository: str) -> dict[str, str]:
     """Without `trust_remote_code`."""
     doors = {
@@ -93,9 +99,11 @@ def refusals(repository: str) -> dict[str, str]:
     return {name: refusal(lambda door=door: door(repository)) for name, door in doors.items()}
 
 
-def without_the_package(out: Path, repository: str, other: str, diffusion: str) -> tuple[dict, dict]:
+def without_the_package(out: Path, repository: str, pushed: str, other: str, diffusion: str) -> tuple[dict, dict]:
     """Images and texts."""
-    texts = {"package": refusal(lambda: import_module("blip3o_hf")), "refusals": refusals(repository)}
+    texts = {"package": refusal(lambda: import_module("blip3o_hf"))}
+    texts["refusals"] = refusals(repository) | {f"{door} of the Hub": text for door, text in refusals(pushed).items()}
+    texts["loaded by what was refused"] = loaded()
     model = AutoModelForImageTextToText.from_pretrained(repository, **TRUST)
     processor = AutoProcessor.from_pretrained(repository, **TRUST)
     texts["answer"] = answered(model, processor)
@@ -116,6 +124,13 @@ def without_the_package(out: Path, repository: str, other: str, diffusion: str) 
         AutoProcessor.from_pretrained(out / "model", **TRUST),
     )
 
+    model, processor = (own.from_pretrained(pushed, **TRUST) for own in (AutoModelForImageTextToText, AutoProcessor))
+    texts["answer of the Hub"] = answered(model, processor)
+    images["generate of the Hub"] = drawn_by_model(model, processor)
+    images["text-to-image of the Hub"] = drawn_by_task(pipeline("text-to-image", model=pushed, **TRUST))
+    images["DiffusionPipeline of the Hub"] = drawn(DiffusionPipeline.from_pretrained(pushed, **TRUST))
+    texts["loaded by what was trusted"] = loaded()
+
     images["diffusion: text-to-image"] = drawn_by_task(pipeline("text-to-image", model=diffusion, **TRUST))
     images["diffusion: DiffusionPipeline"] = drawn(DiffusionPipeline.from_pretrained(diffusion, **TRUST))
 
@@ -130,7 +145,7 @@ def without_the_package(out: Path, repository: str, other: str, diffusion: str) 
     return images, texts
 
 
-def with_the_package(repository: str) -> tuple[dict, dict]:
+def with_the_package(repository: str, pushed: str) -> tuple[dict, dict]:
     """Images and texts, without `trust_remote_code` where nothing else is said."""
     del sys.modules["blip3o_hf"]
     from blip3o_hf import Blip3oPipeline
@@ -147,6 +162,7 @@ def with_the_package(repository: str) -> tuple[dict, dict]:
     }
     images = {
         "own Blip3oPipeline": drawn(Blip3oPipeline.from_pretrained(repository)),
+        "own Blip3oPipeline of the Hub": drawn(Blip3oPipeline.from_pretrained(pushed)),
         "own text-to-image": drawn_by_task(draw),
         "own text-to-image, trusting": drawn_by_task(pipeline("text-to-image", model=repository, **TRUST)),
         "own DiffusionPipeline, trusting": drawn(DiffusionPipeline.from_pretrained(repository, **TRUST)),
@@ -154,11 +170,11 @@ def with_the_package(repository: str) -> tuple[dict, dict]:
     return images, texts
 
 
-def main(out: Path, repository: str, other: str, diffusion: str, src: str) -> None:
+def main(out: Path, repository: str, pushed: str, other: str, diffusion: str, src: str) -> None:
     torch.set_num_threads(1)
-    images, texts = without_the_package(out, repository, other, diffusion)
+    images, texts = without_the_package(out, repository, pushed, other, diffusion)
     sys.path.insert(0, src)
-    own_images, own_texts = with_the_package(repository)
+    own_images, own_texts = with_the_package(repository, pushed)
     np.savez(out / "images.npz", **images, **own_images)
     (out / "texts.json").write_text(json.dumps(texts | own_texts))
 

@@ -312,6 +312,7 @@ class StandIn:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the body of an answer waits 40 ms until its head has been acknowledged
     hub: StandIn
 
     def handle_any(self) -> None:

@@ -5,7 +5,9 @@ import json
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, parse_eval_result_entries
 from PIL import Image
@@ -15,11 +17,13 @@ import blip3o_hf
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import main
 from blip3o_hf.conversion.original import convert_original
+from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.hub.card_check import front_matter
 from blip3o_hf.hub.cards import MARK, Origin, base_of, card_file_problems, card_problems, update_card, write_card
 from blip3o_hf.hub.provenance import code_version, public_name, versions
 from blip3o_hf.hub.results import Evaluation, Figure, Score
 from blip3o_hf.hub.sections import code_blocks, sections
+from blip3o_hf.training.feature_cache import ShardWriter, write_index
 from blip3o_hf.training.recipes import load_recipe
 from blip3o_hf.training.stages import build_stage
 from blip3o_hf.training.trainer import Blip3oTrainer
@@ -250,6 +254,65 @@ def test_the_converter_takes_over_the_licence_of_the_source(tmp_path):
     convert_original(tmp_path / "source", tmp_path / "target")
     assert card_problems(tmp_path / "target") == []
     assert "[own](https://example.com)" in (tmp_path / "target" / "README.md").read_text()
+
+
+# Precomputed features
+
+
+@pytest.fixture
+def features(tmp_path):
+    """The least of a folder of features, with a good card."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    writer = ShardWriter(folder, "targets", 0, torch.float32, 8)
+    writer.add([7, 8], torch.arange(16.0).reshape(2, 2, 2, 2))
+    writer.link([70, 80, 81], [7, 8, 8])
+    writer.flush()
+    write_index(folder, "targets")
+    made_by = {"weights of the target encoder": "0123456789abcdef", "feature_size": 2}
+    manifest = {"targets": {"dtype": "float32", "fingerprint": made_by}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_card(folder, Origin(license={"license": "mit"}))
+    return folder
+
+
+def test_a_card_of_features_says_what_there_is_what_made_it_and_how_to_read_it(features, monkeypatch):
+    assert main(["card", "check", str(features)]) == main(["card", "check", str(features / "README.md")]) == 0
+    text = (features / "README.md").read_text()
+    assert "| targets | 3 | 2 | 2 x 2 x 2 | float32 |" in text
+    assert "- weights of the target encoder: 0123456789abcdef\n- feature_size: 2\n" in text
+    assert "## Licence\n\nmit.\n" in text and "@article{chen2025blip3o" in text
+    data = front_matter(features / "README.md")
+    assert data["tags"] == ["blip3o", "precomputed-features"] and not {"library_name", "pipeline_tag"} & data.keys()
+    assert main(["card", "write", str(features), "--name", "me/features"]) == 0
+    pulled = {("me/features", "dataset"): features}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, repo_type: pulled[name, repo_type])
+    names = run_quickstart((features / "README.md").read_text(), features)
+    assert names["address"] == 70 and names["row"].flatten().tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("license: mit\n", "", NO_LICENSE),
+        (r"tags:\n(- .*\n)+", "", "`tags` is missing from the front matter. State it: tags: [blip3o, precomputed-f"),
+        (
+            r"\| targets \| 3 ",
+            "| targets | 4 ",
+            "The card does not say how many targets there are. Put this line into",
+        ),
+        ("abcdef", "abcdee", "it lacks 1 of 2 lines of their fingerprint. Put them in, or run `blip3o-hf precompute`"),
+        ("```python", "```", "The card has no quickstart."),
+        ("## Limits and biases", "## Other", "The card does not say what it cannot do."),
+    ],
+)
+def test_every_defect_of_a_card_of_features_is_named(features, old, new, problem):
+    card = features / "README.md"
+    text, number = re.subn(old, new, card.read_text(), count=1)
+    assert number == 1
+    card.write_text(text)
+    (found,) = card_problems(features)
+    assert problem in found and found.endswith(".")
 
 
 # What people change
@@ -560,12 +623,23 @@ def test_the_tiny_card_s_quickstart_runs(tmp_path):
     assert names["image"].size == (64, 64)
 
 
-@pytest.mark.parametrize("name", ["blip3o-8b", "blip3o-4b"])
-def test_the_large_cards_code_runs_on_the_tiny_weights(tmp_path, name, capsys):
+def test_the_card_of_a_fine_tune_says_what_it_was_made_from_and_what_was_measured():
+    path = ROOT / "model_cards" / "blip3o-tiny-digits.md"
+    data = front_matter(path)
+    assert (data["base_model"], data["base_model_relation"]) == ("blip3o-tiny", "finetune")
+    results = ModelCard.load(path).data.eval_results
+    assert {result.metric_name.rpartition(", ")[2] for result in results} == {"measured here"} and len(results) == 11
+    assert results[0].metric_value == 1.0 and f"| overall | {Rate(200, 200)} | 200 |" in path.read_text()
+    assert "- command: `python benchmarks/digits.py`\n" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["blip3o-8b", "blip3o-4b", "blip3o-tiny-digits"])
+def test_the_code_of_cards_without_weights_here_runs_on_the_tiny_weights(tmp_path, name, capsys):
     text = (ROOT / "model_cards" / f"{name}.md").read_text()
     imported = re.findall(r"^from blip3o_hf import (.*)$", text, re.MULTILINE)
     assert {word for line in imported for word in line.split(", ")} <= set(blip3o_hf.__all__)
     for code in code_blocks(text, "python"):
         ast.parse(code)
     names = run_quickstart(text.replace(f'"{name}"', repr(TINY)).replace('"cuda"', '"cpu"'), tmp_path)
-    assert names["image"].size == (64, 64) and capsys.readouterr().out.strip()
+    assert names["image"].size == (64, 64)
+    assert bool(capsys.readouterr().out.strip()) == ("print(" in text)

@@ -154,15 +154,30 @@ def test_an_index_that_names_missing_files_is_refused(model, pipeline_folder):
     refused(pipeline_folder, "model_index.json names decoder, which is not there")
 
 
+def test_a_repository_that_carries_its_code_needs_it(pipeline_folder):
+    path = pipeline_folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": ["own_pipeline", "Blip3oPipeline"]}))
+    refused(pipeline_folder, "model_index.json names own_pipeline.py, which is not there")
+    write(pipeline_folder, "own_pipeline.py")
+    assert read_folder(pipeline_folder).kind == "pipeline"
+
+
 def test_features_need_their_index_and_all_shards(tmp_path):
     folder = tmp_path / "features"
     folder.mkdir()
     write(folder, "manifest.json", '{"targets": {}}')
     refused(folder, "is none of them: it holds manifest.json")
     names = {"names": json.dumps(["targets-0000-000000.safetensors"])}
-    save_file({"rows": np.zeros(1, np.int64)}, folder / "index-targets.safetensors", names)
+    index = {"addresses": np.zeros(2, np.int64), "contents": np.zeros(1, np.int64)}
+    save_file(index, folder / "index-targets.safetensors", names)
     refused(folder, "index-targets.safetensors names targets-0000-000000.safetensors, which is not there")
     save_file({"values": np.zeros((1, 4), np.float32)}, folder / "targets-0000-000000.safetensors")
+    refused(folder, "A pushed dataset needs a card that says what it is", f"blip3o-hf card write {folder}")
+    assert main(["card", "write", str(folder)]) == 0
+    refused(
+        folder, "A pushed dataset needs a card that says what it is", "`license` is missing", "Complete it and push"
+    )
+    assert main(["card", "write", str(folder), "--license", "mit"]) == 0
     assert (read_folder(folder).kind, read_folder(folder).repo_type) == ("features", "dataset")
 
 

@@ -35,6 +35,27 @@ def test_push_to_hub_of_a_pipeline_stores_weights_once_and_opens_by_every_door(r
     assert root <= set(found[name]["files"])
 
 
+def test_push_to_hub_of_a_pipeline_wants_a_licence_and_sends_nothing_without(results):
+    found = results["classes"]
+    for message in found["refused"][:2]:
+        assert message.startswith("A pushed model needs a card that says under which licence others may use it.")
+        assert "None is stated for tester/refused. Pass it (`license='apache-2.0'`)" in message
+    assert found["refused"][2].startswith("A licence is stated in a card that this package writes")
+    assert found["of refused"] is False
+
+
+def test_push_to_hub_of_a_pipeline_sends_our_card_and_keeps_that_of_a_repository(results, hub):
+    found = results["classes"]
+    assert found["url"].startswith(f"{hub.endpoint}/tester/pipe/commit/")
+    assert "\nlicense: apache-2.0\n" in found["card"] and "\n# pipe\n" in found["card"]
+    assert 'Blip3oPipeline.from_pretrained("tester/pipe")' in found["card"]
+    kept = found["card of the repository"]
+    assert "A person wrote this." in kept and "A person wrote this." not in found["card"]
+    assert hub.repos["model", "tester/pipe"].titles[-1] == "Again"
+    of_repository, of_folder = found["card of the folder"]
+    assert of_repository == of_folder and "\nlicense: mit\n" in of_folder
+
+
 def test_push_to_hub_keeps_private_what_should_be(results):
     assert results["classes"]["private"] is True
 

@@ -76,7 +76,7 @@ def test_over_many_commits_a_file_that_names_others_comes_after_them(results, hu
     assert {"index-targets.safetensors", "manifest.json"} <= commits[-1]
 
 
-def test_a_card_that_the_hub_cannot_read_is_named(results):
+def test_a_card_that_the_hub_does_not_take_is_named(results):
     assert results["other_kinds"]["bad_card"].startswith(
         "PushError: The Hub did not take the folder for tester/features. Invalid metadata in README.md."
     )

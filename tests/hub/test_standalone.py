@@ -1,9 +1,7 @@
 """A repository that carries its code opens where the package is not installed, and draws what the package draws."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 import transformers.dynamic_module_utils as transformers_modules
+from tests.hub.carded import put_card
 from tests.original_layout import write_original_checkpoint
+from tests.processes import ROOT, run
 
 from blip3o_hf import Blip3oConfig, Blip3oForConditionalGeneration, Blip3oPipeline, Blip3oProcessor
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import export, main
 from blip3o_hf.hub.standalone import CLASSES, ENTRY, PART, add_code, code_files
 
-ROOT = Path(__file__).parents[2]
+PUSHED = "tester/standalone"
 # Neither the package is there, nor what it needs besides transformers and diffusers.
 WITHOUT = (
     "import runpy, sys; "
@@ -61,7 +61,16 @@ def converted(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(repository, converted, tmp_path_factory) -> Path:
+def pushed(repository, writer, tmp_path_factory) -> str:
+    """The id of the repository on the Hub."""
+    folder = shutil.copytree(repository, tmp_path_factory.mktemp("pushed") / "blip3o-tiny")
+    put_card(folder)
+    run([sys.executable, "-m", "blip3o_hf.cli", "push", folder, PUSHED], timeout=100, **writer)
+    return PUSHED
+
+
+@pytest.fixture(scope="module")
+def runs(hub, repository, pushed, converted, reader, tmp_path_factory) -> Path:
     """The folder in which a process without the package left what it did."""
     out = tmp_path_factory.mktemp("runs")
     other = out / "other"
@@ -75,18 +84,11 @@ def runs(repository, converted, tmp_path_factory) -> Path:
         (other / name).write_text(text.replace(old, new))
     diffusion = out / "diffusion"
     assert main(["export", str(converted), str(diffusion), "--remote-code"]) == 0
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment = inherited | {"HF_MODULES_CACHE": str(out / "code"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT, SCRIPT, out, repository, other, diffusion, ROOT / "src"],
-        env=environment,
-        cwd=out,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    command = [sys.executable, "-c", WITHOUT, SCRIPT, out, repository, pushed, other, diffusion, ROOT / "src"]
+    places = {"HF_HOME": str(out / "home"), "HF_MODULES_CACHE": str(out / "code"), "PYTHONPATH": ""}
+    before = len(hub.requests)
+    run(command, timeout=600, cwd=out, **reader, **places)
+    (out / "asked.json").write_text(json.dumps([path for _, path in hub.requests[before:]]))
     return out
 
 
@@ -121,10 +123,14 @@ def test_every_door_draws_what_the_package_draws_from_the_source(images):
     images = {door: image for door, image in images.items() if not door.startswith("diffusion")}
     assert set(images) == {
         "generate",
+        "generate of the Hub",
         "text-to-image",
+        "text-to-image of the Hub",
         "no task",
         "DiffusionPipeline",
+        "DiffusionPipeline of the Hub",
         "own Blip3oPipeline",
+        "own Blip3oPipeline of the Hub",
         "own text-to-image",
         "own text-to-image, trusting",
         "own DiffusionPipeline, trusting",
@@ -141,13 +147,20 @@ def test_a_decoder_by_diffusion_needs_no_package_either(images, converted):
 
 def test_every_door_gives_one_answer(texts):
     answers = [text for name, text in texts.items() if "answer" in name]
-    assert len(answers) == 6 and len(set(answers)) == 1 and answers[0]
+    assert len(answers) == 7 and len(set(answers)) == 1 and answers[0]
 
 
-def test_the_libraries_refuse_without_trust(texts):
+def test_the_libraries_refuse_without_trust_and_run_nothing(texts):
+    assert len(texts["refusals"]) == 10
+    assert texts["loaded by what was refused"] == [] != texts["loaded by what was trusted"]
     for door, error in texts["refusals"].items():
         assert error.startswith("ValueError") and "trust_remote_code=True" in error, door
     assert "trust_remote_code=True" in texts["refusal of DiffusionPipeline"]
+
+
+def test_a_folder_asks_no_network(runs, hub):
+    asked = json.loads((runs / "asked.json").read_text())
+    assert asked and [path for path in asked if PUSHED not in path] == hub.unknown == []
 
 
 def test_classes_are_the_same_whichever_door_they_came_through(texts):

@@ -103,6 +103,7 @@ def test_a_saved_configuration_is_the_same_again(make_config, tmp_path, backbone
         noise_distribution="uniform",
         noise_shift=4.0,
         condition_dropout=0.2,
+        image_positions="sequential",
     )
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -110,6 +111,7 @@ def test_a_saved_configuration_is_the_same_again(make_config, tmp_path, backbone
     assert type(loaded.backbone_config) is type(config.backbone_config)
     assert loaded.to_diff_dict() == config.to_diff_dict()
     assert loaded.feature_std == [2.0] * 16
+    assert loaded.image_positions == "sequential"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,10 @@ def test_a_saved_configuration_is_the_same_again(make_config, tmp_path, backbone
             {"objective": "feature_flw"},
             "Unknown objective 'feature_flw'. Did you mean 'feature_flow'? Available: feature_flow, "
             "feature_regression, latent_flow (key `objective` of Blip3oConfig).",
+        ),
+        (
+            {"image_positions": "sequental"},
+            "Unknown image_positions 'sequental'. Did you mean 'sequential'? Available: backbone, sequential",
         ),
         (
             {"condition_dropout": 1.0},

@@ -1,5 +1,6 @@
 """One model: its backbone's understanding untouched, a condition that padding does not change, exact saves."""
 
+import copy
 import json
 import re
 import shutil
@@ -174,12 +175,115 @@ def test_padding_changes_no_condition(make_model, processor, prompts, assert_clo
         assert_close(batch[index : index + 1], model.encode_condition(alone["input_ids"]))
 
 
-def test_padding_changes_no_condition_of_input_images(model, processor, make_image, assert_close):
+POSITIONS = pytest.mark.parametrize("image_positions", ["backbone", "sequential"])
+
+
+def picture_prompts(processor, make_image, captions=CAPTIONS):
+    """Prompts with one image, with two and one before, and with none; and a function for each alone."""
     images = [[make_image(0)], [make_image(1), make_image(2)], []]
-    batch = model.encode_condition(**processor.encode_prompts(CAPTIONS, images=images))
-    for index, caption in enumerate(CAPTIONS):
-        alone = processor.encode_prompts([caption], images=[images[index]])
-        assert_close(batch[index : index + 1], model.encode_condition(**alone))
+    shown = {"type": "image", "image": make_image(3).resize((64, 32))}
+    history = [{"role": "user", "content": [shown, {"type": "text", "text": "How many?"}]}]
+    history += [{"role": "assistant", "content": "There are three circles."}]
+    histories = [[], history, history[:0]]
+
+    def alone(index):
+        return processor.encode_prompts([captions[index]], images=[images[index]], histories=[histories[index]])
+
+    return processor.encode_prompts(captions, images=images, histories=histories), alone
+
+
+@POSITIONS
+@pytest.mark.parametrize("trains", [False, True])
+def test_padding_changes_no_condition_of_input_images(
+    make_model, processor, make_image, assert_close, image_positions, trains
+):
+    model = randomise(make_model(image_positions=image_positions)).requires_grad_(trains)
+    inputs, alone = picture_prompts(processor, make_image)
+    batch = model.encode_condition(**inputs)
+    assert batch.requires_grad is trains
+    for index in range(len(CAPTIONS)):
+        assert_close(batch[index : index + 1], model.encode_condition(**alone(index)))
+
+
+@POSITIONS
+def test_the_cache_changes_no_condition_of_input_images(
+    make_model, processor, make_image, assert_close, image_positions
+):
+    """Prompt and queries one after the other, and both in one pass where the backbone trains."""
+    model = randomise(make_model(image_positions=image_positions))
+    inputs, _ = picture_prompts(processor, make_image)
+    with torch.no_grad():
+        cached = model.encode_condition(**inputs)
+    assert_close(model.encode_condition(**inputs).detach(), cached)
+    frozen = copy.deepcopy(model)
+    frozen.backbone.requires_grad_(False)
+    condition = frozen.encode_condition(**inputs)
+    assert_close(condition.detach(), cached)
+    weights = torch.randn_like(condition)
+    gradients = [
+        torch.autograd.grad((weights * each.encode_condition(**inputs)).sum(), each.queries.weight)[0]
+        for each in (frozen, model)
+    ]
+    assert_close(*gradients)
+
+
+def positions_read(model, inputs):
+    """Positions of the prompt and of the queries as the backbone gets them."""
+    seen = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model.encode_condition(**inputs)
+    hook.remove()
+    return seen
+
+
+def test_images_have_the_backbone_s_own_positions(model, processor, make_image):
+    inputs, _ = picture_prompts(processor, make_image)
+    prompt, queries = positions_read(model, inputs)
+    types = (inputs["input_ids"] == processor.image_token_id).int()
+    expected, deltas = model.backbone.model.get_rope_index(
+        inputs["input_ids"],
+        mm_token_type_ids=types,
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=inputs["attention_mask"],
+    )
+    real = inputs["attention_mask"].bool()
+    assert prompt.shape == (3, 3, real.shape[1])
+    assert torch.equal(prompt[:, real], expected[:, real])
+    grid = prompt[:, 0, types[0].bool()]
+    assert len(grid[0].unique()) == 1 and len(grid[1].unique()) == len(grid[2].unique()) == 8  # rows and columns
+    # The queries go on after the largest position, as the backbone's own answer would.
+    first = real.sum(-1, keepdim=True) + deltas
+    assert torch.equal(queries, (first + torch.arange(5)).expand(3, -1, -1))
+
+
+def test_sequential_positions_count_on_over_images(make_model, processor, make_image):
+    model = make_model(image_positions="sequential")
+    inputs, _ = picture_prompts(processor, make_image)
+    prompt, queries = positions_read(model, inputs)
+    for row, mask, following in zip(prompt, inputs["attention_mask"], queries, strict=True):
+        length = int(mask.sum())
+        assert torch.equal(row[mask.bool()], torch.arange(length))
+        assert torch.equal(following, torch.arange(length, length + 5))
+
+
+def test_where_images_stand_matters_to_prompts_with_images_alone(make_model, processor, make_image, assert_close):
+    own = randomise(make_model())
+    sequential = copy.deepcopy(own)
+    sequential.config.image_positions = "sequential"
+    words = processor.encode_prompts(CAPTIONS)
+    assert torch.equal(own.encode_condition(**words), sequential.encode_condition(**words))
+    inputs, _ = picture_prompts(processor, make_image)
+    difference = (own.encode_condition(**inputs) - sequential.encode_condition(**inputs)).abs().amax((1, 2))
+    assert (difference[:2] > 0.02).all() and difference[2] < 1e-4
+
+
+def test_a_text_only_backbone_counts_positions_on(make_model, prompts):
+    model = make_model(backbone="llama")
+    positions = model.prompt_positions(prompts["input_ids"], prompts["attention_mask"])
+    assert torch.equal(positions.amax(-1) + 1, prompts["attention_mask"].sum(-1))
 
 
 @pytest.mark.parametrize("backbone", ["qwen", "llama"])

@@ -160,6 +160,15 @@ def test_a_path_may_be_a_string(published, folder):
     assert load(str(folder)).config.num_queries == NUM_QUERIES
 
 
+def test_a_published_checkpoint_counts_positions_on_over_images_as_it_was_trained(published, folder, tmp_path):
+    published()
+    model = load(folder)
+    assert model.config.image_positions == "sequential"
+    model.save_pretrained(tmp_path / "ours")
+    assert load(tmp_path / "ours").config.image_positions == "sequential"
+    assert Blip3oConfig().image_positions == "backbone"
+
+
 def test_loading_reports_nothing(published, folder, caplog, monkeypatch):
     """No notice of a foreign model type, and none of the target encoder."""
     published(target_encoder=True)

@@ -5,7 +5,12 @@ import re
 import pytest
 import torch
 
-from blip3o_hf.models.processing_blip3o import GENERATION_INSTRUCTION, Blip3oProcessor
+from blip3o_hf.models.processing_blip3o import (
+    GENERATION_INSTRUCTION,
+    PLAN_INSTRUCTION,
+    Blip3oProcessor,
+    message_images,
+)
 
 CAPTIONS = ["two red circles", "one small blue square above three green triangles"]
 
@@ -61,6 +66,66 @@ def test_input_images_take_one_placeholder_per_patch(processor, make_image):
     assert torch.equal(single["pixel_values"], inputs["pixel_values"][:64])
 
 
+def told(image):
+    """What was said and shown before."""
+    shown = [{"type": "image", "image": image}, {"type": "text", "text": "How many circles are there?"}]
+    return [{"role": "user", "content": shown}, {"role": "assistant", "content": "There are three."}]
+
+
+def test_a_history_comes_before_its_prompt_and_its_images_before_the_prompt_s(processor, make_image):
+    inputs = processor.encode_prompts(
+        CAPTIONS, images=[[make_image(1)], []], histories=[told(make_image(0)), told(make_image(2))[1:]]
+    )
+    texts = [processor.tokenizer.decode(real_ids(inputs, index)) for index in (0, 1)]
+    patches = "<|vision_start|>" + "<|image_pad|>" * 64 + "<|vision_end|>"
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    request = (
+        processor.render_prompt(CAPTIONS[0], 1).removeprefix(system).replace("<|image_pad|>", "<|image_pad|>" * 64)
+    )
+    assert texts[0] == (
+        f"{system}<|im_start|>user\n{patches}How many circles are there?<|im_end|>\n"
+        f"<|im_start|>assistant\nThere are three.<|im_end|>\n{request}[IMG]"
+    )
+    assert texts[1].count("There are three.") == 1 and "<|image_pad|>" not in texts[1]
+    alone = processor.image_processor([make_image(0), make_image(1)], return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], alone["pixel_values"])
+
+
+def test_empty_histories_are_none(processor):
+    plain = processor.encode_prompts(CAPTIONS)
+    assert torch.equal(processor.encode_prompts(CAPTIONS, histories=[[], ()])["input_ids"], plain["input_ids"])
+
+
+def test_truncation_cuts_the_caption_and_not_what_was_said_before(make_processor, make_image):
+    history = told(make_image())[1:] * 2
+    whole = make_processor().encode_prompts(CAPTIONS[1:], histories=[history])
+    processor = make_processor(max_prompt_length=whole["input_ids"].shape[1] - 2)
+    inputs = processor.encode_prompts(CAPTIONS[1:], histories=[history], truncation=True)
+    text = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert text.count("There are three.") == 2 and CAPTIONS[1] not in text
+    with pytest.raises(ValueError, match="A prompt must fit the context"):
+        processor.encode_prompts(CAPTIONS[1:], histories=[history])
+
+
+def test_histories_must_be_one_for_each_prompt(processor):
+    message = (
+        "`histories` must hold one entry per prompt. Got 1 for 2 prompts. Use an empty list for a prompt with nothing "
+        "before it."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor.encode_prompts(CAPTIONS, histories=[[]])
+
+
+def test_images_of_messages_come_in_their_order(make_image):
+    first, second, third = (make_image(seed) for seed in range(3))
+    drawn = {"role": "assistant", "content": [{"type": "image", "image": third}]}
+    shown = [{"type": "image", "image": second}, *told(first)[0]["content"]]
+    messages = [*told(first), {"role": "user", "content": shown}, drawn]
+    found = message_images(messages)
+    assert len(found) == 4
+    assert all(ours is theirs for ours, theirs in zip(found, (first, second, first, third), strict=True))
+
+
 def test_the_chat_template_keeps_a_system_turn_and_places_images(processor):
     text = processor.apply_chat_template(
         [
@@ -90,10 +155,13 @@ def test_answers_are_decoded_without_special_tokens(processor):
 
 
 def test_a_saved_processor_is_the_same_again(make_processor, make_image, tmp_path):
-    processor = make_processor(instruction="Draw this: {caption}", max_prompt_length=333)
+    processor = make_processor(
+        instruction="Draw this: {caption}", plan_instruction="Plan this: {caption}", max_prompt_length=333
+    )
     processor.save_pretrained(tmp_path)
     loaded = Blip3oProcessor.from_pretrained(tmp_path)
     assert loaded.instruction == "Draw this: {caption}"
+    assert loaded.plan_instruction == "Plan this: {caption}"
     assert loaded.max_prompt_length == 333
     assert loaded.image_start_token == "[IMG]"
     images = [make_image(), make_image(1)]
@@ -152,13 +220,17 @@ def test_bad_prompts_are_refused(processor, prompts, images, error, message):
         processor.encode_prompts(prompts, images)
 
 
-def test_an_instruction_without_a_place_for_the_caption_is_refused(make_processor):
-    message = (
-        "`instruction` must contain '{caption}', the place of the prompt. Got 'Draw it'. The paper's is "
-        f"{GENERATION_INSTRUCTION!r}."
-    )
+@pytest.mark.parametrize(
+    ("name", "usual"),
+    [
+        ("instruction", f"The paper's is {GENERATION_INSTRUCTION!r}."),
+        ("plan_instruction", f"By default it is {PLAN_INSTRUCTION!r}."),
+    ],
+)
+def test_an_instruction_without_a_place_for_the_caption_is_refused(make_processor, name, usual):
+    message = f"`{name}` must contain '{{caption}}', the place of the prompt. Got 'Draw it'. {usual}"
     with pytest.raises(ValueError, match=re.escape(message)):
-        make_processor(instruction="Draw it")
+        make_processor(**{name: "Draw it"})
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(make_processor):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tests.original_layout import write_original_checkpoint
 
+from blip3o_hf import packaged_model_path
+
 ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"(?P<mark><!-- needs a GPU -->\n+)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 DOCUMENTS = [
@@ -42,6 +44,7 @@ settings = {"streaming": True, "sources": [{"path": PHOTOS}]}
 LIBRARIES = ("torchao", "bitsandbytes")
 REPLACED = {
     r"BLIP3o/BLIP3o-Model-\dB|(?<=\")blip3o-\db(?=\")": "{published}",
+    r"(?<=\")blip3o-tiny-digits(?=\")": packaged_model_path("blip3o-tiny"),
     r'"cuda"': '"cpu"',
     r"EvaClipVisionModel.from_pretrained\((.*?)\)": r"EvaClipVisionModel.from_pretrained(\1, num_attention_heads=2)",
     r"enable_model_cpu_offload\(\)": 'enable_model_cpu_offload(device="cpu")',

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from tests.processes import fork_ranks, wait
 from tests.training.distributed_cases import CASES, make_recipe
-from tests.training.processes import fork_ranks, wait
 
 from blip3o_hf.cli.stage_evaluation import build_pipeline
 from blip3o_hf.training.stages import build_stage

@@ -19,7 +19,7 @@ from pathlib import Path
 import deepspeed.ops
 import deepspeed.runtime.zero.muon.muon_optimizer
 import torch
-from tests.training.processes import fork_ranks, wait
+from tests.processes import fork_ranks, wait
 
 import blip3o_hf.cli.stage_evaluation  # what the command imports late
 import blip3o_hf.training.trainer  # noqa: F401

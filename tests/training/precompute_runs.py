@@ -10,12 +10,12 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.training.processes import fork, fork_ranks, run_script, wait
+from tests.processes import fork, fork_ranks, run_script, wait
 
 
 def in_processes(model: Path, out: Path) -> dict:
     """Run the script, which leaves a cache in `out`; what is known of its runs."""
-    run_script("precompute_runs.py", model, out, timeout=300)
+    run_script("training/precompute_runs.py", model, out, timeout=300)
     return json.loads((out / "summary.json").read_text())
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tests.training.processes import fork_ranks, wait
+from tests.processes import fork_ranks, wait
 
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.stages import build_stage

@@ -9,8 +9,8 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as PEFT_WEIGHT_NAME
 from safetensors.torch import load_file
+from tests.processes import run_script
 from tests.training.distributed_cases import CASES, RESUMED, STEPS
-from tests.training.processes import run_script
 from transformers import AutoModelForImageTextToText
 
 from blip3o_hf.models.adapters import export_lora, read_lora
@@ -31,7 +31,7 @@ def out(tmp_path_factory):
 def runs(inputs, out):
     """Every case, run once."""
     environment = {"DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(out / "extensions")}
-    run_script("distributed_runs.py", inputs, out, *NAMES, timeout=900, **environment)
+    run_script("training/distributed_runs.py", inputs, out, *NAMES, timeout=900, **environment)
     return {name: json.loads((out / f"{name}.json").read_text()) for name in NAMES}
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.processes import run_script
 from tests.training.distributed_cases import CASES, make_recipe
-from tests.training.processes import run_script
 
 NUM_STEPS = 30
 
@@ -24,7 +24,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(inputs,
     recipe["evaluation"] = {"per_family": 1, "num_inference_steps": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     arguments = [tmp_path / "recipe.yaml", tmp_path, CASES[case].num_processes, num_kills]
-    run_script("killed_runs.py", *arguments, timeout=1200, DS_ACCELERATOR="cpu")
+    run_script("training/killed_runs.py", *arguments, timeout=1200, DS_ACCELERATOR="cpu")
 
     kills = json.loads((tmp_path / "kills.json").read_text())
     assert len(kills) == num_kills

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from tests.processes import ROOT, run
 from tests.training.distributed_cases import CASES, make_recipe
-from tests.training.processes import ROOT, run
 
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.training.arguments import Blip3oTrainingArguments

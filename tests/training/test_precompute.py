@@ -13,6 +13,7 @@ from tests.training.precompute_runs import compute, in_processes
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from blip3o_hf.hub.cards import card_problems, update_card
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
 from blip3o_hf.training.feature_cache import FeatureCache
@@ -175,6 +176,27 @@ def test_with_cached_conditions_neither_backbone_nor_images_are_read(
     assert_same_training(trained(recipe(cache=str(tmp_path / "cache"))), expected)
 
 
+def test_cached_conditions_are_those_of_images_and_histories(make_recipe, tmp_path, monkeypatch):
+    data = {**WORLD, "edit_rate": 0.4, "reconstruction_rate": 0.2, "history_rate": 0.6}
+    records = [build_stage(make_recipe(data)).dataset()[index] for index in range(12)]
+    kinds = {(bool(record.images), bool(record.history)) for record in records}
+    assert kinds >= {(False, True), (True, False), (True, True)}
+    expected = trained(make_recipe(data))
+    summary = precompute(make_recipe(data), tmp_path / "cache", batch_size=4)
+    assert summary.computed["conditions"] == summary.computed["targets"] == 15
+    forbid(monkeypatch, generation, "load_target_encoder")
+    forbid(monkeypatch, Blip3oForConditionalGeneration, "encode_condition")
+    assert_same_training(trained(make_recipe({**data, "cache": str(tmp_path / "cache")})), expected)
+
+
+@pytest.mark.parametrize("rates", [{"edit_rate": 0.4, "history_rate": 0.6}, {"history_rate": 0.5}, {}])
+def test_a_cache_of_other_tasks_is_not_taken(make_recipe, tmp_path, rates):
+    precompute(make_recipe({**WORLD, "history_rate": 0.6}), tmp_path / "cache", ["targets"])
+    data = build_stage(make_recipe({**WORLD, **rates, "cache": str(tmp_path / "cache")})).dataset()
+    with pytest.raises(ValueError, match="has no targets of shapes/train/1/0 "):
+        data[0]
+
+
 def test_a_stream_gives_the_same_records_in_the_same_order(make_recipe, tmp_path, photo_data):
     data = {**photo_data, "streaming": True}
     precompute(make_recipe(data), tmp_path / "cache")
@@ -226,6 +248,23 @@ def test_a_second_run_computes_only_what_was_added(make_recipe, tmp_path, photos
         lines.write(json.dumps({"image": "1.png", "caption": "a new caption"}) + "\n")
     summary = precompute(make_recipe(photo_data), tmp_path / "cache")
     assert summary.computed == {"targets": 1, "conditions": 2} and not summary.bad
+
+
+def test_the_card_of_a_cache_lacks_a_licence_alone_and_is_renewed_with_it(make_recipe, tmp_path, photos, photo_data):
+    folder = tmp_path / "cache"
+    precompute(make_recipe(photo_data), folder, ["targets"])
+    (problem,) = card_problems(folder)
+    assert problem.startswith("`license` is missing from the front matter.")
+    text = (folder / "README.md").read_text()
+    assert "(`blip3o-hf precompute`):\n\n```yaml\nstage: generation\n" in text and "- the folder `" in text
+    assert str(tmp_path) not in text, "paths of this machine"
+    assert "| targets | 11 | 8 | 16 x 8 x 8 | float32 |" in text and "| conditions |" not in text
+    update_card(folder / "README.md", license="mit")
+    precompute(make_recipe(photo_data), folder)
+    assert card_problems(folder) == [] and "\n| conditions | 17 | 11 | " in (folder / "README.md").read_text()
+    (folder / "README.md").write_text("A person wrote this.")
+    precompute(make_recipe(photo_data), folder)
+    assert (folder / "README.md").read_text() == "A person wrote this."
 
 
 def test_targets_now_and_conditions_later(make_recipe, tmp_path):

@@ -8,8 +8,8 @@ from itertools import islice
 
 import pytest
 import torch
+from tests.processes import run_script
 from tests.training import streaming_runs
-from tests.training.processes import run_script
 from tests.training.streaming_runs import NUM_DRAWN, STEPS
 
 from blip3o_hf.training.checkpoints import last_complete_checkpoint
@@ -113,7 +113,7 @@ def test_a_checkpoint_without_a_stream_is_refused(make_trainer, tmp_path, checkp
 
 def test_processes_share_the_records_and_nothing_divides_them_again(images, make_trainer, tmp_path):
     """Each process gets its own part of the stream, whole: the parts are known to hold everything once."""
-    run_script("streaming_runs.py", images, tmp_path, timeout=200)
+    run_script("training/streaming_runs.py", images, tmp_path, timeout=200)
     stream = make_trainer(tmp_path).train_dataset
     for rank in range(2):
         stream.rank, stream.world_size = rank, 2

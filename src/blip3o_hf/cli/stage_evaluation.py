@@ -19,7 +19,7 @@ from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decod
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from ..training.distributed import whole_weights
 from ..training.stages import GenerationStage, Stage
-from ..training.trainer import Evaluation
+from ..training.trainer import Evaluator
 from .files import save_picture
 
 _SAMPLES = re.compile(r"samples-(\d+)\.png")
@@ -65,7 +65,7 @@ def _draw_prompts(stage: GenerationStage, model) -> Image.Image:
     return contact_sheet(images, prompts, columns=min(8, len(prompts)), size=128)
 
 
-def evaluation_for(stage: Stage, folder: Path) -> Evaluation | None:
+def evaluation_for(stage: Stage, folder: Path) -> Evaluator | None:
     """
     The evaluation of a stage: called with the model and the step, it returns rates and a sheet of samples, `samples`,
     which it also writes.

@@ -1,4 +1,4 @@
-"""What is missing or wrong in a model card, each in one sentence that says how to mend it."""
+"""What is missing or wrong in a card, each in one sentence that says how to mend it."""
 
 import ast
 import re
@@ -13,6 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
+from .contents import Features
 from .results import EVAL_RESULTS, MEASURED, ORIGINS, REPORTED, hub_entries
 from .sections import code_blocks, prose, sections
 
@@ -24,7 +25,9 @@ REQUIRED = {
     "pipeline_tag": "pipeline_tag: text-to-image",
     "tags": "tags: [blip3o, text-to-image]",
 }
+REQUIRED_OF_FEATURES = {"license": REQUIRED["license"], "tags": "tags: [blip3o, precomputed-features]"}
 MANIFEST = ("command", "settings", "versions", "date")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # much faster, where libyaml is there
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 
@@ -33,7 +36,7 @@ def card_problems(folder: str | Path) -> list[str]:
     What keeps the card of a folder from being published.
 
     Args:
-        folder: of a pipeline, a model or an adapter, with a `README.md`.
+        folder: of a pipeline, a model, an adapter or of precomputed features, with a `README.md`.
 
     Returns:
         list of `str`: a full sentence or two for each problem; empty for a good card.
@@ -54,6 +57,7 @@ def card_problems(folder: str | Path) -> list[str]:
             "`base_model` is missing, and the folder holds an adapter. Name the model that it is for: blip3o-hf card "
             "write FOLDER --base-model OWNER/NAME --relation adapter."
         )
+    problems += _feature_problems(folder)
     return problems + list(_hub_entry_problems(folder, _results(data)))
 
 
@@ -72,11 +76,12 @@ def card_file_problems(path: str | Path) -> list[str]:
             f"{path.name} shows what looks like an access token ({token[0][:6]}...). Delete it, and revoke it on the "
             f"Hub: who has read the card can use it."
         )
-    if problem := front_matter_problem(content):
+    data, problem = _front_matter(content)
+    if problem:
         return [*problems, problem]
-    data = front_matter(path)
     text = REGEX_YAML_BLOCK.sub("", content, count=1)
-    problems += _field_problems(data)
+    is_of_features = path.name == CARD and bool(Features.of(path.parent))
+    problems += _field_problems(data, REQUIRED_OF_FEATURES if is_of_features else REQUIRED)
     problems += _text_problems(text)
     problems += _file_problems(path.parent, data, text)
     problems += _result_problems(data, text)
@@ -85,29 +90,32 @@ def card_file_problems(path: str | Path) -> list[str]:
 
 def front_matter(path: str | Path) -> dict[str, Any]:
     """The front matter of a card; empty where there is none, or where it is no YAML mapping."""
-    content = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    block = REGEX_YAML_BLOCK.search(content)
-    return yaml.safe_load(block[2]) if block and not front_matter_problem(content) else {}
+    return _front_matter(Path(path).read_text(encoding="utf-8-sig", errors="replace"))[0]
 
 
 def front_matter_problem(content: str) -> str:
     """What is wrong with a card's front matter; empty for a good one."""
+    return _front_matter(content)[1]
+
+
+def _front_matter(content: str) -> tuple[dict[str, Any], str]:
+    """The front matter, and what is wrong with it; one of both is empty."""
     block = REGEX_YAML_BLOCK.search(content)
     if block is None:
-        return "The card has no front matter. Begin it with a line `---`, YAML such as `license: ...`, and `---`."
+        return {}, "The card has no front matter. Begin it with a line `---`, YAML such as `license: ...`, and `---`."
     try:
-        data = yaml.safe_load(block[2])
+        data = yaml.load(block[2], _LOADER)
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 2})" if where else ""
-        return f"The front matter is no YAML{line}: {getattr(error, 'problem', error)}. Correct that line."
+        return {}, f"The front matter is no YAML{line}: {getattr(error, 'problem', error)}. Correct that line."
     if not isinstance(data, dict):
-        return f"The front matter must be keys with values. It is a {type(data).__name__}. Write `license: ...`."
-    return ""
+        return {}, f"The front matter must be keys with values. It is a {type(data).__name__}. Write `license: ...`."
+    return data, ""
 
 
-def _field_problems(data: Mapping[str, Any]) -> Iterator[str]:
-    for key, example in REQUIRED.items():
+def _field_problems(data: Mapping[str, Any], required: Mapping[str, str]) -> Iterator[str]:
+    for key, example in required.items():
         if not data.get(key):
             yield f"`{key}` is missing from the front matter. State it: {example}."
     yield from _license_problems(data)
@@ -251,6 +259,24 @@ def _is_rounded(number: str, value: Any) -> bool:
         return number == str(value)
     places = len(number.partition(".")[2])
     return abs(float(number) - value) <= 0.5 * 10**-places + 1e-9
+
+
+def _feature_problems(folder: Path) -> Iterator[str]:
+    """Whether the card of features says how many there are and what made them, as their manifest and index do."""
+    lines = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    for features in Features.of(folder):
+        if features.row not in lines:
+            yield (
+                f"The card does not say how many {features.kind} there are. Put this line into a table, or run "
+                f"`blip3o-hf precompute` again, which renews a card that it wrote: {features.row}."
+            )
+        missing = [line for line in features.fingerprint if line not in lines]
+        if missing:
+            yield (
+                f"The card does not say what made the {features.kind}: it lacks {len(missing)} of "
+                f"{len(features.fingerprint)} lines of their fingerprint. Put them in, or run `blip3o-hf precompute` "
+                f"again, which renews a card that it wrote: {'; '.join(missing)}."
+            )
 
 
 def _hub_entry_problems(folder: Path, results: list[EvalResult]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Model cards from one template, for every program that writes weights, and the changes people make to them later."""
+"""Cards from templates, for every program that writes weights or features, and changes people make to them later."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, ModelCardData, RepoCard
 
 from ..assets import packaged_model_path, packaged_models
 from ..files import written_whole
@@ -20,13 +20,14 @@ from .card_check import (
     is_repository_name,
     listed,
 )
-from .contents import Contents
+from .contents import Contents, Features
 from .provenance import now, versions
 from .results import MEASURED, Evaluation, write_hub_entries
 from .sections import code_blocks, sections
 
 MARK = "<!-- Written by blip3o-hf, which may write it again. Without this line it never will. -->"
 TEMPLATE = Path(__file__).with_name("model_card.md")
+FEATURES_TEMPLATE = Path(__file__).with_name("features_card.md")
 UNKNOWN_BASE = "owner/name"
 TRAINED = "generated_from_trainer"
 NO_RESULTS = (
@@ -130,13 +131,13 @@ def write_card(
     replace: bool = False,
 ) -> Path:
     """
-    Write the card of a folder with weights, as far as it is known what they are.
+    Write the card of a folder with weights, or with precomputed features, as far as it is known what they are.
 
     A card that a person wrote, which is one without the mark of this program, is kept. One that this program wrote is
     written anew, since the weights are new; the licence that was stated in it stays.
 
     Args:
-        folder: of a pipeline, a model, an adapter or a part of one.
+        folder: of a pipeline, a model, an adapter or a part of one, or of features.
         origin: by default nothing is known.
         name: of the repository; by default that of the folder.
         picture: a sheet of samples, its path in the folder.
@@ -146,7 +147,7 @@ def write_card(
         `Path` of the card.
 
     Raises:
-        FileNotFoundError: when the folder holds no config of a pipeline, a model or an adapter.
+        FileNotFoundError: when the folder holds no config of a pipeline, a model or an adapter, and no features.
     """
     folder, origin = Path(folder), origin or Origin()
     path = folder / CARD
@@ -155,7 +156,18 @@ def write_card(
         if MARK not in path.read_text(encoding="utf-8", errors="replace") and not replace:
             return path
         stated = stated_license(path)
-    contents = Contents.of(folder)
+    if features := Features.of(folder):
+        card = _features_card(features, origin, stated or origin.license, *_names(folder, name))
+    else:
+        card = _model_card(Contents.of(folder), origin, stated or origin.license, *_names(folder, name), picture)
+    card.text = re.sub(r"\n{3,}", "\n\n", card.text)
+    _save(card, path)
+    return path
+
+
+def _model_card(
+    contents: Contents, origin: Origin, license: Mapping[str, Any], title: str, place: str, picture: str | None
+) -> ModelCard:
     is_base_packaged = bool(origin.base_model) and origin.base_model[0] in packaged_models()
     data = ModelCardData(
         base_model=_one_or_all(origin.base_model),
@@ -165,10 +177,9 @@ def write_card(
         pipeline_tag=contents.pipeline_tag,
         tags=[*contents.tags, TRAINED] if origin.is_trained else contents.tags,
         base_model_relation=origin.relation,
-        **(stated or origin.license),
+        **license,
     )
-    title, place = _names(folder, name)
-    card = ModelCard.from_template(
+    return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         mark=MARK,
@@ -195,9 +206,31 @@ def write_card(
         no_results=NO_RESULTS,
         measured=MEASURED,
     )
-    card.text = re.sub(r"\n{3,}", "\n\n", card.text)
-    _save(card, path)
-    return path
+
+
+def _features_card(
+    features: list[Features], origin: Origin, license: Mapping[str, Any], title: str, place: str
+) -> DatasetCard:
+    data = DatasetCardData(
+        language=list(origin.language) or None,
+        source_datasets=list(origin.datasets) or None,
+        tags=["blip3o", "precomputed-features"],
+        viewer=False,  # it reads no safetensors
+        **license,
+    )
+    return DatasetCard.from_template(
+        data,
+        template_path=str(FEATURES_TEMPLATE),
+        mark=MARK,
+        title=title,
+        place=place,
+        origin=origin,
+        kinds=features,
+        licence=_licence(data),
+        citation=_block("citation"),
+        date=now(),
+        versions=versions(),
+    )
 
 
 def update_card(
@@ -227,7 +260,7 @@ def update_card(
     if problem := front_matter_problem(path.read_text(encoding="utf-8")):
         raise ValueError(f"A card is changed by its front matter. That of {path} cannot be read: {problem}")
     card = ModelCard.load(path)
-    before = _licence(card)
+    before = _licence(card.data)
     for key, value in fields.items():
         if value is not None:
             card.data[key] = _one_or_all(value) if key == "base_model" else value
@@ -236,7 +269,7 @@ def update_card(
         _replace_in_code(card, UNKNOWN_BASE, base if isinstance(base, str) else base[0])
     for heading, own in sections(card.text, 2):
         if heading == "Licence":
-            card.text = card.text.replace(own, own.replace(before, _licence(card)))
+            card.text = card.text.replace(own, own.replace(before, _licence(card.data)))
     if name is not None:
         _rename(card, path.parent, name)
     for evaluation in evaluations:
@@ -297,9 +330,9 @@ def _names(folder: Path, name: str | None) -> tuple[str, str]:
     return resolved.name, resolved.name
 
 
-def _licence(card: ModelCard) -> str:
+def _licence(data: CardData) -> str:
     """What the text of a card says of the licence that its front matter states."""
-    return _block("licence", **{key: card.data.get(key) for key in ("license", "license_name", "license_link")})
+    return _block("licence", **{key: data.get(key) for key in ("license", "license_name", "license_link")})
 
 
 def _block(name: str, **variables: Any) -> str:
@@ -346,7 +379,7 @@ def _enter(card: ModelCard, evaluation: Evaluation) -> None:
     card.text = "".join(part for _, part in parts)
 
 
-def _save(card: ModelCard, path: Path) -> None:
+def _save(card: RepoCard, path: Path) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(str(card).rstrip("\n") + "\n")
 

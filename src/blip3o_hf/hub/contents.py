@@ -1,4 +1,4 @@
-"""What a folder of weights holds, from its configs and the headers of its files alone."""
+"""What a folder of weights or features holds, from its configs and the headers of its files alone."""
 
 import json
 import math
@@ -150,6 +150,61 @@ def _architecture(part: str, config: Mapping[str, Any]) -> str:
 def _line(name: str, config: Mapping[str, Any], sizes: Sequence[tuple[str, str]]) -> str:
     known = [f"{config[key]:,} {what}" for what, key in sizes if isinstance(config.get(key), int)]
     return f"{name}: {', '.join(known)}" if known else name
+
+
+@dataclass(frozen=True)
+class Features:
+    """
+    One kind of precomputed features in a folder.
+
+    Args:
+        kind: such as `targets`.
+        num_records: that have a row.
+        num_rows: of different content.
+        shape: of a row; empty where there is none.
+        dtype: on disk.
+        made_by: what the rows depend on, by name.
+    """
+
+    kind: str
+    num_records: int
+    num_rows: int
+    shape: tuple[int, ...]
+    dtype: str
+    made_by: Mapping[str, Any]
+
+    @property
+    def row(self) -> str:
+        """Of the table in a card."""
+        sizes = f"{self.num_records:,} | {self.num_rows:,} | {' x '.join(map(str, self.shape))}"
+        return f"| {self.kind} | {sizes} | {self.dtype} |"
+
+    @property
+    def fingerprint(self) -> list[str]:
+        """Lines of a card."""
+        return [f"- {name}: {value}" for name, value in self.made_by.items()]
+
+    @classmethod
+    def of(cls, folder: Path) -> list["Features"]:
+        """All kinds that a folder holds; none where it is not one that `blip3o-hf precompute` wrote."""
+        manifest = _settings(folder / "manifest.json")
+        if not isinstance(manifest, dict):
+            return []
+        indices = {kind: folder / f"index-{kind}.safetensors" for kind in manifest}
+        return [cls._read(index, kind, manifest[kind]) for kind, index in indices.items() if index.is_file()]
+
+    @classmethod
+    def _read(cls, index: Path, kind: str, entry: Mapping[str, Any]) -> "Features":
+        with safe_open(index, "np") as file:
+            num_records, num_rows = (file.get_slice(name).get_shape()[0] for name in ("addresses", "contents"))
+            names = json.loads(file.metadata()["names"])
+        shape: tuple[int, ...] = ()
+        for name in names:
+            with safe_open(index.with_name(name), "np") as file:
+                shape = tuple(file.get_slice("values").get_shape()[1:])
+            if shape:  # a shard of links alone has no rows
+                break
+        return cls(kind, num_records, num_rows, shape, entry.get("dtype", ""), entry.get("fingerprint", {}))
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def read_folder(folder: str | os.PathLike, token: str | None = None) -> PushFold
 
     Args:
         folder: what `save_pretrained`, `save_lora`, PEFT or a command wrote (`train`, `convert`, `export`,
-            `precompute`), with a card (`README.md`) unless it holds features.
+            `precompute`), with a card (`README.md`).
         token (*optional*): one that must not stand in any file; those of well-known form are found without it.
 
     Raises:
@@ -108,10 +108,10 @@ def read_folder(folder: str | os.PathLike, token: str | None = None) -> PushFold
     _refuse_incomplete(folder, names, kind)
     _refuse_damaged(folder, names)
     _refuse_secrets(folder, names, token)
-    problems = card_problems(folder) if KINDS[kind] == "model" else []
-    if problems:
+    if problems := card_problems(folder):
+        pushed = kind if KINDS[kind] == "model" else KINDS[kind]
         raise ValueError(
-            f"A pushed {kind} needs a card that says what it is. {' '.join(problems)} Complete it and push again."
+            f"A pushed {pushed} needs a card that says what it is. {' '.join(problems)} Complete it and push again."
         )
     return PushFolder(folder, kind, tuple(sorted(files, key=lambda file: (_rank(file.path), file.path))))
 
@@ -258,7 +258,11 @@ def _refuse_incomplete(folder: Path, names: set[str], kind: str) -> None:
         named = {f"{place}/{file}".lstrip("/") for file in set(_json(folder / index).get("weight_map", {}).values())}
         _require(named, names, folder, index)
     if kind == "pipeline":
-        parts = {name for name, value in _json(folder / _MODEL_INDEX).items() if isinstance(value, list) and value[1]}
+        model_index = _json(folder / _MODEL_INDEX)
+        pipeline_class = model_index.pop("_class_name", None)
+        if isinstance(pipeline_class, list):  # the repository carries its code
+            _require({f"{pipeline_class[0]}.py"}, names, folder, _MODEL_INDEX)
+        parts = {name for name, value in model_index.items() if isinstance(value, list) and value[1]}
         present = {name.partition("/")[0] for name in names if "/" in name}
         _require(parts, present, folder, _MODEL_INDEX)
         models = {name.partition("/")[0] for name in names if name.count("/") == 1 and name.endswith("/config.json")}

@@ -6,15 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging, validate_repo_id
 
 from .. import __version__
+from .cards import CARD, stated_license, update_card
 from .folders import PushFolder, read_folder
 
 logger = logging.get_logger(__name__)
@@ -23,6 +31,7 @@ FILES_PER_COMMIT = 200
 """The Hub takes more at once, and slowly. Any model fits; a large folder of features takes several commits."""
 WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)
 """Seconds before each repetition of a request that the Hub was too busy for, unless it says how long to wait."""
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _PASSING = (408, 429, 500, 502, 503, 504)
 _LOST = "The connection to the Hub was lost"
 _AGAIN = "Push again, the same way: what arrived is not sent a second time."
@@ -108,22 +117,101 @@ def push_folder(
 
     ```
     """
+    _check_name(repo_id)
+    checked = read_folder(folder, token or os.environ.get("HF_TOKEN"))
+    branch = revision or "main"
+    if dry_run:
+        return PushReport(checked, repo_id, branch, private)
+    api = _api(token)
+    with _explained(repo_id, checked.repo_type, api.endpoint):
+        target = _Target.open(api, repo_id, checked.repo_type, private, branch)
+        url = target.send(checked, commit_message or f"Push {checked.kind} with blip3o_hf {__version__}")
+        target.verify(checked)
+    return PushReport(checked, target.repo_id, branch, target.private, url)
+
+
+def push_saved(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    takes_card: bool = False,
+    private: bool | None = None,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """
+    Push a model that was saved a moment ago: what `push_to_hub` of its class does.
+
+    Args:
+        folder: with a card, which is changed.
+        repo_id, private, commit_message, token: as in [`push_folder`].
+        license: to state in the card.
+        takes_card: whether a card that the repository has takes the place of the folder's; with none there, the
+            folder's own is given the name of the repository.
+
+    Returns:
+        `str`: the url of the commit.
+
+    Raises:
+        ValueError: when no licence is stated, or the folder must not be shared. Nothing is sent.
+        PushError: when the Hub did not take it.
+    """
+    _check_name(repo_id)
+    card = Path(folder) / CARD
+    if takes_card:
+        api = _api(token)
+        with _explained(repo_id, "model", api.endpoint):
+            if "/" not in repo_id:
+                repo_id = f"{_patiently(api.whoami)['name']}/{repo_id}"
+            is_taken = _take_card(api, repo_id, card.parent)
+        if not is_taken:
+            update_card(card, name=repo_id)
+    if license is not None:
+        update_card(card, license=license)
+    if not stated_license(card):
+        raise ValueError(
+            f"A pushed model needs a card that says under which licence others may use it. None is stated for "
+            f"{repo_id}. Pass it (`license='apache-2.0'`), an id of the Hub."
+        )
+    url = push_folder(card.parent, repo_id, private=private, commit_message=commit_message, token=token).url
+    assert url is not None, "it was no dry run"
+    return url
+
+
+def _take_card(api: HfApi, repo_id: str, folder: Path) -> bool:
+    """Get the card of a repository, and the pictures in it, into a folder; whether there is one."""
+    try:
+        files = _patiently(lambda: api.list_repo_files(repo_id))
+    except RepositoryNotFoundError:
+        return False
+    if CARD not in files:
+        return False
+
+    def download(name: str) -> None:
+        (folder / name).unlink(missing_ok=True)  # without an answer, the client would take what lies there for it
+        try:
+            api.hf_hub_download(repo_id, name, local_dir=folder)
+        except LocalEntryNotFoundError as error:  # what the client makes of a lost connection
+            raise httpx2.TransportError(str(error)) from error
+
+    for name in files:
+        if name == CARD or name.lower().endswith(_PICTURES):
+            _patiently(lambda name=name: download(name))
+    return True
+
+
+def _api(token: str | None) -> HfApi:
+    return HfApi(token=token, library_name="blip3o_hf", library_version=__version__)
+
+
+def _check_name(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(
             f"A repository is named owner/name or name, of letters, digits, '-', '_' and '.'. Got {repo_id!r}. {error}"
         ) from error
-    checked = read_folder(folder, token or os.environ.get("HF_TOKEN"))
-    branch = revision or "main"
-    if dry_run:
-        return PushReport(checked, repo_id, branch, private)
-    api = HfApi(token=token, library_name="blip3o_hf", library_version=__version__)
-    with _explained(repo_id, checked.repo_type, api.endpoint):
-        target = _Target.open(api, repo_id, checked.repo_type, private, branch)
-        url = target.send(checked, commit_message or f"Push {checked.kind} with blip3o_hf {__version__}")
-        target.verify(checked)
-    return PushReport(checked, target.repo_id, branch, target.private, url)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ class Evaluation:
         return [
             EvalResult(
                 task_type=score.task,
-                dataset_type=self.dataset or self.benchmark.lower().replace(" ", "-"),
+                dataset_type=self.dataset or re.sub(r"[^a-z0-9]+", "-", self.benchmark.lower()).strip("-"),
                 dataset_name=self.benchmark,
                 dataset_split="test",
                 metric_type=score.metric,

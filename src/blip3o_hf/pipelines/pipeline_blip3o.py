@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ PACKAGE = "blip3o_hf"
 # Arguments of `from_pretrained` that the parts of the diffusion decoder take, too.
 _DECODER_ARGUMENTS = ("device_map", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict")
 # Arguments of `save_pretrained` that are for `push_to_hub`.
-_PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr")
+_PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "license")
 
 
 def has_pipeline(source: str | os.PathLike, **kwargs) -> bool:
@@ -143,6 +144,8 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
     _callback_tensor_inputs = ("latents",)
     card_writer: ClassVar[Callable[[str | os.PathLike, str], None] | None] = None
     """Writes the card of a saved pipeline, given its folder and where it was loaded from; the package registers it."""
+    pusher: ClassVar[Callable[..., str] | None] = None
+    """Sends a saved pipeline to the Hub, as [`~hub.push.push_saved`]; the package registers it."""
 
     def __init__(
         self,
@@ -891,12 +894,13 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             save_directory: made if need be.
             safe_serialization: a pickle is not written.
             variant: in the names of all weights, such as `"fp16"`.
-            push_to_hub: also call `push_to_hub`, with `repo_id` (by default the folder's name), `commit_message`,
-                `private`, `token` and `create_pr`; there, weights are in files of the default size.
+            push_to_hub: also push the folder with its card, under the checks of `blip3o-hf push`; with `repo_id` (by
+                default the folder's name), `license`, `commit_message`, `private`, `token` and `create_pr` as in
+                `push_to_hub`.
             kwargs: as in diffusers.
 
         Raises:
-            ValueError: with `safe_serialization=False`.
+            ValueError: with `safe_serialization=False`, or when the folder must not be pushed.
         """
         if not safe_serialization:
             raise ValueError(
@@ -909,7 +913,62 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             self.card_writer(save_directory, self.config.get("_name_or_path") or "")
         if push_to_hub:  # with the root, which diffusers knows nothing of
             repo_id = push_arguments.pop("repo_id", Path(save_directory).resolve().name)
-            self.push_to_hub(repo_id, variant=variant, **push_arguments)
+            if self.pusher is None or push_arguments.get("create_pr"):
+                self.push_to_hub(repo_id, variant=variant, **push_arguments)
+            else:
+                push_arguments.pop("create_pr", None)
+                self.pusher(save_directory, repo_id, **push_arguments)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """
+        Push what `save_pretrained` writes, under the checks of `blip3o-hf push`: a licence and a complete card above
+        all. A card that the repository has stays; else the one that `save_pretrained` writes goes up.
+
+        Args:
+            repo_id, commit_message, private, token, variant: as in diffusers.
+            create_pr, subfolder: with either, diffusers sends the files by itself, with its own card and unchecked.
+            safe_serialization: a pickle is not written.
+            license: id of the Hub such as `"apache-2.0"`, for the card; needed where none states it.
+
+        Returns:
+            `str`: the url of the commit.
+
+        Raises:
+            ValueError: when no licence is stated, or something else is wrong with the card; nothing is sent.
+            PushError: when the Hub did not take the files.
+        """
+        if self.pusher is None or create_pr or subfolder is not None:
+            if license is not None:
+                raise ValueError(
+                    f"A licence is stated in a card that this package writes; here, diffusers writes it. Got "
+                    f"license={license!r}. Leave it out, and `create_pr` and `subfolder` to have it stated."
+                )
+            return super().push_to_hub(
+                repo_id, commit_message, private, token, create_pr, safe_serialization, variant, subfolder
+            )
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, repo_id.rpartition("/")[2])
+            self.save_pretrained(folder, safe_serialization, variant)
+            return self.pusher(
+                folder,
+                repo_id,
+                takes_card=True,
+                license=license,
+                private=private,
+                commit_message=commit_message,
+                token=token,
+            )
 
     def write_root(self, folder: str | os.PathLike, variant: str | None = None) -> None:
         """What `save_pretrained` writes besides the components: the root of a folder that holds these already."""

@@ -1,4 +1,4 @@
-"""What a training run knows of the weights that it leaves, for their card."""
+"""What a training run knows of the weights that it leaves, and `precompute` of its features, for their cards."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -37,11 +37,32 @@ def origin_of(stage: Stage, num_steps: int, what_trains: str) -> Origin:
         made_from={name: _source(place) for name, place in recipe.inputs.items()},
         base_model=tuple(dict.fromkeys(name for found, _ in bases for name in found)),
         relation="adapter" if is_adapter else "finetune" if is_further else None,
-        datasets=tuple(dict.fromkeys(place for place in _sources(recipe.data) if is_hub_id(place))),
+        datasets=_datasets(stage),
         language=("en",) if stage.is_world else (),
         is_trained=True,
         **({"prompt": prompts[0]} if prompts else {}),
     )
+
+
+def origin_of_features(stage: Stage) -> Origin:
+    """
+    Args:
+        stage: whose frozen parts have computed them.
+    """
+    command = f"By blip3o_hf {code_version()} from this recipe (`blip3o-hf precompute`):"
+    return Origin(
+        summary="Computed by `blip3o-hf precompute` of `blip3o_hf`.",
+        training="\n".join((command, "", *_written(stage))),
+        data=_data(stage),
+        made_from={name: _source(place) for name, place in stage.recipe.inputs.items()},
+        datasets=_datasets(stage),
+        language=("en",) if stage.is_world else (),
+    )
+
+
+def _datasets(stage: Stage) -> tuple[str, ...]:
+    """Hub ids among the sources."""
+    return tuple(dict.fromkeys(place for place in _sources(stage.recipe.data) if is_hub_id(place)))
 
 
 def _source(place: str) -> str:
@@ -51,8 +72,6 @@ def _source(place: str) -> str:
 
 
 def _training(stage: Stage, num_steps: int, what_trains: str) -> str:
-    recipe = {name: value for name, value in asdict(stage.recipe).items() if name != "source" and value}
-    written = yaml.safe_dump(_without_machine(recipe), sort_keys=False, width=100).strip()
     arguments = stage.arguments
     size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     return "\n".join(
@@ -61,9 +80,7 @@ def _training(stage: Stage, num_steps: int, what_trains: str) -> str:
             f"{'process' if arguments.world_size == 1 else 'processes'} ({arguments.device.type}), with blip3o_hf "
             f"{code_version()} and this recipe (`blip3o-hf train`):",
             "",
-            "```yaml",
-            written,
-            "```",
+            *_written(stage),
             "",
             "What trained:",
             "",
@@ -74,12 +91,17 @@ def _training(stage: Stage, num_steps: int, what_trains: str) -> str:
     )
 
 
+def _written(stage: Stage) -> tuple[str, str, str]:
+    """The recipe as a block of Markdown."""
+    recipe = {name: value for name, value in asdict(stage.recipe).items() if name != "source" and value}
+    return "```yaml", yaml.safe_dump(_without_machine(recipe), sort_keys=False, width=100).strip(), "```"
+
+
 def _data(stage: Stage) -> str:
     if stage.is_world:
         return (
             "Pictures, captions and questions of the tiny world of coloured shapes, drawn by a program "
-            "(`blip3o_hf.data.shapes`) during training: no photograph, no text from the web, no output of another "
-            "model."
+            "(`blip3o_hf.data.shapes`): no photograph, no text from the web, no output of another model."
         )
     places = dict.fromkeys(_sources(stage.recipe.data))
     lines = [f"- {_source(place)}" for place in places]
@@ -107,4 +129,4 @@ def _without_machine(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-__all__ = ["origin_of"]
+__all__ = ["origin_of", "origin_of_features"]

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
 from ..files import written_whole
+from ..hub.cards import write_card
 from ..models.processing_blip3o import message_images
 from ..names import check_keys
 from .feature_cache import (
@@ -30,6 +31,7 @@ from .feature_cache import (
     target_address,
     write_index,
 )
+from .origin import origin_of_features
 from .recipes import Recipe
 from .stages import GenerationStage, build_stage
 
@@ -158,7 +160,8 @@ def precompute(
     """
     Compute what the cache of a generation recipe lacks; call it again after an interruption.
 
-    Started by several processes (`torchrun`, `accelerate launch`), these divide the items among themselves.
+    Started by several processes (`torchrun`, `accelerate launch`), these divide the items among themselves. The folder
+    gets a card for the Hub; one that a person wrote stays.
 
     Args:
         recipe: of the stage `generation`.
@@ -216,6 +219,8 @@ def precompute(
     for writer in writers.values():
         writer.flush()
     _write_indices(folder, kinds, state)
+    if state.is_main_process:
+        write_card(folder, origin_of_features(stage))
     cache = FeatureCache(folder)
     return Summary(
         computed={kind: len(known[kind]) - before[kind] for kind in kinds},

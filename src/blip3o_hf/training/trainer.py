@@ -31,7 +31,7 @@ from .stages import Stage
 
 logger = logging.get_logger(__name__)
 
-Evaluation = Callable[[torch.nn.Module, int], dict[str, float | Image.Image]]
+Evaluator = Callable[[torch.nn.Module, int], dict[str, float | Image.Image]]
 """Called with a model and the number of steps it has trained; returns what to log."""
 
 
@@ -268,7 +268,7 @@ class HistoryCallback(TrainerCallback):
 class EvaluationCallback(TrainerCallback):
     """Run the stage's own evaluation every `evaluation_steps` steps, on the averaged weights where there are any."""
 
-    def __init__(self, trainer: "Blip3oTrainer", evaluate: Evaluation):
+    def __init__(self, trainer: "Blip3oTrainer", evaluate: Evaluator):
         self.trainer = trainer
         self.evaluate = evaluate
 
@@ -323,7 +323,7 @@ class Blip3oTrainer(Trainer):
         if self.args.compile_transformer:
             model.transformer.compile()
 
-    def evaluate_with(self, evaluate: Evaluation) -> None:
+    def evaluate_with(self, evaluate: Evaluator) -> None:
         """
         Call `evaluate` with the model and the step every `evaluation_steps` steps, and log what it returns.
 
@@ -443,7 +443,7 @@ class Blip3oTrainer(Trainer):
         is_kept = self.average is not None and self.average.num_updates > 0
         return self.average.applied() if is_kept else contextlib.nullcontext()
 
-    def run_evaluation(self, evaluate: Evaluation) -> None:
+    def run_evaluation(self, evaluate: Evaluator) -> None:
         """Evaluate the (averaged) model and log what comes back: numbers under `eval_`, pictures where trackers show
         them."""
         was_training = self.model.training

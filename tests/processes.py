@@ -14,15 +14,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
-def run(command: list, timeout: float, **environment: str) -> str:
+def run(command: list, timeout: float, cwd: Path = ROOT, **environment: str) -> str:
     """What a command prints that ends well within `timeout` seconds; whatever it started ends with it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=output, stderr=output, cwd=ROOT, start_new_session=True
+            list(map(str, command)), env=environment, stdout=output, stderr=output, cwd=cwd, start_new_session=True
         )
         try:
             code = process.wait(timeout)
@@ -40,8 +40,8 @@ def run(command: list, timeout: float, **environment: str) -> str:
 
 
 def run_script(name: str, *arguments, timeout: float, **environment: str) -> str:
-    """Run a script of this folder, which imports from `tests`."""
-    script = Path(__file__).with_name(name)
+    """Run a script below this folder, which imports from `tests`."""
+    script = Path(__file__).parent / name
     return run([sys.executable, script, *arguments], timeout, PYTHONPATH=f"{ROOT / 'src'}:{ROOT}", **environment)
 
 
