@@ -176,6 +176,16 @@ def test_a_conversation_sees_draws_and_edits(page, pipe, upload):
     playwright.expect(page.locator(".chat .message")).to_have_count(0)
 
 
+def test_the_chatbots_own_button_clears_what_the_model_knows_too(page):
+    say(page, "draw", "a red circle")
+    page.get_by_role("button", name="Clear").click()
+    playwright.expect(page.locator(".chat .message")).to_have_count(0)
+    page.get_by_label("edit the last picture", exact=True).check()
+    page.get_by_placeholder("Say something").fill("make it blue")
+    page.get_by_placeholder("Say something").press("Enter")
+    page.get_by_text("This conversation has none").wait_for()
+
+
 def test_edit_shows_what_the_pipeline_makes_of_the_upload(page, pipe, upload):
     tab = open_tab(page, "Edit")
     tab.locator("input[type=file]").first.set_input_files(upload)
