@@ -41,6 +41,7 @@ def test_every_command_has_help_with_examples(capsys):
         "edit",
         "reconstruct",
         "chat",
+        "app",
         "train",
         "precompute",
         "data",

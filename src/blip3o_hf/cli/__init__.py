@@ -13,6 +13,7 @@ COMMANDS = {
     "edit": "change an image as an instruction says",
     "reconstruct": "draw images again, side by side with how near they come",
     "chat": "talk in words and pictures",
+    "app": "open a page in the browser to chat, draw, edit and reconstruct",
     "finetune": "fine-tune a model on your own images with captions",
     "train": "run one training stage from a recipe",
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",

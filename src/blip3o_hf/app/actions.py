@@ -1,0 +1,233 @@
+"""What the buttons of the app do, without the page: uploads and settings in, pictures and words out."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..data.images import as_input_image
+from ..names import check_name
+from ..pipelines.chat import Blip3oChat
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline
+
+TURNS = ("send", "ask", "draw", "edit")
+Messages = tuple[Mapping[str, Any], ...]
+CaptionedImage = tuple[Image.Image, str]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    What a user may set of a picture.
+
+    Args:
+        seed: of the noise; of several pictures, picture i has `seed + i`.
+        num_inference_steps, guidance_scale: those of the pipeline; by default the model's.
+    """
+
+    seed: int = 0
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+
+    def generators(self, num_images: int) -> list[torch.Generator]:
+        """
+        One for each picture.
+
+        Raises:
+            ValueError: when the seed is none.
+        """
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**53:  # a browser counts so far
+            raise ValueError(f"A seed must be a whole number of at least 0. Got {self.seed!r}. 0 is a place to begin.")
+        return [torch.Generator().manual_seed(self.seed + index) for index in range(num_images)]
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the pipeline."""
+        return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the page shows of a message: who said it, the words, and the pictures."""
+
+    role: str
+    text: str
+    images: tuple[Image.Image, ...] = ()
+
+
+def open_uploads(paths: Sequence[str]) -> list[Image.Image]:
+    """
+    Uploaded files as upright RGB images.
+
+    Raises:
+        ValueError: naming the file, and not the place where the server keeps it.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(as_input_image(path))
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), Path(path).name)) from error
+    return images
+
+
+def generate(
+    pipe: Blip3oPipeline, prompt: str, num_images: int, sampling: Sampling, plan: bool = False
+) -> tuple[list[CaptionedImage], str | None]:
+    """Pictures of one prompt, each with its seed, and the plan they were drawn from."""
+    output = pipe(
+        prompt,
+        num_images_per_prompt=num_images,
+        generator=sampling.generators(num_images),
+        plan=plan,
+        **sampling.arguments(),
+    )
+    captions = [f"seed {sampling.seed + index}" for index in range(num_images)]
+    return list(zip(output.images, captions, strict=True)), output.plans[0] if output.plans else None
+
+
+def edit(pipe: Blip3oPipeline, instruction: str, paths: Sequence[str], sampling: Sampling) -> Image.Image:
+    """
+    The uploaded pictures as one that the instruction describes.
+
+    Raises:
+        ValueError: when there is no picture, or one cannot be read.
+    """
+    if not paths:
+        raise ValueError("An edit needs a picture. Got none. Upload one, or several that the instruction speaks of.")
+    images = open_uploads(paths)
+    return pipe(instruction, image=images, generator=sampling.generators(1), **sampling.arguments()).images[0]
+
+
+def reconstruct(pipe: Blip3oReconstructionPipeline, paths: Sequence[str], sampling: Sampling) -> list[CaptionedImage]:
+    """
+    Each uploaded picture as the encoder sees it, then drawn again in every way the model can, with how near it came.
+
+    Raises:
+        ValueError: when there is no picture, or one cannot be read.
+    """
+    if not paths:
+        raise ValueError("A reconstruction needs a picture. Got none. Upload one, or several.")
+    images = open_uploads(paths)
+    modes = MODES if pipe.pipe.model.config.has_vision else ("autoencoder",)
+    outputs = {
+        mode: pipe(images, mode, generator=sampling.generators(len(images)), **sampling.arguments()) for mode in modes
+    }
+    shown: list[CaptionedImage] = []
+    for index in range(len(images)):
+        shown.append((outputs[modes[0]].originals[index], "original"))
+        for mode, output in outputs.items():
+            caption = f"{mode}: cosine {output.feature_cosine[index]:.3f}, PSNR {output.psnr[index]:.1f} dB"
+            shown.append((output.images[index], caption))
+    return shown
+
+
+class Conversations:
+    """
+    The conversations of all who use the page. What was said belongs to each browser session, which hands it in and
+    gets it back; only the last one to speak has its keys and values in memory, so many users cost no more than one.
+
+    Args:
+        pipe: what answers and draws.
+    """
+
+    def __init__(self, pipe: Blip3oPipeline):
+        self.pipe = pipe
+        self._last: Blip3oChat | None = None
+        self._files = tempfile.TemporaryDirectory(prefix="blip3o-app-")
+
+    def turn(
+        self,
+        messages: Messages,
+        kind: str,
+        text: str,
+        paths: Sequence[str],
+        sampling: Sampling,
+        plan: bool = False,
+    ) -> Messages:
+        """
+        A conversation one turn further.
+
+        Args:
+            messages: the conversation so far.
+            kind: `"send"` to let the model choose, `"ask"`, `"draw"`, or `"edit"`, which changes the uploaded
+                pictures, or else the last one of the conversation.
+            text: the user's words.
+            paths: of uploaded pictures.
+            sampling: of a picture.
+            plan: let the model write what it will draw.
+
+        Raises:
+            TypeError, ValueError: as in [`Blip3oChat`]; the conversation is then what it was.
+        """
+        check_name("kind of turn", kind, TURNS)
+        images = open_uploads(paths)
+        generator = sampling.generators(1)[0]
+        settings = {**sampling.arguments(), "plan": plan}
+        chat = self._chat(messages)
+        if kind == "send":
+            chat.send(text, images, generator, settings)
+        elif kind == "ask":
+            chat.ask(text, images)
+        elif kind == "edit" and not images:
+            chat.edit(text, generator=generator, **settings)
+        else:
+            chat.draw(text, images, generator, **settings)
+        return tuple(chat.messages)
+
+    def forget(self, messages: Messages, num_turns: int | None = None) -> Messages:
+        """The conversation without its oldest turns, or without all of them."""
+        chat = self._chat(messages)
+        chat.forget(num_turns)
+        return tuple(chat.messages)
+
+    def save(self, messages: Messages) -> str:
+        """
+        A zip file of the conversation, as `Blip3oChat.save` writes it.
+
+        Raises:
+            ValueError: when nothing was said.
+        """
+        if not messages:
+            raise ValueError("A conversation to save must have a turn. This one has none. Say something first.")
+        folder = Path(tempfile.mkdtemp(dir=self._files.name))
+        self._chat(messages).save(folder / "conversation")
+        archive = shutil.make_archive(str(folder / "conversation"), "zip", folder / "conversation")
+        shutil.rmtree(folder / "conversation")
+        return archive
+
+    def transcript(self, messages: Messages) -> list[Said]:
+        """What the page shows of a conversation: the user's own words, without the instruction around a prompt."""
+        said: list[Said] = []
+        is_planned = False
+        for index, message in enumerate(messages):
+            text, images = _parts(message["content"])
+            drawn_from = messages[index + 2].get("prompt") if index + 2 < len(messages) else None
+            if is_planned and message["role"] == "assistant":
+                text = f"Plan: {text}"
+            elif is_planned:  # the plan, which the model said and is now told to draw
+                is_planned = False
+                continue
+            elif drawn_from and text == self.pipe.processor.plan_instruction.replace("{caption}", drawn_from):
+                text, is_planned = drawn_from, True
+            said.append(Said(message["role"], message.get("prompt", text), images))
+        return said
+
+    def _chat(self, messages: Messages) -> Blip3oChat:
+        last = self._last.messages if self._last is not None else None
+        is_last = last is not None and len(last) == len(messages)
+        if not is_last or any(old is not new for old, new in zip(last, messages, strict=True)):
+            self._last = Blip3oChat(self.pipe, messages)
+        return self._last
+
+
+def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Image.Image, ...]]:
+    """The words and the pictures of a message."""
+    items = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    words = [item["text"] for item in items if item["type"] == "text"]
+    return "\n".join(words), tuple(item["image"] for item in items if item["type"] == "image")

@@ -1,0 +1,69 @@
+"""`blip3o-hf app`: a page in the browser to chat, draw, edit and reconstruct."""
+
+import argparse
+import os
+import socket
+
+from ..assets import packaged_models
+from .models import add_model_argument, load_pipeline
+
+EXAMPLES = """examples:
+  blip3o-hf app
+  blip3o-hf app --model runs/mine/generation/pipeline --port 8000
+  blip3o-hf app --host 0.0.0.0
+"""
+TINY_WORLD = "It knows one world only: 64 x 64 pictures of one to four coloured shapes on a plain background."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--share", action="store_true", help="also give the page a public address, by a tunnel of gradio's makers"
+    )
+    add_model_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "The app is a page of gradio. It is not installed. Run: pip install 'blip3o-hf[demo]'"
+        ) from error
+    check_free(arguments.host, arguments.port)
+    pipe = load_pipeline(arguments.model)
+    pipe.set_progress_bar_config(disable=True)
+
+    from ..app.page import build_page, serve
+    from ..pipelines.reconstruction import Blip3oReconstructionPipeline
+
+    notes = [TINY_WORLD] if arguments.model in packaged_models() else []
+    try:
+        reconstruction = Blip3oReconstructionPipeline.from_pipe(pipe)
+    except (ValueError, OSError) as error:
+        reconstruction = None
+        notes.append(f"There is no tab to reconstruct pictures: {error}")
+    page = build_page(pipe, reconstruction, arguments.model, " ".join(notes))
+    serve(page, arguments.host, arguments.port, arguments.share)
+    return 0
+
+
+def check_free(host: str, port: int) -> None:
+    """
+    Raises:
+        OSError: when the page cannot be served there.
+        ValueError: when it is no port.
+    """
+    if not 0 < port < 65536:
+        raise ValueError(f"--port must be a number from 1 to 65535. Got {port}. 7860 is gradio's own.")
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise OSError(
+            f"The app must be able to listen on {host}, port {port}. It cannot ({error.strerror}). Choose another "
+            f"with --port or --host."
+        ) from error
