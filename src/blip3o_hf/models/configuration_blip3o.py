@@ -9,8 +9,8 @@ from ..names import check_name
 from ..objectives import check_objective
 from .checkpoint_files import check_config_file
 
-# `model_type` of published checkpoints, of the original's training and inference class.
 IMAGE_POSITIONS = ("backbone", "sequential")
+# `model_type` of published checkpoints, of the original's training and inference class.
 ORIGINAL_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
 
 
@@ -87,11 +87,7 @@ class Blip3oConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         check_objective(self.objective, where="key `objective` of Blip3oConfig")
-        check_name("image_positions", self.image_positions, IMAGE_POSITIONS)
-        if not 0.0 <= self.condition_dropout < 1.0:
-            raise ValueError(
-                f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout}. The paper's recipe uses 0.1."
-            )
+        self.check_settings()
         if (self.feature_mean is None) != (self.feature_std is None):
             given = "feature_std" if self.feature_mean is None else "feature_mean"
             raise ValueError(
@@ -113,6 +109,19 @@ class Blip3oConfig(PreTrainedConfig):
                 "sample_size": self.feature_size,
                 "condition_dim": self.hidden_size,
             }
+
+    def check_settings(self) -> None:
+        """
+        Check what may change after the weights were made.
+
+        Raises:
+            ValueError: on an unknown name, or a number out of range.
+        """
+        check_name("image_positions", self.image_positions, IMAGE_POSITIONS)
+        if not 0.0 <= self.condition_dropout < 1.0:
+            raise ValueError(
+                f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout}. The paper's recipe uses 0.1."
+            )
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

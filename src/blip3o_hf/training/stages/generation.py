@@ -184,6 +184,7 @@ class GenerationStage(Stage):
         for key in self.setting_keys:
             if key in self.recipe.model:
                 setattr(model.config, key, self.recipe.model[key])
+        model.config.check_settings()
         return model
 
     def _new_model(self) -> Blip3oForConditionalGeneration:
