@@ -24,6 +24,7 @@ from blip3o_hf.data.shapes import (
     render,
     sample_edit,
     sample_example,
+    shows_objects,
     shows_scene,
     verify_edit,
     zone,
@@ -293,3 +294,13 @@ def test_other_images_are_refused():
     for look in (lambda image: verify_edit(image, edit), lambda image: shows_scene(image, TWO)):
         with pytest.raises(ValueError, match=r"shape \(64, 64, 3\), got \(3, 64, 64\)"):
             look(np.zeros((3, 64, 64), np.uint8))
+
+
+def test_the_right_objects_count_wherever_they_stand():
+    here, there = SceneObject("circle", "red", "large", 1, 1), SceneObject("circle", "red", "small", 5, 4)
+    cross = SceneObject("cross", "blue", "small", 0, 5)
+    scene = Scene((here, cross), "white")
+    assert shows_objects(render(Scene((there, cross), "white")), scene)
+    assert not shows_scene(render(Scene((there, cross), "white")), scene)
+    for other in (Scene((here,), "white"), Scene((here, there, cross), "white"), Scene((here, cross), "black")):
+        assert not shows_objects(render(other), scene)

@@ -99,9 +99,13 @@ def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | N
         if encoder_folder:
             reconstruct = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder)
             for mode in MODES:
-                rate, cosine, psnr = shapes_images.score_reconstruction(reconstruct, scenes, mode, seed, **call)
-                print(f"reconstruction, {mode:<16}{rate!s:>26}   cosine {cosine:.3f}, {psnr:.1f} dB")
-                rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate))
+                rate, similar, cosine, psnr = shapes_images.score_reconstruction(
+                    reconstruct, scenes, mode, seed, **call
+                )
+                print(
+                    f"reconstruction, {mode:<16}{rate!s:>26}   objects {similar}, cosine {cosine:.3f}, {psnr:.1f} dB"
+                )
+                rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate, {"objects": similar}))
     if arguments.per_edit:
         edits = shapes_images.held_out_edits(arguments.per_edit, seed)
         columns = shapes_images.edit_rates(shapes_images.draw_edits(pipe, edits, seed, **call), edits)

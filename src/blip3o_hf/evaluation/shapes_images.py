@@ -17,6 +17,7 @@ from ..data.shapes import (
     render,
     sample_edit,
     sample_example,
+    shows_objects,
     shows_scene,
     verify_edit,
 )
@@ -33,7 +34,8 @@ ABOUT_IMAGES = (
     "background, and nothing else. A reconstruction passes when every object has its shape, colour and size in its "
     "place, to half a cell of the 8 x 8 grid, and nothing else is there; `autoencoder` is target encoder and decoder "
     "alone, `unified` goes through the backbone and the flow. An edit is *followed* when what was asked for is there, "
-    "*preserved* when every other object is as it was; its score counts both. Scenes before and after are held out. "
+    "*preserved* when every other object is as it was; its score counts both. *Objects* counts pictures with all the "
+    "right objects by number, colour and shape, wherever they stand. Scenes before and after are held out. "
     "*Chance* is here the rate of clean pictures of another edit of the same scene."
 )
 
@@ -89,11 +91,12 @@ def draw_edits(
 
 
 def edit_rates(images: Sequence[np.ndarray], edits: Sequence[Edit]) -> dict[str, dict[str, Rate]]:
-    """Rates by kind of edit: `both`, `followed` and `preserved`."""
-    columns: dict[str, dict[str, Rate]] = {"both": {}, "followed": {}, "preserved": {}}
+    """Rates by kind of edit: `both`, `followed`, `preserved`, and `objects`, those of the target wherever they stand."""
+    columns: dict[str, dict[str, Rate]] = {"both": {}, "followed": {}, "preserved": {}, "objects": {}}
     for image, edit in zip(images, edits, strict=True):
         verdict = verify_edit(image, edit)
         values = {"both": verdict.passed, "followed": verdict.followed, "preserved": verdict.preserved}
+        values["objects"] = shows_objects(image, edit.target)
         for name, rates in columns.items():
             rates[edit.kind] = rates.get(edit.kind, Rate(0, 0)) + Rate(int(values[name]), 1)
     return columns
@@ -118,15 +121,16 @@ def score_reconstruction(
     seed: int = 0,
     batch_size: int = 32,
     **call: Any,
-) -> tuple[Rate, float, float]:
-    """Rate of exact reconstructions, and the means of cosine and PSNR in dB."""
-    passed, cosines, psnr = 0, [], []
+) -> tuple[Rate, Rate, float, float]:
+    """Rates of exact reconstructions and of those with the right objects, and the means of cosine and PSNR in dB."""
+    passed, similar, cosines, psnr = 0, 0, [], []
     reconstruct.pipe.set_progress_bar_config(disable=True)
     for start in tqdm(range(0, len(scenes), batch_size), desc=f"reconstructing, {mode}", leave=False):
         batch = scenes[start : start + batch_size]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
         output = reconstruct([Image.fromarray(render(scene)) for scene in batch], mode, generators, **call)
         passed += sum(shows_scene(image, scene) for image, scene in zip(output.images, batch, strict=True))
+        similar += sum(shows_objects(image, scene) for image, scene in zip(output.images, batch, strict=True))
         cosines += output.feature_cosine
         psnr += output.psnr
-    return Rate(passed, len(scenes)), float(np.mean(cosines)), float(np.mean(psnr))
+    return Rate(passed, len(scenes)), Rate(similar, len(scenes)), float(np.mean(cosines)), float(np.mean(psnr))

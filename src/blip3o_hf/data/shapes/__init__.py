@@ -7,6 +7,7 @@ from .edits import (
     edit_scene,
     in_reading_order,
     sample_edit,
+    shows_objects,
     shows_scene,
     verify_edit,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "sample_question",
     "sample_question_of_two",
     "sample_scene",
+    "shows_objects",
     "shows_scene",
     "sprite_mask",
     "stated_relation",

@@ -229,6 +229,16 @@ def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
     return EditVerdict(followed, are_kept and is_clean)
 
 
+def shows_objects(image: Image.Image | np.ndarray, scene: Scene) -> bool:
+    """
+    Whether a picture shows the objects of a scene by number, colour and shape, wherever they stand, its background, and
+    nothing more; arguments are those of `shows_scene`.
+    """
+    picture = detect(image)
+    kinds, wanted = ([(o.color, o.shape) for o in objects] for objects in (picture.objects, scene.objects))
+    return sorted(kinds) == sorted(wanted) and not picture.junk and picture.background == scene.background
+
+
 def shows_scene(image: Image.Image | np.ndarray, scene: Scene) -> bool:
     """
     Whether a picture shows a scene: every object with its shape, colour and size in its place, the background, and
