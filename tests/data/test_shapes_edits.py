@@ -219,7 +219,7 @@ def test_a_true_picture_passes(edits):
 def test_a_picture_left_as_it_was_does_not_follow(edits):
     _, drawn = edits
     for edit in drawn:
-        assert not verify_edit(render(edit.source), edit).followed
+        assert verdict(render(edit.source), edit) == (False, True)
 
 
 def test_a_picture_that_changes_something_else_does_not_preserve(edits):

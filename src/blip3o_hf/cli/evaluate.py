@@ -99,12 +99,9 @@ def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | N
         if encoder_folder:
             reconstruct = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder)
             for mode in MODES:
-                rate, similar, cosine, psnr = shapes_images.score_reconstruction(
-                    reconstruct, scenes, mode, seed, **call
-                )
-                print(
-                    f"reconstruction, {mode:<16}{rate!s:>26}   objects {similar}, cosine {cosine:.3f}, {psnr:.1f} dB"
-                )
+                rate, similar, *near = shapes_images.score_reconstruction(reconstruct, scenes, mode, seed, **call)
+                means = "cosine {:.3f}, {:.1f} dB".format(*near)
+                print(f"reconstruction, {mode:<16}{rate!s:>26}   objects {similar}, {means}")
                 rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate, {"objects": similar}))
     if arguments.per_edit:
         edits = shapes_images.held_out_edits(arguments.per_edit, seed)

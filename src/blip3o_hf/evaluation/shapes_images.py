@@ -91,7 +91,7 @@ def draw_edits(
 
 
 def edit_rates(images: Sequence[np.ndarray], edits: Sequence[Edit]) -> dict[str, dict[str, Rate]]:
-    """Rates by kind of edit: `both`, `followed`, `preserved`, and `objects`, those of the target wherever they stand."""
+    """Rates by kind of edit: `both`, `followed`, `preserved`, and `objects`, all right ones wherever they stand."""
     columns: dict[str, dict[str, Rate]] = {"both": {}, "followed": {}, "preserved": {}, "objects": {}}
     for image, edit in zip(images, edits, strict=True):
         verdict = verify_edit(image, edit)

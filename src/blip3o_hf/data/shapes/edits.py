@@ -206,7 +206,7 @@ def _is_asked_for(seen: DetectedObject, edit: Edit) -> bool:
 def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
     """
     Whether a picture shows the edit and nothing else changed: every other object with its shape, colour and size in
-    its place, the same background, and nothing more.
+    its place, the same background, and nothing more than the one object that the instruction is about.
 
     Args:
         image: PIL image, uint8 array or float array in [0, 1], of shape `[64, 64, 3]`.
@@ -225,14 +225,15 @@ def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
         followed = found is not None
         if followed:
             seen.remove(found)
-    is_clean = not picture.junk and not seen and picture.background == edit.source.background
+    is_rest_one = len(seen) <= (not followed)  # what the instruction is about, as it was or wrongly changed
+    is_clean = not picture.junk and is_rest_one and picture.background == edit.source.background
     return EditVerdict(followed, are_kept and is_clean)
 
 
 def shows_objects(image: Image.Image | np.ndarray, scene: Scene) -> bool:
     """
-    Whether a picture shows the objects of a scene by number, colour and shape, wherever they stand, its background, and
-    nothing more; arguments are those of `shows_scene`.
+    Whether a picture shows the objects of a scene by number, colour and shape, wherever they stand, its background,
+    and nothing more; arguments are those of `shows_scene`.
     """
     picture = detect(image)
     kinds, wanted = ([(o.color, o.shape) for o in objects] for objects in (picture.objects, scene.objects))
