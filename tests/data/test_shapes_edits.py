@@ -239,7 +239,9 @@ def test_a_picture_that_changes_something_else_does_not_preserve(edits):
             )
             painted = replace(target, objects=(*rest, replace(kept, color=color)))
             assert not verify_edit(render(painted), edit).preserved, index
-        if (extra := with_extra(target)) is not None and edit.kind != "add":
+        extra = with_extra(target)
+        is_what_was_removed = edit.kind == "remove" and (edit.old.color, edit.old.shape) == ("red", "cross")
+        if extra is not None and edit.kind != "add" and not is_what_was_removed:
             assert not verify_edit(render(extra), edit).preserved
 
 
