@@ -147,7 +147,7 @@ def test_any_to_any_goes_both_ways(reference, monkeypatch):
     )
     expected = reference(PROMPTS[0], generator=seeded(3), **FEW).images[0]
     assert abs(pixels(drawn[0]["generated_image"]) - pixels(expected)).max() <= 1
-    question = [{"type": "image", "image": expected}, {"type": "text", "text": "How many circles are there?"}]
+    question = [{"type": "image", "image": expected}, {"type": "text", "text": "how many circles are there?"}]
     answered = unified(text=[{"role": "user", "content": question}], max_new_tokens=8, return_full_text=False)
     chat = pipeline("image-text-to-text", model=TINY)
     again = chat(text=[{"role": "user", "content": question}], max_new_tokens=8, return_full_text=False)

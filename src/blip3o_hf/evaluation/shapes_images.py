@@ -32,7 +32,7 @@ from .statistics import Rate
 ABOUT_IMAGES = (
     "A caption counts when it names every object of a held-out picture with its number, colour and shape, the "
     "background, and nothing else. A reconstruction passes when every object has its shape, colour and size in its "
-    "place, to half a cell of the 8 x 8 grid, and nothing else is there; `autoencoder` is target encoder and decoder "
+    "place, to one cell of the 8 x 8 grid, and nothing else is there; `autoencoder` is target encoder and decoder "
     "alone, `unified` goes through the backbone and the flow. An edit is *followed* when what was asked for is there, "
     "*preserved* when every other object is as it was; its score counts both. *Objects* counts pictures with all the "
     "right objects by number, colour and shape, wherever they stand. Scenes before and after are held out. "

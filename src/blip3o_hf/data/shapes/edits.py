@@ -26,7 +26,7 @@ from .scene import (
 from .verify import DetectedObject, detect
 
 EDIT_KINDS = ("color", "shape", "add", "remove", "move")
-MAX_SHIFT = CELL / 2
+MAX_SHIFT = CELL
 """Pixels by which the centre of an object may be off along an axis to count as in its place."""
 
 _MAX_DRAWS = 1000
