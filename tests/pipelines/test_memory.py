@@ -222,7 +222,7 @@ def test_the_packaged_pipeline_draws_in_bfloat16():
     _, images = draw(load(folder), "two red circles", **settings)
     for dtype in (torch.bfloat16, {"model": torch.bfloat16}, {"decoder": torch.bfloat16}):
         _, actual = draw(load(folder, dtype=dtype), "two red circles", **settings)
-        assert (actual - images).abs().mean() < 0.02
+        assert (actual - images).abs().mean() < 0.05  # another seed's picture differs by 0.8
 
 
 # Device maps
