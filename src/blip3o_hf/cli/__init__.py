@@ -18,7 +18,7 @@ COMMANDS = {
     "train": "run one training stage from a recipe",
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
-    "evaluate": "score a model on the tiny world's held-out prompts and questions",
+    "evaluate": "score a model on the tiny world's held-out prompts, questions, pictures and edits",
     "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
     "export": "write a pipeline for shipping: weights rounded, or with the code to open it without this package",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .files import open_picture, save_picture
-from .models import add_model_argument, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, load_pipeline
 
 EXAMPLES = """examples:
   blip3o-hf chat
@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", default=".", metavar="FOLDER", help="where drawn pictures are written (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="picture i is drawn with seed + i (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    add_sampling_arguments(parser)
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, help="longest answer in tokens (default: %(default)s)"
     )

@@ -3,7 +3,7 @@
 import argparse
 
 from .files import check_picture_path, open_picture, save_picture
-from .models import add_model_argument, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, load_pipeline
 
 EXAMPLES = """examples:
   blip3o-hf edit "make the circle blue" in.png -o out.png
@@ -17,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", default="out.png", help="picture file (default: %(default)s)")
     parser.add_argument("--sheet", default=None, help="also write the images before and after, side by side, here")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    add_sampling_arguments(parser)
     add_model_argument(parser)
 
 

@@ -4,7 +4,7 @@ import argparse
 import shlex
 
 from .files import check_writable
-from .models import add_model_argument, encoder_beside, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, encoder_beside, load_pipeline
 
 EXAMPLES = """examples:
   blip3o-hf evaluate
@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of prompts, questions and noise (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    add_sampling_arguments(parser)
     parser.add_argument("--encoder", default=None, help="folder of the target encoder, for the reconstruction ceiling")
     parser.add_argument(
         "--output",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from .files import check_picture_path, save_picture
-from .models import add_model_argument, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, load_pipeline
 
 EXAMPLES = """examples:
   blip3o-hf generate "two red circles" -o out.png
@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--num-images", type=int, default=1, help="images to draw; files are numbered from the second on"
     )
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn with seed + i (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    add_sampling_arguments(parser)
     add_model_argument(parser)
 
 

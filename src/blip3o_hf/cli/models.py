@@ -14,6 +14,11 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
+    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+
+
 def load_pipeline(name_or_path: str):
     """A pipeline from a packaged name, a folder or a Hub id, on the accelerator where there is one."""
     path = resolve_model(name_or_path)

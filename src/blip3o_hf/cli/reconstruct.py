@@ -3,7 +3,7 @@
 import argparse
 
 from .files import check_picture_path, open_picture, save_picture
-from .models import add_model_argument, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, load_pipeline
 
 EXAMPLES = """examples:
   blip3o-hf reconstruct in.png -o reconstructed.png
@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder", default=None, help="folder or Hub id of the target encoder (default: that of the model)"
     )
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn with seed + i (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
-    parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    add_sampling_arguments(parser)
     add_model_argument(parser)
 
 

@@ -27,6 +27,7 @@ from .shapes import (
     is_training_scene,
     long_caption,
     object_words,
+    pick,
     question_kinds,
     render,
     sample_comparison,
@@ -244,7 +245,7 @@ class ShapesPictures(Dataset):
         """An edit of the scene, or, where few fit, of another, and what was edited."""
         if self.scenes.split == "train":
             example = self.scenes.example(index)
-            edit = edit_scene(example.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+            edit = edit_scene(example.scene, rng, pick(rng, EDIT_KINDS))
             if edit is not None and is_training_scene(edit.target):
                 return edit, example
         return sample_edit(rng, split=self.scenes.split)
@@ -399,7 +400,7 @@ class ShapesConversations(Dataset):
 
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first = self.scenes[index]
-        edit = edit_scene(first.scene, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+        edit = edit_scene(first.scene, rng, pick(rng, EDIT_KINDS))
         near = None
         if edit is not None and rng.random() < 0.5:
             near = Scene(edit.target.objects, str(rng.choice(list(BACKGROUNDS))))
@@ -419,7 +420,7 @@ class ShapesConversations(Dataset):
 
     def _request(self, index: int, rng: np.random.Generator) -> Record:
         scene, answer = self.scenes[index], self.image_start_token
-        wanted = REQUESTS[int(rng.random() * len(REQUESTS))].replace("{caption}", scene.caption)
+        wanted = pick(rng, REQUESTS).replace("{caption}", scene.caption)
         turns = (*self._turns(scene)[:1], (wanted, answer))
         if rng.random() < 0.5:
             turns = (*self._turns(scene)[:1], (sample_edit(rng, split=self.scenes.split)[0].text, answer))

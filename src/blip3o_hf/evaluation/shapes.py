@@ -1,7 +1,7 @@
 """The tiny world's benchmark: held-out prompts drawn and verified, held-out questions answered."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ..models.target_encoder import extract_features, normalize, stack_images
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .statistics import Rate
 
+Item = TypeVar("Item")
 KINDS_OF_UNSEEN = {"unseen_combination": "colors", "unseen_relation": "position"}
 BENCHMARK = "Tiny world of coloured shapes"
 ABOUT = (
@@ -64,14 +65,21 @@ def draw(
     pipe: Blip3oPipeline, prompts: Sequence[Prompt], seed: int = 0, batch_size: int = 32, **call
 ) -> list[np.ndarray]:
     """One uint8 image `[64, 64, 3]` per prompt; image `i` has the generator seeded `seed + i`."""
-    images: list[np.ndarray] = []
     pipe.set_progress_bar_config(disable=True)
-    for start in tqdm(range(0, len(prompts), batch_size), desc="drawing", leave=False):
-        batch = prompts[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+    images: list[np.ndarray] = []
+    for batch, generators in seeded_batches(prompts, seed, batch_size, "drawing"):
         pictures = pipe([prompt.text for prompt in batch], generator=generators, **call).images
         images += [np.asarray(picture) for picture in pictures]
     return images
+
+
+def seeded_batches(
+    items: Sequence[Item], seed: int, batch_size: int, desc: str
+) -> Iterator[tuple[Sequence[Item], list[torch.Generator]]]:
+    """Items in batches under a progress bar, each item `i` with a generator seeded `seed + i`."""
+    for start in tqdm(range(0, len(items), batch_size), desc=desc, leave=False):
+        batch = items[start : start + batch_size]
+        yield batch, [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
 
 
 def score_generation(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -14,6 +13,7 @@ from ..data.shapes import (
     Scene,
     edit_scene,
     parse_description,
+    pick,
     render,
     sample_edit,
     sample_example,
@@ -26,7 +26,7 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
-from .shapes import answer
+from .shapes import answer, seeded_batches
 from .statistics import Rate
 
 ABOUT_IMAGES = (
@@ -81,9 +81,7 @@ def draw_edits(
     """One uint8 image `[64, 64, 3]` per edit; image `i` has the generator seeded `seed + i`."""
     images: list[np.ndarray] = []
     pipe.set_progress_bar_config(disable=True)
-    for start in tqdm(range(0, len(edits), batch_size), desc="editing", leave=False):
-        batch = edits[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+    for batch, generators in seeded_batches(edits, seed, batch_size, "editing"):
         given = [[Image.fromarray(render(edit.source))] for edit in batch]
         output = pipe([edit.text for edit in batch], image=given, generator=generators, **call)
         images += [np.asarray(image) for image in output.images]
@@ -109,7 +107,7 @@ def other_edits(edits: Sequence[Edit], seed: int = 0) -> list[np.ndarray]:
         rng = np.random.default_rng((seed, 23, index))
         other = None
         while other is None:
-            other = edit_scene(edit.source, rng, EDIT_KINDS[int(rng.random() * len(EDIT_KINDS))])
+            other = edit_scene(edit.source, rng, pick(rng, EDIT_KINDS))
         pictures.append(render(other.target))
     return pictures
 
@@ -125,9 +123,7 @@ def score_reconstruction(
     """Rates of exact reconstructions and of those with the right objects, and the means of cosine and PSNR in dB."""
     passed, similar, cosines, psnr = 0, 0, [], []
     reconstruct.pipe.set_progress_bar_config(disable=True)
-    for start in tqdm(range(0, len(scenes), batch_size), desc=f"reconstructing, {mode}", leave=False):
-        batch = scenes[start : start + batch_size]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
+    for batch, generators in seeded_batches(scenes, seed, batch_size, f"reconstructing, {mode}"):
         output = reconstruct([Image.fromarray(render(scene)) for scene in batch], mode, generators, **call)
         passed += sum(shows_scene(image, scene) for image, scene in zip(output.images, batch, strict=True))
         similar += sum(shows_objects(image, scene) for image, scene in zip(output.images, batch, strict=True))

@@ -525,7 +525,15 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             self.transformer._reset_stateful_cache()
 
     def _check_image_inputs(self, inputs: dict) -> None:
-        if inputs.get("pixel_values") is not None and not self.config.has_vision:
+        if inputs.get("pixel_values") is not None:
+            self.check_vision()
+
+    def check_vision(self) -> None:
+        """
+        Raises:
+            ValueError: when the backbone reads text only, and was given an image.
+        """
+        if not self.config.has_vision:
             raise ValueError(
                 f"This model's backbone ({self.config.backbone_config.model_type}) reads text only. Got an image. "
                 f"Use a model with a vision-language backbone such as Qwen2.5-VL."

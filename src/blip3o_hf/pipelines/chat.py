@@ -84,7 +84,8 @@ class Blip3oChat:
             _check_message(message)
         self.pipe = pipe
         self.messages = [_with_pictures(message) for message in messages]
-        self._check_vision(self.images)
+        if self.images:
+            pipe.model.check_vision()
         self.reuse_cache = reuse_cache
         self._forget_cache()
 
@@ -246,15 +247,9 @@ class Blip3oChat:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"A turn must say something. Got {text!r}. Write a question, or what to draw.")
         images = list(images) if isinstance(images, (list, tuple)) else [images]
-        self._check_vision(images)
+        if images:
+            self.pipe.model.check_vision()
         return [as_input_image(image) for image in images]
-
-    def _check_vision(self, images: Sequence[Any]) -> None:
-        if images and not self.pipe.model.config.has_vision:
-            raise ValueError(
-                f"This model's backbone ({self.pipe.model.config.backbone_config.model_type}) reads text only. Got an "
-                f"image. Use a model with a vision-language backbone such as Qwen2.5-VL."
-            )
 
     def _add(self, *messages: dict[str, Any]) -> None:
         self.messages += messages

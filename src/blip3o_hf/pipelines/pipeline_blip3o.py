@@ -555,11 +555,7 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         """
         if prompts is None:
             raise ValueError("`image` is what a prompt speaks of. Got an image and no prompt. Say what to do with it.")
-        if not self.model.config.has_vision:
-            raise ValueError(
-                f"This model's backbone ({self.model.config.backbone_config.model_type}) reads text only. Got an "
-                f"image. Use a model with a vision-language backbone such as Qwen2.5-VL."
-            )
+        self.model.check_vision()
         if len(prompts) == 1 and not (isinstance(image, (list, tuple)) and image and isinstance(image[0], list)):
             image = [image]
         if not isinstance(image, (list, tuple)) or len(image) != len(prompts):

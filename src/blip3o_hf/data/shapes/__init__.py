@@ -26,6 +26,7 @@ from .language import (
     long_caption,
     object_words,
     parse_description,
+    pick,
     sample_prompt,
     zone,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "long_caption",
     "object_words",
     "parse_description",
+    "pick",
     "question_kinds",
     "render",
     "sample_comparison",

@@ -166,10 +166,9 @@ def sample_edit(rng: np.random.Generator, *, split: str = "train", kind: str | N
         kind: One of `EDIT_KINDS`; `None` draws one.
     """
     check_name("split", split, SPLITS)
-    wanted = kind
     for _ in range(_MAX_DRAWS):
         example = sample_example(rng, split=split)
-        edit = edit_scene(example.scene, rng, pick(rng, EDIT_KINDS) if wanted is None else wanted)
+        edit = edit_scene(example.scene, rng, pick(rng, EDIT_KINDS) if kind is None else kind)
         if edit is None or has_held_out_relation(edit.target):
             continue
         if is_held_out_scene(edit.target) == is_held_out_scene(edit.source) == (split == "test"):
