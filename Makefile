@@ -36,32 +36,16 @@ quality: $(VENV)/.dev
 smoke: export HF_HUB_OFFLINE = 1
 smoke: $(VENV)/.demo
 	rm -rf $(SMOKE)
-	$(BIN)/blip3o-hf train recipes/tiny/understanding.yaml $(SHORT) output_dir=$(SMOKE)/backbone \
-		evaluation.per_kind=1
-	$(BIN)/blip3o-hf train recipes/tiny/plans.yaml $(SHORT) output_dir=$(SMOKE)/backbone_plans \
-		inputs.backbone=$(SMOKE)/backbone evaluation.per_kind=1
-	$(BIN)/blip3o-hf train recipes/tiny/encoder.yaml $(SHORT) output_dir=$(SMOKE)/encoder
-	$(BIN)/blip3o-hf train recipes/tiny/decoder.yaml $(SHORT) output_dir=$(SMOKE)/decoder \
-		inputs.encoder=$(SMOKE)/encoder evaluation.per_family=1
-	$(BIN)/blip3o-hf train recipes/tiny/alignment.yaml $(SHORT) output_dir=$(SMOKE)/alignment \
-		inputs.backbone=$(SMOKE)/backbone_plans inputs.encoder=$(SMOKE)/encoder evaluation.per_kind=1
-	$(BIN)/blip3o-hf train recipes/tiny/generation.yaml $(SHORT) output_dir=$(SMOKE)/generation \
-		inputs.model=$(SMOKE)/alignment inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
-		evaluation.per_family=1 training.compile_transformer=false
-	$(BIN)/blip3o-hf train recipes/tiny/edit_alignment.yaml $(SHORT) output_dir=$(SMOKE)/edit_alignment \
-		inputs.model=$(SMOKE)/generation inputs.encoder=$(SMOKE)/encoder evaluation.per_kind=1
-	$(BIN)/blip3o-hf train recipes/tiny/edit.yaml $(SHORT) output_dir=$(SMOKE)/edit \
-		inputs.model=$(SMOKE)/edit_alignment inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
-		evaluation.per_family=1 training.compile_transformer=false
+	$(BIN)/blip3o-hf chain recipes/tiny/chain.yaml --output $(SMOKE) $(SHORT) "evaluation={}" training.logging_steps=1
 	$(BIN)/blip3o-hf train recipes/tiny/joint.yaml $(SHORT) output_dir=$(SMOKE)/joint \
-		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		inputs.backbone=$(SMOKE)/backbone_questions inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1 evaluation.per_kind=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf train recipes/tiny/vae.yaml $(SHORT) output_dir=$(SMOKE)/vae
 	$(BIN)/blip3o-hf train recipes/tiny/regression.yaml $(SHORT) output_dir=$(SMOKE)/regression \
-		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
+		inputs.backbone=$(SMOKE)/backbone_questions inputs.encoder=$(SMOKE)/encoder inputs.decoder=$(SMOKE)/decoder \
 		evaluation.per_family=1
 	$(BIN)/blip3o-hf train recipes/tiny/latents.yaml $(SHORT) output_dir=$(SMOKE)/latents \
-		inputs.backbone=$(SMOKE)/backbone inputs.encoder=$(SMOKE)/vae inputs.decoder=$(SMOKE)/vae \
+		inputs.backbone=$(SMOKE)/backbone_questions inputs.encoder=$(SMOKE)/vae inputs.decoder=$(SMOKE)/vae \
 		evaluation.per_family=1 training.compile_transformer=false
 	$(BIN)/blip3o-hf train recipes/tiny/diffusion_decoder.yaml $(SHORT) output_dir=$(SMOKE)/diffusion_decoder \
 		inputs.encoder=$(SMOKE)/encoder inputs.vae=$(SMOKE)/vae

@@ -28,12 +28,14 @@ class Sampling:
 
     Args:
         seed: of the noise; of several pictures, picture i has `seed + i`.
-        num_inference_steps, guidance_scale: those of the pipeline; by default the model's.
+        num_inference_steps, guidance_scale, num_attempts, plan: those of the pipeline; by default the model's.
     """
 
     seed: int = 0
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    num_attempts: int | None = None
+    plan: bool | None = None
 
     def generators(self, num_images: int) -> list[torch.Generator]:
         """
@@ -48,7 +50,8 @@ class Sampling:
 
     def arguments(self) -> dict[str, Any]:
         """Those of the pipeline."""
-        return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        names = ("num_inference_steps", "guidance_scale", "num_attempts", "plan")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,32 @@ def open_uploads(paths: Sequence[str]) -> list[Image.Image]:
     return images
 
 
+def unknown_words(pipe: Blip3oPipeline, text: str) -> str | None:
+    """A sentence on the words of a text that the model never read; `None` where it knows them all."""
+    words = pipe.processor.unknown_words(text)
+    return f"The model never read {', '.join(map(repr, words))}. It goes by the other words." if words else None
+
+
 def generate(
-    pipe: Blip3oPipeline, prompt: str, num_images: int, sampling: Sampling, plan: bool = False
+    pipe: Blip3oPipeline, prompt: str, num_images: int, sampling: Sampling
 ) -> tuple[list[CaptionedImage], str | None]:
-    """Pictures of one prompt, each with its seed, and the plan they were drawn from."""
+    """Pictures of one prompt, each with its seed, and what there is to say: words not known, plans, doubts."""
     output = pipe(
         prompt,
         num_images_per_prompt=num_images,
         generator=sampling.generators(num_images),
-        plan=plan,
         **sampling.arguments(),
     )
     captions = [f"seed {sampling.seed + index}" for index in range(num_images)]
-    return list(zip(output.images, captions, strict=True)), output.plans[0] if output.plans else None
+    notes = [note] if (note := unknown_words(pipe, prompt)) else []
+    for index, caption in enumerate(captions):
+        if output.plans:
+            notes.append(f"Plan of {caption}: {output.plans[index]}")
+        if output.attempts and output.attempts[index] > 1:
+            captions[index] += f", attempt {output.attempts[index]}"
+        if output.accepted and not output.accepted[index]:
+            captions[index] += ", may be wrong"
+    return list(zip(output.images, captions, strict=True)), "\n".join(notes) or None
 
 
 def edit(pipe: Blip3oPipeline, instruction: str, paths: Sequence[str], sampling: Sampling) -> Image.Image:
@@ -148,7 +164,6 @@ class Conversations:
         text: str,
         paths: Sequence[str],
         sampling: Sampling,
-        plan: bool = False,
     ) -> Messages:
         """
         A conversation one turn further.
@@ -160,7 +175,6 @@ class Conversations:
             text: the user's words.
             paths: of uploaded pictures.
             sampling: of a picture.
-            plan: let the model write what it will draw.
 
         Raises:
             TypeError, ValueError: as in [`Blip3oChat`]; the conversation is then what it was.
@@ -168,7 +182,7 @@ class Conversations:
         check_name("kind of turn", kind, TURNS)
         images = open_uploads(paths)
         generator = sampling.generators(1)[0]
-        settings = {**sampling.arguments(), "plan": plan}
+        settings = sampling.arguments()
         chat = self._chat(messages)
         if kind == "send":
             chat.send(text, images, generator, settings)
@@ -202,19 +216,13 @@ class Conversations:
         return archive
 
     def transcript(self, messages: Messages) -> list[Said]:
-        """What the page shows of a conversation: the user's own words, without the instruction around a prompt."""
+        """What the page shows of a conversation: the user's own words, and the plan beside what was drawn from it."""
         said: list[Said] = []
-        is_planned = False
         for index, message in enumerate(messages):
             text, images = _parts(message["content"])
-            drawn_from = messages[index + 2].get("prompt") if index + 2 < len(messages) else None
-            if is_planned and message["role"] == "assistant":
-                text = f"Plan: {text}"
-            elif is_planned:  # the plan, which the model said and is now told to draw
-                is_planned = False
-                continue
-            elif drawn_from and text == self.pipe.processor.plan_instruction.replace("{caption}", drawn_from):
-                text, is_planned = drawn_from, True
+            plan = messages[index - 1].get("plan") if index and message["role"] == "assistant" else None
+            if plan:
+                text = f"Plan: {plan}"
             said.append(Said(message["role"], message.get("prompt", text), images))
         return said
 

@@ -10,7 +10,7 @@ import gradio as gr
 from ..data.shapes import IMAGE_SIZE, Scene, SceneObject, render
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
-from .actions import Conversations, Messages, Sampling, edit, generate, reconstruct
+from .actions import Conversations, Messages, Sampling, edit, generate, reconstruct, unknown_words
 
 MAX_IMAGES = 8
 MAX_UPLOAD = "20mb"
@@ -107,8 +107,10 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
 def _chat_tab(pipe: Blip3oPipeline) -> None:
     conversations = Conversations(pipe)
 
-    def turn(messages: Messages, said: dict, kind: str, plan: bool, *settings):
-        messages = conversations.turn(messages, kind, said["text"], said["files"], Sampling(*settings), plan)
+    def turn(messages: Messages, said: dict, kind: str, *settings):
+        messages = conversations.turn(messages, kind, said["text"], said["files"], Sampling(*settings))
+        if (note := unknown_words(pipe, said["text"])) is not None:
+            gr.Info(note)
         return messages, shown(messages), None
 
     def shown(messages: Messages) -> list[dict[str, Any]]:
@@ -134,14 +136,14 @@ def _chat_tab(pipe: Blip3oPipeline) -> None:
     said = gr.MultimodalTextbox(
         label="Your turn", placeholder="Say something", file_types=["image"], file_count="multiple", max_lines=4
     )
-    settings, plan = _settings(pipe, has_plan=True)
+    settings = _settings(pipe)
     with gr.Row():
         new = gr.Button("New conversation")
         oldest = gr.Button("Forget the oldest turn")
         save = gr.Button("Save")
     saved = gr.File(label="The conversation, with its pictures", visible=False)
     gr.Examples([[{"text": text, "files": []}, kind] for text, kind in CHAT_EXAMPLES], [said, kind])
-    _on(said.submit, turn, [messages, said, kind, plan, *settings], [messages, chatbot, said], chatbot)
+    _on(said.submit, turn, [messages, said, kind, *settings], [messages, chatbot, said], chatbot)
     for event in (new.click, chatbot.clear):
         _on(event, lambda messages: forget(messages, None), [messages], [messages, chatbot, saved])
     _on(oldest.click, lambda messages: forget(messages, 1), [messages], [messages, chatbot, saved])
@@ -149,19 +151,19 @@ def _chat_tab(pipe: Blip3oPipeline) -> None:
 
 
 def _generate_tab(pipe: Blip3oPipeline) -> None:
-    def draw(prompt: str, num_images: int, plan: bool, *settings):
-        images, written = generate(pipe, prompt, num_images, Sampling(*settings), plan)
+    def draw(prompt: str, num_images: int, *settings):
+        images, written = generate(pipe, prompt, num_images, Sampling(*settings))
         return images, gr.Textbox(written, visible=written is not None)
 
     prompt = gr.Textbox(label="Prompt", placeholder="What to draw")
     num_images = gr.Slider(1, MAX_IMAGES, value=4, step=1, label="Images")
-    settings, plan = _settings(pipe, has_plan=True)
+    settings = _settings(pipe)
     button = gr.Button("Draw", variant="primary")
-    written = gr.Textbox(label="Plan", visible=False)
+    written = gr.Textbox(label="Notes", visible=False)
     pictures = _pictures("Pictures", columns=4)
     gr.Examples([[text] for text in PROMPTS], [prompt])
     for event in (button.click, prompt.submit):
-        _on(event, draw, [prompt, num_images, plan, *settings], [pictures, written], pictures)
+        _on(event, draw, [prompt, num_images, *settings], [pictures, written], pictures)
 
 
 def _edit_tab(pipe: Blip3oPipeline) -> None:
@@ -179,7 +181,7 @@ def _edit_tab(pipe: Blip3oPipeline) -> None:
             elem_classes=["pictures", "after"],
         )
     instruction = gr.Textbox(label="Instruction", placeholder="What to change")
-    settings, _ = _settings(pipe)
+    settings = _settings(pipe)
     button = gr.Button("Edit", variant="primary")
     gr.Examples([[[render(scene)], text] for scene, text in zip(SCENES, EDITS, strict=True)], [before, instruction])
     for event in (button.click, instruction.submit):
@@ -191,22 +193,25 @@ def _reconstruct_tab(pipe: Blip3oReconstructionPipeline) -> None:
         return reconstruct(pipe, _paths(uploads), Sampling(*settings))
 
     uploads = _uploads("Pictures")
-    settings, _ = _settings(pipe.pipe)
+    settings = _settings(pipe.pipe)
     button = gr.Button("Reconstruct", variant="primary")
     drawn = _pictures("Original, through encoder and decoder, through the whole model", columns=3)
     gr.Examples([[[render(scene)]] for scene in SCENES], [uploads])
     _on(button.click, draw_again, [uploads, *settings], [drawn])
 
 
-def _settings(pipe: Blip3oPipeline, has_plan: bool = False) -> tuple[list[gr.components.Component], gr.Checkbox]:
-    """Inputs for a `Sampling`, in the order of its fields, and the one for a plan."""
-    steps, scale = pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale
+def _settings(pipe: Blip3oPipeline) -> list[gr.components.Component]:
+    """Inputs for a `Sampling`, in the order of its fields."""
+    config = pipe.config
+    steps, scale = config.default_num_inference_steps, config.default_guidance_scale
+    attempts = config.default_num_attempts
     with gr.Row():
         seed = gr.Number(0, precision=0, label="Seed")
         num_steps = gr.Slider(1, max(100, steps), value=steps, step=1, label="Steps")
         guidance = gr.Slider(0, max(10, scale), value=scale, step=0.1, label="Guidance")
-        plan = gr.Checkbox(label="Write a plan first", visible=has_plan)
-    return [seed, num_steps, guidance], plan
+        num_attempts = gr.Slider(1, max(8, attempts), value=attempts, step=1, label="Attempts until it looks right")
+        plan = gr.Checkbox(config.default_plan, label="Write a plan first")
+    return [seed, num_steps, guidance, num_attempts, plan]
 
 
 def _uploads(label: str) -> gr.Gallery:

@@ -16,6 +16,7 @@ COMMANDS = {
     "app": "open a page in the browser to chat, draw, edit and reconstruct",
     "finetune": "fine-tune a model on your own images with captions",
     "train": "run one training stage from a recipe",
+    "chain": "train all stages of a model, one after another",
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts, questions, pictures and edits",

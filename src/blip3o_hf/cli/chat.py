@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .files import open_picture, save_picture
-from .models import add_model_argument, add_sampling_arguments, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, load_pipeline, note_unknown_words, sampling_of
 
 EXAMPLES = """examples:
   blip3o-hf chat
@@ -108,12 +108,17 @@ class _Conversation:
     def _say(self, command: str, text: str) -> None:
         import torch
 
+        from ..pipelines.checking import ACCEPTED
+
         seed = self.arguments.seed + sum(message["role"] == "assistant" for message in self.chat.messages)
         generator = torch.Generator().manual_seed(seed)
-        sampling = {"num_inference_steps": self.arguments.steps, "guidance_scale": self.arguments.guidance}
+        sampling = sampling_of(self.arguments)
+        if command == "plan":
+            sampling["plan"] = True
+        note_unknown_words(self.chat.pipe, text)
         length = {"max_new_tokens": self.arguments.max_new_tokens}
         if command in ("draw", "plan"):
-            reply = self.chat.draw(text, self.shown, generator, plan=command == "plan", **sampling)
+            reply = self.chat.draw(text, self.shown, generator, **sampling)
         elif command == "edit":
             image = self.shown[-1] if self.shown else None
             reply = self.chat.edit(text, image, generator, **sampling)
@@ -124,10 +129,17 @@ class _Conversation:
         self.shown = []
         if reply.text:
             print(reply.text)
+        if reply.plan:
+            print(f"plan: {reply.plan}")
         if reply.image is not None:
             path = self._free_path()
             save_picture(reply.image, path)
             print(path)
+            if reply.score is not None and reply.score < ACCEPTED:
+                print(
+                    f"note: {path} may not show what was asked for; it is the best of {reply.attempts} attempts",
+                    file=sys.stderr,
+                )
 
     def _free_path(self) -> Path:
         number = 1

@@ -11,19 +11,24 @@ EXAMPLES = """examples:
 """
 
 PROMPTS = (
-    "a circle",
-    "a red square",
-    "a green triangle on a black background",
-    "two red circles",
-    "three blue squares",
-    "four yellow crosses on a black background",
-    "a circle and a triangle",
-    "a red circle and a blue square",
-    "a yellow cross and a purple circle on a white background",
-    "a green square left of a red triangle",
-    "a blue circle below a yellow cross",
-    "a large orange square at the top left and a small blue circle at the bottom right on a white background",
+    ("a circle", [("circle",)]),
+    ("a red square", [("square", "red")]),
+    ("a green triangle on a black background", [("triangle", "green")], "black"),
+    ("two red circles", [("circle", "red", 2)]),
+    ("three blue squares", [("square", "blue", 3)]),
+    ("four yellow crosses on a black background", [("cross", "yellow", 4)], "black"),
+    ("a circle and a triangle", [("circle",), ("triangle",)]),
+    ("a red circle and a blue square", [("circle", "red"), ("square", "blue")]),
+    ("a yellow cross and a purple circle on a white background", [("cross", "yellow"), ("circle", "purple")], "white"),
+    ("a green square left of a red triangle", [("square", "green"), ("triangle", "red")], None, "left of"),
+    ("a blue circle below a yellow cross", [("circle", "blue"), ("cross", "yellow")], None, "below"),
+    (
+        "a large orange square at the top left and a small blue circle at the bottom right on a white background",
+        [("square", "orange", 1, "large", "top left"), ("circle", "blue", 1, "small", "bottom right")],
+        "white",
+    ),
 )
+"""Text, what is to be shown as arguments of `ObjectGroup`, and where the text tells them, background and relation."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +43,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
+    from ..data.shapes import ObjectGroup, Prompt, verify
     from ..evaluation.shapes import answer
     from ..evaluation.sheets import contact_sheet
 
-    generators = [torch.Generator().manual_seed(arguments.seed + index) for index in range(len(PROMPTS))]
-    images = pipe(list(PROMPTS), generator=generators).images
+    texts = [text for text, *_ in PROMPTS]
+    generators = [torch.Generator().manual_seed(arguments.seed + index) for index in range(len(texts))]
+    images = pipe(texts, generator=generators).images
+    passed, captions = 0, []
+    for image, (text, groups, *rest) in zip(images, PROMPTS, strict=True):
+        background, relation = (*rest, None, None)[:2]
+        prompt = Prompt(text, "demo", tuple(ObjectGroup(*group) for group in groups), relation, background)
+        verdict = verify(image, prompt)
+        passed += verdict.passed
+        captions.append(text if verdict.passed else f"{text} ({verdict.reason})")
+        print(f"{'right' if verdict.passed else 'wrong'}: {captions[-1]}")
     description = answer(pipe.model, pipe.processor, [images[-1]], ["describe the image"])[0]
-    captions = [*PROMPTS[:-1], f"{PROMPTS[-1]}  ->  described as: {description}"]
+    captions[-1] += f"  ->  described as: {description}"
     save_picture(contact_sheet(images, captions, columns=4), output)
+    print(f"{passed} of {len(texts)} pictures show exactly what was asked for")
     print(f"the last picture, described by the same model: {description}")
     print(output.absolute())
     return 0

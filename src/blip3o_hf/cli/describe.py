@@ -3,7 +3,7 @@
 import argparse
 
 from .files import open_picture
-from .models import add_model_argument, load_pipeline
+from .models import add_model_argument, load_pipeline, note_unknown_words
 
 EXAMPLES = """examples:
   blip3o-hf describe out.png
@@ -30,5 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..evaluation.shapes import answer
 
+    note_unknown_words(pipe, arguments.question)
     print(answer(pipe.model, pipe.processor, [image], [arguments.question], arguments.max_new_tokens)[0])
     return 0

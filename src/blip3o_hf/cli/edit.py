@@ -3,7 +3,14 @@
 import argparse
 
 from .files import check_picture_path, open_picture, save_picture
-from .models import add_model_argument, add_sampling_arguments, load_pipeline
+from .models import (
+    add_model_argument,
+    add_sampling_arguments,
+    load_pipeline,
+    note_rejected,
+    note_unknown_words,
+    sampling_of,
+)
 
 EXAMPLES = """examples:
   blip3o-hf edit "make the circle blue" in.png -o out.png
@@ -29,15 +36,17 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    edited = pipe(
+    note_unknown_words(pipe, arguments.instruction)
+    drawn = pipe(
         arguments.instruction,
         image=images,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance,
         generator=torch.Generator().manual_seed(arguments.seed),
-    ).images[0]
+        **sampling_of(arguments),
+    )
+    edited = drawn.images[0]
     save_picture(edited, output)
     print(output)
+    note_rejected(drawn, [output])
     if sheet:
         from ..evaluation.sheets import contact_sheet
 

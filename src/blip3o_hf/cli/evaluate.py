@@ -4,10 +4,11 @@ import argparse
 import shlex
 
 from .files import check_writable
-from .models import add_model_argument, add_sampling_arguments, encoder_beside, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, encoder_beside, load_pipeline, sampling_of
 
 EXAMPLES = """examples:
   blip3o-hf evaluate
+  blip3o-hf evaluate --attempts 1 --wordings
   blip3o-hf evaluate --per-family 100 --encoder runs/tiny/encoder --output results.json
   blip3o-hf card write runs/tiny/generation/pipeline --results results.json
 """
@@ -33,7 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures to describe and to draw again; 0: none (default: %(default)s)",
     )
     parser.add_argument("--per-edit", type=int, default=20, help="edits per kind; 0: none (default: %(default)s)")
-    parser.add_argument("--plan", action="store_true", help="let the model write what it will draw, then draw that")
+    parser.add_argument(
+        "--wordings", action="store_true", help="also score wordings of people against plain ones, and conversations"
+    )
+    parser.add_argument(
+        "--checker",
+        choices=("answer", "reading"),
+        default="answer",
+        help="how the model looks: by its answer yes or no, or by reading all objects (default: %(default)s)",
+    )
     parser.add_argument("--skip-understanding", action="store_true", help="score generation only")
     add_model_argument(parser)
 
@@ -50,69 +59,157 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..evaluation import shapes
     from ..evaluation.shapes_images import ABOUT_IMAGES
+    from ..evaluation.shapes_wordings import ABOUT_WORDINGS
+
+    encoder_folder = arguments.encoder or encoder_beside(arguments.model)
+    columns = _score_drawing(arguments, pipe, encoder_folder)
+    answers, further, about = {}, [], [shapes.ABOUT]
+    sees = pipe.model.config.has_vision
+    if not arguments.skip_understanding:
+        answers = _score_questions(arguments, pipe, sees)
+        if sees:
+            further += _score_pictures(arguments, pipe, encoder_folder)
+            further += _score_edits(arguments, pipe)
+            about += [ABOUT_IMAGES] * bool(further)
+    if arguments.wordings:
+        further += _score_wordings(arguments, pipe, sees)
+        about.append(ABOUT_WORDINGS)
+    if target:
+        settings = _settings(arguments, pipe)
+        shapes.report(columns, answers, _command(arguments), settings, further, " ".join(about)).write(target)
+    return 0
+
+
+def _call(arguments: argparse.Namespace, pipe) -> dict:
+    """Arguments of the pipeline."""
+    from ..evaluation.shapes_checking import ReadingChecker
+
+    call = sampling_of(arguments)
+    is_reading = arguments.checker == "reading"
+    return {**call, "checker": ReadingChecker(pipe.model, pipe.processor)} if is_reading else call
+
+
+def _print_table(head: str, columns: dict, width: int = 20) -> None:
+    """Rates by row and column."""
+    print(f"{head:<{width}}" + "".join(f"{name:>26}" for name in columns))
+    for row in next(iter(columns.values())):
+        print(f"{row:<{width}}" + "".join(f"{rates[row]!s:>26}" for rates in columns.values()))
+
+
+def _print_looking(drawing, passed) -> None:
+    print(
+        ", ".join(
+            f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value.passed} of {value.total}"
+            for name, value in drawing.looking(passed).items()
+        )
+    )
+
+
+def _score_drawing(arguments: argparse.Namespace, pipe, encoder_folder: str | None) -> dict:
+    """Rates by family: the model's, the same without looking again, chance, and ceiling."""
+    from ..evaluation import shapes
     from ..models.target_encoder import load_target_encoder
 
-    prompts = shapes.held_out_prompts(arguments.per_family, arguments.seed)
-    call = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance}
-    columns = {
-        "score": shapes.score_generation(pipe, prompts, arguments.seed, plan=arguments.plan, **call)[0],
-        "chance": shapes.chance_rates(prompts, arguments.seed),
-    }
-    encoder_folder = arguments.encoder or encoder_beside(arguments.model)
+    prompts, seed = shapes.held_out_prompts(arguments.per_family, arguments.seed), arguments.seed
+    call = _call(arguments, pipe)
+    score, drawing, passed = shapes.score_generation(pipe, prompts, seed, **call)
+    columns = {"score": score}
+    if max(drawing.attempts) > 1:
+        columns["one attempt"] = shapes.score_generation(
+            pipe, prompts, seed, **{**sampling_of(arguments), "num_attempts": 1}
+        )[0]
+    columns["chance"] = shapes.chance_rates(prompts, seed)
     if encoder_folder:
         encoder, image_processor = load_target_encoder(encoder_folder)
         columns["ceiling"] = shapes.ceiling_rates(encoder, image_processor, pipe.decode_features, prompts)
     for rates in columns.values():
         rates["overall"] = shapes.overall(rates)
-    print(f"{len(prompts)} held-out prompts, one image each, seed {arguments.seed}, 95 % intervals")
-    print(f"{'family':<20}" + "".join(f"{name:>26}" for name in columns))
-    for family in columns["score"]:
-        print(f"{family:<20}" + "".join(f"{rates[family]!s:>26}" for rates in columns.values()))
-    answers, further = {}, []
-    if not arguments.skip_understanding:
-        answers = shapes.score_understanding(pipe.model, pipe.processor, arguments.per_kind, arguments.seed)
-        answers["overall"] = shapes.overall(answers)
-        print(f"\n{answers['overall'].total} held-out questions, exact match")
-        for kind, rate in answers.items():
-            print(f"{kind:<20}{rate!s:>26}")
-        if pipe.model.config.has_vision:
-            further = _score_pictures(arguments, pipe, encoder_folder, call)
-    if target:
-        settings = _settings(arguments, pipe)
-        about = f"{shapes.ABOUT} {ABOUT_IMAGES}" if further else shapes.ABOUT
-        shapes.report(columns, answers, _command(arguments), settings, further, about).write(target)
-    return 0
+    print(f"{len(prompts)} held-out prompts, one image each, seed {seed}, 95 % intervals")
+    _print_table("family", columns)
+    _print_looking(drawing, passed)
+    return columns
 
 
-def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | None, call: dict) -> list:
-    """Captions, reconstructions and edits: printed, and as rows of a report."""
+def _score_questions(arguments: argparse.Namespace, pipe, sees: bool) -> dict:
+    """Accuracies by kind of question; those about places stand beside the others, and not in their sum."""
+    from ..data.shapes import PLACE_KINDS
+    from ..evaluation import shapes
+
+    answers = shapes.score_understanding(pipe.model, pipe.processor, arguments.per_kind, arguments.seed)
+    answers["overall"] = shapes.overall(answers)
+    print(f"\n{answers['overall'].total} held-out questions, exact match")
+    _print_table("kind", {"score": answers})
+    places = shapes.score_understanding(
+        pipe.model, pipe.processor, arguments.per_kind, arguments.seed, kinds=PLACE_KINDS
+    )
+    print("\nplaces of one object, exact match")
+    _print_table("kind", {"score": places})
+    return {**answers, **places}
+
+
+def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | None) -> list:
+    """Captions and reconstructions: printed, and as rows of a report."""
     from ..evaluation import shapes, shapes_images
     from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline
 
-    rows, seed = [], arguments.seed
-    if arguments.pictures:
-        scenes = shapes_images.held_out_scenes(arguments.pictures, seed)
-        rate = shapes_images.score_captions(pipe.model, pipe.processor, scenes)
-        print(f"\n{len(scenes)} held-out pictures\n{'captions':<32}{rate!s:>26}")
-        rows.append(shapes.score("image-to-text", "captions", rate))
-        if encoder_folder:
-            reconstruct = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder)
-            for mode in MODES:
-                rate, similar, *near = shapes_images.score_reconstruction(reconstruct, scenes, mode, seed, **call)
-                means = "cosine {:.3f}, {:.1f} dB".format(*near)
-                print(f"reconstruction, {mode:<16}{rate!s:>26}   objects {similar}, {means}")
-                rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate, {"objects": similar}))
-    if arguments.per_edit:
-        edits = shapes_images.held_out_edits(arguments.per_edit, seed)
-        columns = shapes_images.edit_rates(shapes_images.draw_edits(pipe, edits, seed, **call), edits)
-        columns["chance"] = shapes_images.edit_rates(shapes_images.other_edits(edits, seed), edits)["both"]
-        for rates in columns.values():
-            rates["overall"] = shapes.overall(rates)
-        print(f"\n{len(edits)} held-out edits, one image each\n{'kind':<20}" + "".join(f"{n:>26}" for n in columns))
-        for kind, rate in columns["both"].items():
-            print(f"edit, {kind:<14}" + "".join(f"{rates[kind]!s:>26}" for rates in columns.values()))
-            beside = {name: rates[kind] for name, rates in columns.items() if name != "both"}
-            rows.append(shapes.score("image-to-image", f"edit, {kind}", rate, beside))
+    if not arguments.pictures:
+        return []
+    scenes = shapes_images.held_out_scenes(arguments.pictures, arguments.seed)
+    rate = shapes_images.score_captions(pipe.model, pipe.processor, scenes)
+    print(f"\n{len(scenes)} held-out pictures\n{'captions':<32}{rate!s:>26}")
+    rows = [shapes.score("image-to-text", "captions", rate)]
+    if encoder_folder:
+        reconstruct, call = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder), sampling_of(arguments)
+        for mode in MODES:
+            rate, similar, *near = shapes_images.score_reconstruction(
+                reconstruct, scenes, mode, arguments.seed, **call
+            )
+            means = "cosine {:.3f}, {:.1f} dB".format(*near)
+            print(f"reconstruction, {mode:<16}{rate!s:>26}   objects {similar}, {means}")
+            rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate, {"objects": similar}))
+    return rows
+
+
+def _score_edits(arguments: argparse.Namespace, pipe) -> list:
+    """Edits by kind: printed, and as rows of a report."""
+    from ..evaluation import shapes, shapes_images
+
+    if not arguments.per_edit:
+        return []
+    edits, seed = shapes_images.held_out_edits(arguments.per_edit, arguments.seed), arguments.seed
+    drawing = shapes_images.draw_edits(pipe, edits, seed, **_call(arguments, pipe))
+    columns, rows = shapes_images.edit_rates(drawing.images, edits), []
+    columns["chance"] = shapes_images.edit_rates(shapes_images.other_edits(edits, seed), edits)["both"]
+    for rates in columns.values():
+        rates["overall"] = shapes.overall(rates)
+    print(f"\n{len(edits)} held-out edits, one image each")
+    _print_table("edit", columns)
+    for kind, rate in columns["both"].items():
+        beside = {name: rates[kind] for name, rates in columns.items() if name != "both"}
+        rows.append(shapes.score("image-to-image", f"edit, {kind}", rate, beside))
+    return rows
+
+
+def _score_wordings(arguments: argparse.Namespace, pipe, sees: bool) -> list:
+    """Prompts and questions in plain and in natural words, and conversations: printed, and as rows of a report."""
+    from ..evaluation import shapes, shapes_wordings
+
+    rates, rows = {}, []
+    for wording, prompts in shapes_wordings.worded_prompts().items():
+        score = shapes.score_generation(pipe, prompts, arguments.seed, **sampling_of(arguments))[0]
+        rates[f"prompts, {wording}"] = shapes.overall(score)
+    if sees:
+        questions = shapes_wordings.worded_questions()
+        score = shapes_wordings.score_worded_questions(pipe.model, pipe.processor, questions)
+        rates |= {f"questions, {wording}": rate for wording, rate in score.items()}
+        rates["chat turns"], blank = shapes_wordings.score_chat(pipe, shapes_wordings.chat_scripts(), arguments.seed)
+    print("\nwordings")
+    _print_table("", {"score": rates})
+    if sees:
+        print(f"blank answers in conversations: {blank}")
+    for name, rate in rates.items():
+        task = "text-to-image" if name.startswith("prompts") else "visual-question-answering"
+        rows.append(shapes.score(task, name, rate))
     return rows
 
 
@@ -130,9 +227,12 @@ def _command(arguments: argparse.Namespace) -> str:
         "--encoder": arguments.encoder and public_name(arguments.encoder),
         "--pictures": arguments.pictures,
         "--per-edit": arguments.per_edit,
+        "--attempts": arguments.attempts,
+        "--checker": None if arguments.checker == "answer" else arguments.checker,
     }
     words = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
-    flags = [*["--plan"] * arguments.plan, *["--skip-understanding"] * arguments.skip_understanding]
+    flags = [] if arguments.plan is None else ["--plan" if arguments.plan else "--no-plan"]
+    flags += ["--wordings"] * arguments.wordings + ["--skip-understanding"] * arguments.skip_understanding
     return shlex.join(["blip3o-hf", "evaluate", *words, *flags])
 
 
@@ -147,7 +247,8 @@ def _settings(arguments: argparse.Namespace, pipe) -> dict:
         "questions per kind": 0 if arguments.skip_understanding else arguments.per_kind,
         "pictures": 0 if arguments.skip_understanding else arguments.pictures,
         "edits per kind": 0 if arguments.skip_understanding else arguments.per_edit,
-        "plan": "written" if arguments.plan else "none",
+        "plan": "written" if (config.default_plan if arguments.plan is None else arguments.plan) else "none",
+        "attempts": config.default_num_attempts if arguments.attempts is None else arguments.attempts,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
         "device": pipe.device.type,
     }

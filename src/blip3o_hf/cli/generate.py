@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 
 from .files import check_picture_path, save_picture
-from .models import add_model_argument, add_sampling_arguments, load_pipeline
+from .models import (
+    add_model_argument,
+    add_sampling_arguments,
+    load_pipeline,
+    note_rejected,
+    note_unknown_words,
+    sampling_of,
+)
 
 EXAMPLES = """examples:
   blip3o-hf generate "two red circles" -o out.png
@@ -37,14 +44,16 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     seeds = [arguments.seed + index for index in range(arguments.num_images)]
-    images = pipe(
+    note_unknown_words(pipe, arguments.prompt)
+    drawn = pipe(
         arguments.prompt,
         num_images_per_prompt=arguments.num_images,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-    ).images
-    for index, image in enumerate(images):
-        save_picture(image, numbered(output, index))
-        print(numbered(output, index))
+        **sampling_of(arguments),
+    )
+    paths = [numbered(output, index) for index in range(arguments.num_images)]
+    for image, path in zip(drawn.images, paths, strict=True):
+        save_picture(image, path)
+        print(path)
+    note_rejected(drawn, paths)
     return 0

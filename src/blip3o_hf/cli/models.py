@@ -1,6 +1,7 @@
 """Loading a pipeline for the commands."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..assets import resolve_model
@@ -17,6 +18,44 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=None, help="denoising steps (default: the model's)")
     parser.add_argument("--guidance", type=float, default=None, help="guidance scale (default: the model's)")
+    parser.add_argument(
+        "--plan",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the model write what it will draw, then draw that (default: as the model was saved)",
+    )
+    parser.add_argument(
+        "--attempts",
+        type=int,
+        default=None,
+        help="how often a picture is drawn at most until the model finds it right (default: the model's)",
+    )
+
+
+def sampling_of(arguments: argparse.Namespace) -> dict:
+    """Arguments of a pipeline from those that `add_sampling_arguments` added."""
+    return {
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+        "plan": arguments.plan,
+        "num_attempts": arguments.attempts,
+    }
+
+
+def note_unknown_words(pipe, text: str) -> None:
+    """Say on the error output which words of a text the model never read, if any."""
+    words = pipe.processor.unknown_words(text) if pipe.processor is not None else []
+    if words:
+        print(f"note: the model never read {', '.join(map(repr, words))}; it goes by the other words", file=sys.stderr)
+
+
+def note_rejected(output, names) -> None:
+    """Say on the error output which pictures the model itself did not find right, if any."""
+    for name, accepted, attempts in zip(names, output.accepted or (), output.attempts or (), strict=False):
+        if not accepted:
+            print(
+                f"note: {name} may not show what was asked for; it is the best of {attempts} attempts", file=sys.stderr
+            )
 
 
 def load_pipeline(name_or_path: str):

@@ -3,7 +3,7 @@
 import argparse
 
 from .files import check_picture_path, open_picture, save_picture
-from .models import add_model_argument, add_sampling_arguments, load_pipeline
+from .models import add_model_argument, add_sampling_arguments, load_pipeline, sampling_of
 
 EXAMPLES = """examples:
   blip3o-hf reconstruct in.png -o reconstructed.png
@@ -48,8 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             images,
             mode,
             generator=[torch.Generator().manual_seed(arguments.seed + index) for index in range(len(images))],
-            num_inference_steps=arguments.steps,
-            guidance_scale=arguments.guidance,
+            **sampling_of(arguments),
         )
         for mode in MODES
         if arguments.mode in (mode, BOTH)

@@ -28,7 +28,7 @@ _SAMPLES = re.compile(r"samples-(\d+)\.png")
 def build_pipeline(stage: GenerationStage, model) -> Blip3oPipeline:
     """The pipeline around the model that a generation stage trains, with the sampling settings of its recipe."""
     settings = stage.recipe.evaluation
-    names = {"num_inference_steps": "default_num_inference_steps", "guidance_scale": "default_guidance_scale"}
+    names = {name: name if name == "plan_top_p" else f"default_{name}" for name in stage.sampling_keys}
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = {"model": model, "processor": stage.processor}
     parts |= {names[name]: settings[name] for name in names if name in settings}
@@ -89,10 +89,13 @@ def evaluation_for(stage: Stage, folder: Path) -> Evaluator | None:
 
         def evaluate(model, step):
             pipe = build_pipeline(stage, model)
-            rates, images = shapes.score_generation(pipe, prompts, seed=1)
+            rates, drawing, _ = shapes.score_generation(pipe, prompts, seed=1)
             shown = range(0, len(prompts), max(1, len(prompts) // 32))
             sheet = contact_sheet(
-                [Image.fromarray(images[i]) for i in shown], [prompts[i].text for i in shown], columns=8, size=128
+                [Image.fromarray(drawing.images[i]) for i in shown],
+                [prompts[i].text for i in shown],
+                columns=8,
+                size=128,
             )
             if stage.arguments.process_index == 0:
                 save_picture(sheet, folder / f"samples-{step}.png")

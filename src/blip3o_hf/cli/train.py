@@ -1,7 +1,6 @@
 """`blip3o-hf train`: one stage from a recipe, with resume, curves and sample sheets."""
 
 import argparse
-import time
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -26,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation.sheets import curves
+    from ..training.chain import summarize
     from ..training.checkpoints import last_complete_checkpoint
     from ..training.stages import build_stage
     from ..training.trainer import Blip3oTrainer
@@ -43,15 +43,16 @@ def run(arguments: argparse.Namespace) -> int:
     trainer.on_log_history(lambda history: curves(history, folder / "curves.png"))
 
     checkpoint = last_complete_checkpoint(trainer.args.output_dir) if arguments.resume else None
-    wall, cpu = time.perf_counter(), time.process_time()
     trainer.train(resume_from_checkpoint=checkpoint)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    spent = trainer.clock_of_run.spent
     if evaluate is not None:
         trainer.run_evaluation(evaluate)
     trainer.save_result()
     if not trainer.is_world_process_zero():
         return 0
     finish_result(stage, folder, trainer.origin)
-    print(f"{recipe.stage}: {trainer.state.global_step} steps, {wall:.0f} s of wall time, {cpu:.0f} s of CPU time")
+    summary = summarize(trainer, spent, torch.get_num_threads())
+    summary.write(folder)
+    print(f"{recipe.stage}: {summary.steps} steps, {summary.times}")
     print(folder.absolute())
     return 0

@@ -36,7 +36,8 @@ class Record:
         prompt: the target's caption, or the instruction of an edit.
         images: input images that the prompt or the turns speak of.
         turns: pairs of a user's text and the answer to learn.
-        history: chat messages before the prompt, with their images (`{"type": "image", "image": ...}`).
+        image_words: for each of `images`, what its tokens learn to say, a word for each in their order; or nothing.
+        history: chat messages before the prompt or the turns, with their images (`{"type": "image", "image": ...}`).
 
     Raises:
         ValueError: when the parts do not make one of the four kinds.
@@ -52,6 +53,7 @@ class Record:
     images: tuple[Image.Image, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     history: tuple[dict[str, Any], ...] = ()
+    image_words: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self):
         if self.prompt is not None and not (isinstance(self.prompt, str) and self.prompt.strip()):
@@ -66,8 +68,8 @@ class Record:
             raise ValueError("A record must teach one thing. It has a target image and turns. Make it two records.")
         if self.target is None and self.prompt is not None:
             raise ValueError("A prompt must come with a target image. There is none. Use turns for questions.")
-        if self.history and self.prompt is None:
-            raise ValueError("A history must lead to a prompt. There is none. Add one, or make the history turns.")
+        if self.history and self.prompt is None and not self.turns:
+            raise ValueError("A history must lead to a prompt or to turns. There are none. Add them.")
         if self.target is not None and self.prompt is None and not self._shows_its_target:
             raise ValueError("A target image must come with a prompt. There is none. Add a caption or instruction.")
 

@@ -1,17 +1,22 @@
 """The tiny world's benchmark: held-out prompts drawn and verified, held-out questions answered."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..data.shapes import (
     COMPARISON,
     EVALUATION_FAMILIES,
+    PLACE_KINDS,
     QUESTION_KINDS,
     Prompt,
+    Question,
     question_kinds,
     render,
     sample_comparison,
@@ -30,6 +35,7 @@ from .statistics import Rate
 
 Item = TypeVar("Item")
 KINDS_OF_UNSEEN = {"unseen_combination": "colors", "unseen_relation": "position"}
+ASKED_KINDS = (*QUESTION_KINDS, COMPARISON)
 BENCHMARK = "Tiny world of coloured shapes"
 ABOUT = (
     "95 % Wilson intervals. One picture for each prompt, nothing chosen. A picture passes when the programmatic "
@@ -61,16 +67,54 @@ def _by_family(prompts: Sequence[Prompt], passed: Sequence[bool]) -> dict[str, R
     return rates
 
 
+@dataclass
+class Drawing:
+    """
+    What a pipeline drew.
+
+    Attributes:
+        images: one uint8 array `[64, 64, 3]` each.
+        attempts: how often each was drawn; 1 where nothing was looked at.
+        accepted: whether the model itself found each right; `None` where it did not look.
+        cpu_seconds: of the process, for each image.
+    """
+
+    images: list[np.ndarray]
+    attempts: list[int]
+    accepted: list[bool | None]
+    cpu_seconds: float
+
+    def looking(self, passed: Sequence[bool]) -> dict[str, Any]:
+        """What looking cost and gave: draws per image, and the shares of bad images accepted and of good rejected."""
+        looked = [(ok, own) for ok, own in zip(passed, self.accepted, strict=True) if own is not None]
+        return {
+            "draws per image": sum(self.attempts) / len(self.attempts),
+            "CPU seconds per image": self.cpu_seconds,
+            "bad images accepted": Rate(sum(own for ok, own in looked if not ok), sum(not ok for ok, _ in looked)),
+            "good images rejected": Rate(sum(not own for ok, own in looked if ok), sum(ok for ok, _ in looked)),
+        }
+
+
 def draw(
-    pipe: Blip3oPipeline, prompts: Sequence[Prompt], seed: int = 0, batch_size: int = 32, **call
-) -> list[np.ndarray]:
-    """One uint8 image `[64, 64, 3]` per prompt; image `i` has the generator seeded `seed + i`."""
+    pipe: Blip3oPipeline,
+    prompts: Sequence[str],
+    seed: int = 0,
+    batch_size: int = 32,
+    images: Sequence[Sequence[Image.Image]] | None = None,
+    **call,
+) -> Drawing:
+    """One image for each prompt, and its input images where there are; image `i` has the generator `seed + i`."""
     pipe.set_progress_bar_config(disable=True)
-    images: list[np.ndarray] = []
-    for batch, generators in seeded_batches(prompts, seed, batch_size, "drawing"):
-        pictures = pipe([prompt.text for prompt in batch], generator=generators, **call).images
-        images += [np.asarray(picture) for picture in pictures]
-    return images
+    drawing, start = Drawing([], [], [], 0.0), time.process_time()
+    numbers = list(range(len(prompts)))
+    for batch, generators in seeded_batches(numbers, seed, batch_size, "drawing"):
+        shown = {} if images is None else {"image": [list(images[number]) for number in batch]}
+        output = pipe([prompts[number] for number in batch], generator=generators, **shown, **call)
+        drawing.images += [np.asarray(picture) for picture in output.images]
+        drawing.attempts += output.attempts or [1] * len(batch)
+        drawing.accepted += output.accepted or [None] * len(batch)
+    drawing.cpu_seconds = (time.process_time() - start) / max(1, len(prompts))
+    return drawing
 
 
 def seeded_batches(
@@ -84,11 +128,11 @@ def seeded_batches(
 
 def score_generation(
     pipe: Blip3oPipeline, prompts: Sequence[Prompt], seed: int = 0, batch_size: int = 32, **call
-) -> tuple[dict[str, Rate], list[np.ndarray]]:
-    """Verifier pass rates by family, and the images."""
-    images = draw(pipe, prompts, seed, batch_size, **call)
-    passed = [verify(image, prompt).passed for image, prompt in zip(images, prompts, strict=True)]
-    return _by_family(prompts, passed), images
+) -> tuple[dict[str, Rate], Drawing, list[bool]]:
+    """Verifier pass rates by family, what was drawn, and which images pass."""
+    drawing = draw(pipe, [prompt.text for prompt in prompts], seed, batch_size, **call)
+    passed = [verify(image, prompt).passed for image, prompt in zip(drawing.images, prompts, strict=True)]
+    return _by_family(prompts, passed), drawing, passed
 
 
 def chance_rates(prompts: Sequence[Prompt], seed: int = 0) -> dict[str, Rate]:
@@ -160,30 +204,39 @@ def answer(
     ]
 
 
+def held_out_questions(kind: str, number: int, seed: int = 0) -> list[tuple[list[np.ndarray], Question]]:
+    """Held-out pictures, one or for a comparison two, with a question each; one seed always gives the same ones."""
+    items, index, place = [], 0, (*ASKED_KINDS, *PLACE_KINDS).index(kind)
+    while len(items) < number:
+        rng = np.random.default_rng((seed, place, index))
+        index += 1
+        scenes = [sample_example(rng, split="test").scene for _ in range(1 + (kind == COMPARISON))]
+        if kind == COMPARISON:
+            question = sample_comparison(*scenes, rng)
+        elif kind in question_kinds(scenes[0], (kind,)):
+            question = sample_question(scenes[0], rng, kind)
+        else:
+            continue
+        items.append(([render(scene) for scene in scenes], question))
+    return items
+
+
 def score_understanding(
     model: Blip3oForConditionalGeneration,
     processor: Blip3oProcessor,
     num_per_kind: int = 100,
     seed: int = 0,
     batch_size: int = 64,
+    kinds: Sequence[str] = ASKED_KINDS,
 ) -> dict[str, Rate]:
     """
-    Exact-match accuracy by kind of question, on scenes and captions held out of all training; `comparison` shows two.
+    Exact-match accuracy by kind of question, on scenes held out of all training; `comparison` shows two.
+
+    Args:
+        kinds: of `QUESTION_KINDS` and `PLACE_KINDS`, or `COMPARISON`.
     """
-    items = []
-    for position, kind in enumerate(QUESTION_KINDS):
-        index = 0
-        while len(items) < (position + 1) * num_per_kind:
-            rng = np.random.default_rng((seed, position, index))
-            index += 1
-            scene = sample_example(rng, split="test").scene
-            if kind in question_kinds(scene):
-                items.append((render(scene), sample_question(scene, rng, kind)))
-    for index in range(num_per_kind):
-        rng = np.random.default_rng((seed, len(QUESTION_KINDS), index))
-        pair = [sample_example(rng, split="test").scene for _ in range(2)]
-        items.append(([render(scene) for scene in pair], sample_comparison(*pair, rng)))
-    rates = {kind: Rate(0, 0) for kind in (*QUESTION_KINDS, COMPARISON)}
+    items = [item for kind in kinds for item in held_out_questions(kind, num_per_kind, seed)]
+    rates = {kind: Rate(0, 0) for kind in kinds}
     for start in tqdm(range(0, len(items), batch_size), desc="asking", leave=False):
         batch = items[start : start + batch_size]
         replies = answer(model, processor, [image for image, _ in batch], [q.text for _, q in batch], max_new_tokens=6)

@@ -21,12 +21,12 @@ from ..data.shapes import (
     shows_scene,
     verify_edit,
 )
-from ..data.shapes_dataset import DESCRIBE
+from ..data.shapes_conversations import DESCRIBE
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
-from .shapes import answer, seeded_batches
+from .shapes import Drawing, answer, draw, seeded_batches
 from .statistics import Rate
 
 ABOUT_IMAGES = (
@@ -77,15 +77,10 @@ def _is_said(text: str, scene: Scene) -> bool:
 
 def draw_edits(
     pipe: Blip3oPipeline, edits: Sequence[Edit], seed: int = 0, batch_size: int = 32, **call: Any
-) -> list[np.ndarray]:
-    """One uint8 image `[64, 64, 3]` per edit; image `i` has the generator seeded `seed + i`."""
-    images: list[np.ndarray] = []
-    pipe.set_progress_bar_config(disable=True)
-    for batch, generators in seeded_batches(edits, seed, batch_size, "editing"):
-        given = [[Image.fromarray(render(edit.source))] for edit in batch]
-        output = pipe([edit.text for edit in batch], image=given, generator=generators, **call)
-        images += [np.asarray(image) for image in output.images]
-    return images
+) -> Drawing:
+    """One image for each edit; image `i` has the generator seeded `seed + i`."""
+    given = [[Image.fromarray(render(edit.source))] for edit in edits]
+    return draw(pipe, [edit.text for edit in edits], seed, batch_size, images=given, **call)
 
 
 def edit_rates(images: Sequence[np.ndarray], edits: Sequence[Edit]) -> dict[str, dict[str, Rate]]:

@@ -16,6 +16,7 @@ from .original_layout import convert_config, original_settings
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 PLAN_INSTRUCTION = "Please describe the image to draw for the following caption: {caption}"
+CHECK_INSTRUCTION = "Does the image show exactly this: {caption}? Answer yes or no."
 
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -86,6 +87,12 @@ class Blip3oProcessor(ProcessorMixin):
             instruction by default).
         plan_instruction (`str`): the user turn that asks for a plan of the picture in words, before it is drawn;
             `{caption}` stands for the caption.
+        check_instruction (`str`): the user turn that asks whether an image shows a caption, to be answered with yes
+            or no; `{caption}` stands for the caption.
+        num_image_tokens (`int`, *optional*): placeholders of an image, for a backbone to which all images are of one
+            size (LLaVA); by default the image processor's grids tell.
+        has_whole_words (`bool`, defaults to `False`): whether every word that the model was trained on is a token, so
+            that a word of several tokens is one it never read. See `unknown_words`.
         max_prompt_length (`int`, *optional*): longest generation prompt in tokens, `[IMG]` included.
         training_turn_end (`str`, defaults to `""`): what training prompts have between the chat text and `[IMG]`;
             `"<|im_end|>\n"` as published checkpoints were trained.
@@ -102,6 +109,9 @@ class Blip3oProcessor(ProcessorMixin):
         image_start_token: str = "[IMG]",
         instruction: str = GENERATION_INSTRUCTION,
         plan_instruction: str = PLAN_INSTRUCTION,
+        check_instruction: str = CHECK_INSTRUCTION,
+        num_image_tokens: int | None = None,
+        has_whole_words: bool = False,
         max_prompt_length: int | None = None,
         training_turn_end: str = "",
         **kwargs,
@@ -111,6 +121,7 @@ class Blip3oProcessor(ProcessorMixin):
         for name, given, usual in (
             ("instruction", instruction, f"The paper's is {GENERATION_INSTRUCTION!r}."),
             ("plan_instruction", plan_instruction, f"By default it is {PLAN_INSTRUCTION!r}."),
+            ("check_instruction", check_instruction, f"By default it is {CHECK_INSTRUCTION!r}."),
         ):
             if "{caption}" not in given:
                 raise ValueError(
@@ -124,6 +135,10 @@ class Blip3oProcessor(ProcessorMixin):
         self.image_start_token = image_start_token
         self.instruction = instruction
         self.plan_instruction = plan_instruction
+        self.check_instruction = check_instruction
+        self.num_image_tokens = num_image_tokens
+        self.return_mm_token_type_ids = num_image_tokens is None  # those without grids take none
+        self.has_whole_words = has_whole_words
         self.max_prompt_length = max_prompt_length
         self.training_turn_end = training_turn_end
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
@@ -194,10 +209,15 @@ class Blip3oProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return [*super().model_input_names, "mm_token_type_ids"]
 
+    def image_length(self, image_inputs: Mapping[str, Any], image_idx: int) -> int:
+        """How many tokens image `image_idx` has: one per merged patch, or `num_image_tokens`."""
+        if self.num_image_tokens is not None:
+            return self.num_image_tokens
+        return int(image_inputs["image_grid_thw"][image_idx].prod()) // self.image_processor.merge_size**2
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """One placeholder per merged patch of image `image_idx`."""
-        num_patches = int(image_inputs["image_grid_thw"][image_idx].prod())
-        return self.image_token * (num_patches // self.image_processor.merge_size**2)
+        """The placeholders of image `image_idx`."""
+        return self.image_token * self.image_length(image_inputs, image_idx)
 
     def render_prompt(self, caption: str, num_images: int = 0, history: Sequence[Mapping[str, Any]] = ()) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""
@@ -302,6 +322,24 @@ class Blip3oProcessor(ProcessorMixin):
                 f"{index} has {self.max_prompt_length + excess[index]}. Shorten it: {prompts[index][:60]!r}..."
             )
         return BatchFeature({name: value for name, value in inputs.items() if name != "token_type_ids"})
+
+    def unknown_words(self, text: str) -> list[str]:
+        """
+        The words of a text that the model never read, in their order; none where `has_whole_words` is not set.
+
+        A prompt that holds such words is drawn as well as it goes without them.
+        """
+        if not self.has_whole_words:
+            return []
+        backend = self.tokenizer.backend_tokenizer
+        text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
+        words = []
+        for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(text):
+            word = text[start:end].strip()
+            is_known = any(len(self.tokenizer.tokenize(form)) <= 1 for form in (word, f" {word}"))
+            if any(map(str.isalnum, word)) and not is_known:
+                words.append(word)
+        return list(dict.fromkeys(words))
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
         """Decode the token ids `[B, L]` of `generate` to strings."""

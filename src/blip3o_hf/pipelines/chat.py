@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,10 +14,14 @@ from transformers import DynamicCache
 from ..data.images import as_input_image
 from ..files import written_whole
 from ..models.processing_blip3o import message_images
-from .pipeline_blip3o import PLAN_TOKENS, Blip3oPipeline
+from .checking import ACCEPTED, BackboneChecker, check_num_attempts
+from .pipeline_blip3o import Blip3oPipeline
+from .planning import PLAN_TOKENS, sampled, spawn
 
 CONVERSATION = "conversation.json"
 MAX_NEW_TOKENS = 256
+NO_ANSWER = "I have no answer to that."
+"""Said in the place of an answer without a word."""
 FORMAT = 1
 ROLES = ("system", "user", "assistant")
 # Arguments of a turn that would make something other than one answer, or one picture.
@@ -32,14 +36,20 @@ class Blip3oReply:
     What the assistant gave in a turn.
 
     Args:
-        text: its words; of a picture drawn with a plan, the plan.
+        text: its words.
         image: the picture, where it drew one.
         image_features (`[1, C, h, w]`, *optional*): those of the picture.
+        plan: what it wrote before it drew, where it did.
+        attempts: how often it drew, where it looked at what it drew.
+        score: what it said of the picture then, in [0, 1]: how likely it shows the plan, or the prompt.
     """
 
     text: str | None = None
     image: Image.Image | None = None
     image_features: torch.Tensor | None = None
+    plan: str | None = None
+    attempts: int | None = None
+    score: float | None = None
 
 
 class Blip3oChat:
@@ -118,7 +128,7 @@ class Blip3oChat:
         said, wants_image = self._answer(text, images, may_draw=True, generation=generation)
         if wants_image:
             reply = self.draw(text, images, generator=generator, **(sampling or {}))
-            return Blip3oReply(said or None, reply.image, reply.image_features)
+            return replace(reply, text=said or None)
         self._add(_user(text, images), {"role": "assistant", "content": said})
         return Blip3oReply(said)
 
@@ -134,7 +144,8 @@ class Blip3oChat:
         prompt: str,
         images: Sequence[Image.Image] | Image.Image = (),
         generator: torch.Generator | None = None,
-        plan: bool = False,
+        plan: bool | None = None,
+        num_attempts: int | None = None,
         **sampling: Any,
     ) -> Blip3oReply:
         """
@@ -143,25 +154,42 @@ class Blip3oChat:
         Args:
             prompt: what to draw, or what to change in a picture of this conversation.
             images: shown with it.
-            generator: draws the noise.
-            plan: let the model first write what it will draw, as a turn of its own.
+            generator: draws the plan, where the pipeline samples plans, and the noise.
+            plan: let the model first write what it will draw, and draw that; the pipeline's `default_plan` otherwise.
+            num_attempts: how often it draws at most until it sees in the picture what it planned, or without a plan
+                and earlier pictures what the prompt says; the pipeline's `default_num_attempts` otherwise.
             sampling: arguments of the pipeline, such as `num_inference_steps` and `guidance_scale`.
         """
         _check_arguments("picture", sampling, OWN_SAMPLING)
         images = self._checked(prompt, images)
-        plan_text, turns = None, []
-        if plan:
-            asked = self.pipe.processor.plan_instruction.replace("{caption}", prompt)
-            plan_text, _ = self._answer(asked, images, may_draw=False, generation={"max_new_tokens": PLAN_TOKENS})
-            turns = [_user(asked, images), {"role": "assistant", "content": plan_text}]
-            images = []
-        request = _user(self.pipe.processor.instruction.replace("{caption}", plan_text or prompt), images)
-        condition = self._condition([*self.messages, *turns, request])
-        output = self.pipe(condition=condition, generator=generator, **sampling)
-        picture = output.images[0]
-        content = [{"type": "image", "image": picture}]
-        self._add(*turns, {**request, "prompt": prompt}, {"role": "assistant", "content": content})
-        return Blip3oReply(plan_text, picture, output.image_features)
+        plan = self.pipe.config.default_plan if plan is None else plan
+        number = self.pipe.config.default_num_attempts if num_attempts is None else num_attempts
+        check_num_attempts(number)
+        is_looked_at = number > 1 and self.pipe.model.config.has_vision
+        is_looked_at = is_looked_at and (plan or not (images or message_images(self.messages)))
+        look = BackboneChecker(self.pipe.model, self.pipe.processor) if is_looked_at else None
+        request, best, attempts = {}, None, 0
+        while best is None or (look is not None and best.score < ACCEPTED and attempts < number):
+            attempts += 1
+            plan_text = self._plan(prompt, images, generator) if plan else None
+            told = self.pipe.processor.instruction.replace("{caption}", plan_text or prompt)
+            asked = _user(told, images)
+            output = self.pipe(condition=self._condition([*self.messages, asked]), generator=generator, **sampling)
+            score = None if look is None else look(output.images, [plan_text or prompt])[0]
+            if best is None or score > best.score:
+                best = Blip3oReply(None, output.images[0], output.image_features, plan_text, score=score)
+                request = {**asked, "prompt": prompt, **({"plan": plan_text} if plan else {})}
+        content = [{"type": "image", "image": best.image}]
+        self._add(request, {"role": "assistant", "content": content})
+        return replace(best, attempts=None if look is None else attempts)
+
+    def _plan(self, prompt: str, images: Sequence[Image.Image], generator: torch.Generator | None) -> str:
+        """What the model writes when it is asked what it will draw; the conversation does not keep it as a turn."""
+        asked = self.pipe.processor.plan_instruction.replace("{caption}", prompt)
+        settings: dict[str, Any] = {"max_new_tokens": PLAN_TOKENS}
+        if self.pipe.config.plan_top_p is not None:
+            settings["logits_processor"] = sampled(spawn(generator, 1), self.pipe.config.plan_top_p)
+        return self._answer(asked, images, may_draw=False, generation=settings)[0]
 
     def edit(
         self,
@@ -276,6 +304,8 @@ class Blip3oChat:
         name = "eos_token_id" if may_draw else "suppress_tokens"
         own = settings.get(name, getattr(model.generation_config, name))
         settings[name] = [*(own if isinstance(own, list) else [] if own is None else [own]), start]
+        # An answer begins with a word, or with the token that starts an image.
+        settings.setdefault("begin_suppress_tokens", self._silent_tokens)
         self._ids = []  # an interrupt may leave layers of several lengths; they are read again then
         sequence = model.generate(
             input_ids=ids,
@@ -287,7 +317,15 @@ class Blip3oChat:
         self._ids = sequence[: self._cache.get_seq_length()]
         said = sequence[ids.shape[1] :]
         wants_image = may_draw and said[-1:] == [start]
-        return processor.post_process_image_text_to_text(torch.tensor([said]))[0].strip(), wants_image
+        text = processor.post_process_image_text_to_text(torch.tensor([said]))[0].strip()
+        return text if text or wants_image else NO_ANSWER, wants_image
+
+    @property
+    def _silent_tokens(self) -> list[int]:
+        """The special tokens, which say nothing, but for the one that starts an image."""
+        tokenizer = self.pipe.processor.tokenizer
+        start = tokenizer.convert_tokens_to_ids(self.pipe.processor.image_start_token)
+        return [token for token in tokenizer.all_special_ids if token != start]
 
     def _condition(self, messages: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The condition `[1, num_queries, hidden]` of messages whose last one asks for a picture."""
@@ -333,7 +371,7 @@ class Blip3oChat:
             return_mm_token_type_ids=False,
         )
         ids = inputs["input_ids"].to(device)
-        grids = inputs["image_grid_thw"].to(device) if images else None
+        grids = inputs["image_grid_thw"].to(device) if "image_grid_thw" in inputs else None
         positions = model.prompt_positions(ids, torch.ones_like(ids), grids)
         limit = model.config.get_text_config().max_position_embeddings
         if int(positions.max()) + 1 + num_reserved > limit:
@@ -344,7 +382,9 @@ class Blip3oChat:
         if not self.reuse_cache:
             self._forget_cache()
         end = ids.shape[1] - (not is_read_whole)
-        starts = _image_starts(ids[0], processor.image_token_id, grids, processor)
+        starts = _image_starts(
+            ids[0], processor.image_token_id, [processor.image_length(inputs, i) for i in range(len(images))]
+        )
         begin = min(self._common_length(ids[0].tolist(), images, starts), end)
         self._crop(begin)
         self._ids = []
@@ -352,11 +392,10 @@ class Blip3oChat:
             num_read = sum(start < begin for start in starts)
             pixels = {}
             if num_read < len(images) and starts[num_read] < end:
-                rows = [int(grid.prod()) for grid in grids]
-                pixels = {
-                    "pixel_values": inputs["pixel_values"][sum(rows[:num_read]) :].to(device),
-                    "image_grid_thw": grids[num_read:],
-                }
+                rows = num_read if grids is None else int(grids[:num_read].prod(dim=-1).sum())
+                pixels = {"pixel_values": inputs["pixel_values"][rows:].to(device)}
+                if grids is not None:
+                    pixels["image_grid_thw"] = grids[num_read:]
             with torch.no_grad():
                 model.get_decoder()(
                     inputs_embeds=model.embed_prompt(ids[:, begin:end], **pixels),
@@ -385,13 +424,13 @@ def _user(text: str, images: Sequence[Image.Image]) -> dict[str, Any]:
     return {"role": "user", "content": [*shown, {"type": "text", "text": text}]}
 
 
-def _image_starts(ids: torch.Tensor, image_token_id: int, grids: torch.Tensor | None, processor) -> list[int]:
-    """Where the placeholders of each image begin."""
+def _image_starts(ids: torch.Tensor, image_token_id: int, lengths: Sequence[int]) -> list[int]:
+    """Where the placeholders of each image begin, given how many each has."""
     slots = (ids == image_token_id).nonzero().flatten().tolist()
     starts, first = [], 0
-    for grid in () if grids is None else grids:
+    for length in lengths:
         starts.append(slots[first])
-        first += int(grid.prod()) // processor.image_processor.merge_size**2
+        first += length
     return starts
 
 

@@ -34,6 +34,7 @@ from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..objectives.feature_flow import add_noise
 from ..objectives.latent_flow import unscale_latents
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from .checking import BackboneChecker, Checker, check_num_attempts, draw_until_shown
 from .lora import Blip3oLoraLoaderMixin
 from .pipeline_blip3o_decoder import (
     DTYPE_ARGUMENTS,
@@ -44,6 +45,7 @@ from .pipeline_blip3o_decoder import (
     feature_tokens,
     has_decoder,
 )
+from .planning import PLAN_TOKENS, spawn, write_plans
 from .sampling_arguments import (
     check_callback_tensors,
     check_generators,
@@ -56,8 +58,6 @@ from .sampling_arguments import (
 
 logger = logging.get_logger(__name__)
 
-# So many tokens of a plan the backbone writes at most.
-PLAN_TOKENS = 128
 OUTPUT_TYPES = ("pil", "np", "pt", "features")
 ORIGINAL_DECODER = "diffusion-decoder"
 PACKAGE = "blip3o_hf"
@@ -88,12 +88,18 @@ class Blip3oPipelineOutput(BaseOutput):
         images: list of PIL images, array `[N, H, W, 3]` in [0, 1], tensor `[N, 3, H, W]` in [0, 1], or `None` with
             `output_type="features"`.
         image_features (`torch.Tensor` `[N, C, h, w]`): the generated image features.
-        plans (`list[str]`, *optional*): what the backbone wrote before it drew, one text per prompt, with `plan=True`.
+        plans (`list[str]`, *optional*): what the backbone wrote before it drew, one text per image, with a plan.
+        attempts (`list[int]`, *optional*): how often each image was drawn, where the pictures were looked at.
+        scores (`list[float]`, *optional*): what the checker said of each, in [0, 1].
+        accepted (`list[bool]`, *optional*): whether that was enough.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | None
     image_features: torch.Tensor
     plans: list[str] | None = None
+    attempts: list[int] | None = None
+    scores: list[float] | None = None
+    accepted: list[bool] | None = None
 
 
 class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
@@ -116,6 +122,10 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         null_prompt, null_seed: the raw text, outside any template, and the seed of the noise from which the features
             are generated that guidance of the diffusion decoder leads away from; see `prepare_null_features`. A
             `null_seed` of `None` is the reference's way: the noise is drawn by the first call that needs it.
+        default_plan: whether the backbone writes what it will draw before it draws, when not told otherwise.
+        default_num_attempts: how often an image is drawn at most until the model sees in it what was asked for.
+        plan_top_p: share in (0, 1] of the likeliest words that plans are sampled from; greedy with `None`, so that all
+            images of a prompt have one plan.
 
     Raises:
         ValueError: when parts of the diffusion decoder are missing, stand beside `decoder`, or were made for other
@@ -162,6 +172,9 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         default_decoder_guidance_scale: float = GUIDANCE_SCALE,
         null_prompt: str = " ",
         null_seed: int | None = 0,
+        default_plan: bool = False,
+        default_num_attempts: int = 1,
+        plan_top_p: float | None = None,
     ):
         super().__init__()
         diffusion_decoder = {"unet": unet, "vae": vae, "decoder_scheduler": decoder_scheduler}
@@ -182,6 +195,9 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             default_decoder_guidance_scale=default_decoder_guidance_scale,
             null_prompt=null_prompt,
             null_seed=null_seed,
+            default_plan=default_plan,
+            default_num_attempts=default_num_attempts,
+            plan_top_p=plan_top_p,
         )
         if processor is not None:
             self._check_vocabulary(model, processor)
@@ -348,7 +364,9 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         decoder_guidance_interval: tuple[float, float] | None = None,
         image: Image.Image | Sequence | None = None,
         strength: float | None = None,
-        plan: bool = False,
+        plan: bool | None = None,
+        num_attempts: int | None = None,
+        checker: Checker | None = None,
     ):
         """
         Args:
@@ -378,7 +396,13 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
                 list with one entry for each: an image, or a list of images.
             strength (*optional*): noise level in (0, 1] from which `image_features` are denoised. A small one keeps
                 the image, 1 starts from noise alone.
-            plan: let the backbone first write what it will draw, and draw that. What it wrote is in `plans`.
+            plan: let the backbone first write what it will draw, and draw that; of a prompt with images, what they
+                will have become. What it wrote is in `plans`.
+            num_attempts: how often an image is drawn at most. The model looks at what it drew and says whether it
+                shows the plan, or without one the prompt; a rejected picture is drawn again with the next noise. Of
+                several rejected ones the best is kept. With 1, nothing is looked at.
+            checker: what looks in the model's place: given pictures and what each should show, it returns a number
+                from 0 to 1 for each, accepted from 0.5 on.
 
         Returns:
             [`Blip3oPipelineOutput`] or a tuple.
@@ -404,14 +428,18 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             strength,
         )
         images = None if image is None else self.check_images(image, prompts)
-        if plan:
-            self._check_plan(prompts, images)
+        plan = self._wants_plan(plan, prompts)
+        is_variation = strength is not None
+        check = self._checker(
+            num_attempts, checker, prompts, num_images_per_prompt, plan, images is not None, output_type, is_variation
+        )
         inputs = prompts if condition is None else condition
         start_features = None
         if strength is not None:
             start_features, image_features = image_features, None
+        num_images = len(image_features) if image_features is not None else len(inputs) * num_images_per_prompt
         self.check_decoder_inputs(
-            len(inputs) * num_images_per_prompt if image_features is None else len(image_features),
+            num_images,
             image_features,
             null_features,
             height,
@@ -421,41 +449,116 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             decoder_guidance_interval,
             generator,
         )
-        plans = None
-        if image_features is None:
+        decoding = (
+            null_features,
+            height,
+            width,
+            decoder_num_inference_steps,
+            decoder_guidance_scale,
+            decoder_guidance_interval,
+        )
+        if condition is None and image_features is None and not plan:
+            condition = self.encode_prompt(prompts, images=images)
+
+        def draw(numbers: list[int], attempt: int) -> tuple[torch.Tensor, torch.Tensor | None, list[str] | None]:
+            own = [generator[number] for number in numbers] if isinstance(generator, (list, tuple)) else generator
+            rows, plans = [number // num_images_per_prompt for number in numbers], None
             if plan:
-                plans = self.write_plans(prompts)
-            if condition is None:
-                condition = self.encode_prompt(plans or prompts, images=images, truncation=plan)
-            image_features = self.generate_features(
-                condition.to(self._execution_device).repeat_interleave(num_images_per_prompt, dim=0),
+                shown = None if images is None else [images[row] for row in rows]
+                plans = self._sample_plans([prompts[row] for row in rows], shown, own)
+                conditions = self.encode_prompt(plans, images=shown, truncation=True)
+            else:
+                conditions = condition.to(self._execution_device)[rows]
+            features = self.generate_features(
+                conditions,
                 steps,
                 scale,
                 guidance_interval,
-                generator,
-                latents,
+                own,
+                latents if attempt == 0 else None,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
-                start_features,
+                None if start_features is None else start_features[numbers],
                 strength,
             )
-        images = None
-        if output_type != "features":
-            images = self.decode_features(
-                image_features,
-                null_features,
-                height,
-                width,
-                decoder_num_inference_steps,
-                decoder_guidance_scale,
-                decoder_guidance_interval,
-                generator,
-            )
-            images = self.image_processor.postprocess(images, output_type=output_type)
+            pixels = None if output_type == "features" else self.decode_features(features, *decoding, own)
+            return features, pixels, plans
+
+        looked, plans, every = None, None, list(range(num_images))
+        if image_features is not None:
+            pixels = None if output_type == "features" else self.decode_features(image_features, *decoding, generator)
+        elif check is None:
+            image_features, pixels, plans = draw(every, 0)
+        else:
+            looked = draw_until_shown(draw, check, num_images, self._num_attempts(num_attempts))
+            image_features, pixels, plans = looked.features, looked.pixels, looked.plans
+        drawn = None if pixels is None else self.image_processor.postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
-            return images, image_features
-        return Blip3oPipelineOutput(images=images, image_features=image_features, plans=plans)
+            return drawn, image_features
+        output = Blip3oPipelineOutput(images=drawn, image_features=image_features, plans=plans)
+        if looked is not None:
+            output.attempts, output.scores, output.accepted = looked.numbers, looked.scores, looked.accepted
+        return output
+
+    def _num_attempts(self, given: int | None) -> int:
+        return self.config.default_num_attempts if given is None else given
+
+    def _wants_plan(self, given: bool | None, prompts: Sequence[str] | None) -> bool:
+        if prompts is None:
+            if given:
+                raise ValueError("`plan=True` is for prompts in words. Got no prompt. Leave it out.")
+            return False
+        plan = self.config.default_plan if given is None else given
+        if plan:
+            self.processor.encode_prompts(prompts)  # checks them
+        return plan
+
+    def _checker(
+        self,
+        num_attempts,
+        checker,
+        prompts,
+        per_prompt: int,
+        plan: bool,
+        has_images: bool,
+        output_type: str,
+        is_variation: bool,
+    ):
+        """What looks at pictures: pixels, numbers of images and plans to scores; `None` where nothing does."""
+        number = self._num_attempts(num_attempts)
+        check_num_attempts(number)
+        if checker is not None and not callable(checker):
+            raise TypeError(
+                f"`checker` must be a function of pictures and texts. Got {type(checker).__name__}. Leave it out to "
+                f"let the model look."
+            )
+        reason = None
+        if output_type == "features":
+            reason = "only pictures can be looked at, and output_type is 'features'"
+        elif prompts is None:
+            reason = "there is no prompt to compare them with"
+        elif has_images and not plan:
+            reason = "an instruction does not say what the picture is to show; a plan does (plan=True)"
+        elif is_variation:
+            reason = "pictures that start from features are variations, and are not judged"
+        elif checker is None and not self.model.config.has_vision:
+            reason = "this backbone reads text only; pass a `checker`"
+        if reason is not None:
+            if num_attempts is not None and number > 1:
+                raise ValueError(
+                    f"A picture is looked at before it is drawn again. Got num_attempts={number}, but {reason}."
+                )
+            return None
+        if number == 1 and checker is None:
+            return None
+        look = checker if checker is not None else BackboneChecker(self.model, self.processor)
+
+        def check(pixels: torch.Tensor, numbers: list[int], plans: list[str] | None) -> Sequence[float]:
+            texts = plans if plans is not None else [prompts[number // per_prompt] for number in numbers]
+            return look(self.image_processor.postprocess(pixels, output_type="pil"), texts)
+
+        return check
 
     def check_inputs(
         self,
@@ -569,12 +672,6 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
             raise ValueError("Each prompt's list of images must hold one. Got an empty list. Leave `image` out.")
         return [[as_input_image(own) for own in images] for images in lists]
 
-    def _check_plan(self, prompts, images) -> None:
-        if prompts is None or images is not None:
-            received = "no prompt" if prompts is None else "images"
-            raise ValueError(f"`plan=True` is for prompts in words. Got {received}. Leave it out.")
-        self.processor.encode_prompts(prompts)  # checks them
-
     def check_decoder_inputs(
         self,
         num_images,
@@ -642,28 +739,32 @@ class Blip3oPipeline(Blip3oLoraLoaderMixin, DiffusionPipeline):
         return condition.repeat_interleave(num_images_per_prompt, dim=0)
 
     @torch.no_grad()
-    def write_plans(self, prompts: Sequence[str], max_new_tokens: int = PLAN_TOKENS) -> list[str]:
-        """What the backbone writes when asked, by the processor's `plan_instruction`, what to draw for each prompt."""
+    def write_plans(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int = PLAN_TOKENS,
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[str]:
+        """
+        What the backbone writes when asked, by the processor's `plan_instruction`, what to draw for each prompt, given
+        its images. Greedy, or sampled with a generator on the CPU for each prompt.
+        """
         self._load_offloaded_model()
-        processor = self.processor
-        texts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": processor.plan_instruction.replace("{caption}", prompt)}],
-                add_generation_prompt=True,
-            )
-            for prompt in prompts
-        ]
-        inputs = processor.tokenizer(
-            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
-        ).to(self._execution_device)
-        tokens = self.model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
+        top_p = self.config.plan_top_p
+        return write_plans(
+            self.model, self.processor, prompts, images, self._execution_device, generators, top_p, max_new_tokens
         )
-        plans = processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])
-        return [plan.strip() or prompt for plan, prompt in zip(plans, prompts, strict=True)]
+
+    def _sample_plans(self, prompts: Sequence[str], images, generator) -> list[str]:
+        """A plan for each image: sampled, or greedy, then written once for equal prompts."""
+        if self.config.plan_top_p is not None:
+            return self.write_plans(prompts, images=images, generators=spawn(generator, len(prompts)))
+        if images is not None:
+            return self.write_plans(prompts, images=images)
+        distinct = list(dict.fromkeys(prompts))
+        plans = dict(zip(distinct, self.write_plans(distinct), strict=True))
+        return [plans[prompt] for prompt in prompts]
 
     def generate_features(
         self,

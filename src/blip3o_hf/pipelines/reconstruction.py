@@ -12,13 +12,15 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..data.images import as_input_image
-from ..data.shapes_dataset import RECONSTRUCT
+from ..data.shapes_tasks import RECONSTRUCT
 from ..models.original_layout import original_settings
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize
 from ..names import check_name
 from .pipeline_blip3o import Blip3oPipeline, Blip3oPipelineOutput
 
 MODES = ("autoencoder", "unified")
+# Arguments of the pipeline that are of no use where features are only decoded.
+DECODED_WITHOUT = ("num_inference_steps", "guidance_scale", "guidance_interval", "plan", "num_attempts", "checker")
 _TARGET_ENCODER = "target_encoder"
 
 
@@ -133,8 +135,7 @@ class Blip3oReconstructionPipeline:
         pixels = self._pixels(images)
         features = self._features(pixels)
         if mode == "autoencoder":
-            names = ("num_inference_steps", "guidance_scale", "guidance_interval")
-            sampling = {name: value for name, value in sampling.items() if name not in names}
+            sampling = {name: value for name, value in sampling.items() if name not in DECODED_WITHOUT}
             output = self.pipe(image_features=features, generator=generator, output_type="pt", **sampling)
         else:
             given = [images] if isinstance(images, Image.Image) else list(images)

@@ -21,6 +21,9 @@ SAMPLING_ARGUMENTS = (
     "guidance_scale",
     "guidance_interval",
     "num_images_per_prompt",
+    "plan",
+    "num_attempts",
+    "checker",
     "height",
     "width",
     "decoder_num_inference_steps",
@@ -85,8 +88,9 @@ class Blip3oTextToImagePipeline(Pipeline):
                 `num_images_per_prompt` and so on.
 
         Returns:
-            For each prompt a dictionary with `image` and `image_features` (`[C, h, w]`), or a list of these with
-            `num_images_per_prompt` above 1. A list of prompts gives a list; a generator gives an iterator.
+            For each prompt a dictionary with `image` and `image_features` (`[C, h, w]`), with a plan also `plan`, and
+            where pictures are looked at `attempts` and `score`; or a list of these with `num_images_per_prompt` above
+            1. A list of prompts gives a list; a generator gives an iterator.
 
         Raises:
             TypeError, ValueError: on bad input.
@@ -109,29 +113,36 @@ class Blip3oTextToImagePipeline(Pipeline):
         return {}, forward, {} if output_type is None else {"output_type": output_type}
 
     def preprocess(self, prompt: str) -> dict[str, Any]:
-        return self.processor.encode_prompts([prompt])
+        self.processor.encode_prompts([prompt])  # checks it
+        return {"prompts": prompt}
 
     def _forward(self, inputs, output_type="pil", seed=None, generator=None, num_images_per_prompt=1, **sampling):
-        condition = self.model.encode_condition(**inputs)
+        prompts = inputs["prompts"]
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if seed is not None:
-            seeds = [seed + number for _ in condition for number in range(num_images_per_prompt)]
+            seeds = [seed + number for _ in prompts for number in range(num_images_per_prompt)]
             generator = [torch.Generator().manual_seed(each) for each in seeds]
-        images, features = self.drawing(
-            condition=condition,
+        output = self.drawing(
+            prompts,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             output_type="features" if output_type == "features" else "pt",
-            return_dict=False,
             **sampling,
         )
-        made = {"image_features": features, "images": images}
-        return {
-            name: tensor.unflatten(0, (-1, num_images_per_prompt)).float().cpu()
-            for name, tensor in made.items()
-            if tensor is not None
+        made = {"image_features": output.image_features, "images": output.images}
+        made |= {name: getattr(output, name) for name in ("attempts", "scores")}
+        made = {
+            name: torch.as_tensor(values).unflatten(0, (-1, num_images_per_prompt)).float().cpu()
+            for name, values in made.items()
+            if values is not None
         }
+        if output.plans is not None:
+            made["plans"] = [
+                output.plans[i : i + num_images_per_prompt] for i in range(0, len(output.plans), num_images_per_prompt)
+            ]
+        return made
 
-    def postprocess(self, made: dict[str, torch.Tensor], output_type: str = "pil"):
+    def postprocess(self, made: dict[str, Any], output_type: str = "pil"):
         results = [{"image_features": features} for features in made["image_features"][0]]
         if output_type != "features":
             images = made["images"][0]
@@ -140,6 +151,12 @@ class Blip3oTextToImagePipeline(Pipeline):
             if output_type == "pil":
                 images = VaeImageProcessor.numpy_to_pil(images)
             results = [{"image": image, **result} for image, result in zip(images, results, strict=True)]
+        if "plans" in made:  # the library takes one of a batch out of its list, and leaves a single one in it
+            plans = made["plans"] if isinstance(made["plans"][0], str) else made["plans"][0]
+            results = [{**result, "plan": plan} for result, plan in zip(results, plans, strict=True)]
+        if "scores" in made:
+            for result, number, score in zip(results, made["attempts"][0], made["scores"][0], strict=True):
+                result |= {"attempts": int(number), "score": float(score)}
         return results if len(results) > 1 else results[0]
 
 
@@ -203,7 +220,8 @@ def generate_images(
     image_inputs = {name: kwargs[name] for name in ("pixel_values", "image_grid_thw") if name in kwargs}
     with torch.no_grad():
         condition = model.encode_condition(input_ids, attention_mask, **image_inputs)
-    sampling = {name: kwargs[name] for name in SAMPLING_ARGUMENTS if kwargs.get(name) is not None}
+    names = set(SAMPLING_ARGUMENTS) - {"plan", "num_attempts", "checker"}  # which need the prompt
+    sampling = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
     return drawing(condition=condition, generator=generator, output_type="pt", **sampling).images
 
 

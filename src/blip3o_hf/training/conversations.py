@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..data.records import Record
-from ..models.processing_blip3o import Blip3oProcessor
+from ..models.processing_blip3o import Blip3oProcessor, message_images
 
 IGNORED = -100
 
@@ -38,39 +38,43 @@ class Conversations:
         Raises:
             ValueError: when the images of a record alone do not fit `max_length`.
         """
-        images = [image for record in records for image in record.images]
+        shown = [[*message_images(record.history), *record.images] for record in records]
+        images = [image for own in shown for image in own]
         pixels = self.processor.image_processor(images, return_tensors="pt") if images else {}
         encoded, first = [], 0
-        for record in records:
-            slots = [self.processor.replace_image_token(pixels, first + i) for i in range(len(record.images))]
-            first += len(record.images)
+        for record, own in zip(records, shown, strict=True):
+            slots = [self.processor.replace_image_token(pixels, first + i) for i in range(len(own))]
+            first += len(own)
             encoded.append(self.encode(record, slots))
         longest = max(len(ids) for ids, _ in encoded)
         pad = self.processor.tokenizer.pad_token_id
         input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
         labels = torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in encoded])
         lengths = torch.tensor([len(ids) for ids, _ in encoded])
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": (torch.arange(longest) < lengths[:, None]).long(),
             "labels": labels,
-            "mm_token_type_ids": (input_ids == self.processor.image_token_id).int(),
             **pixels,
         }
+        if self.processor.num_image_tokens is None:  # backbones with positions in rows and columns tell images by it
+            batch["mm_token_type_ids"] = (input_ids == self.processor.image_token_id).int()
+        return batch
 
     def encode(self, record: Record, slots: Sequence[str]) -> tuple[list[int], list[int]]:
         """
         Token ids of a conversation, and labels for the assistant's words and the token that ends its turn.
 
         Args:
-            record: of understanding; its images come before the first question.
-            slots: the placeholders of each image.
+            record: of understanding; its images come before the first question, and after the earlier turns.
+            slots: the placeholders of each image, those of the earlier turns first.
         """
-        pictures = "".join(f"<|vision_start|>{slot}<|vision_end|>" for slot in slots)
         (question, answer), *further = record.turns
-        opening = self.processor.apply_chat_template(
-            [{"role": "user", "content": pictures + question}], add_generation_prompt=True
-        )
+        content = [*[{"type": "image"}] * len(record.images), {"type": "text", "text": question}]
+        asked = {"role": "user", "content": content if record.images else question}
+        opening = self.processor.apply_chat_template([*record.history, asked], add_generation_prompt=True)
+        texts = opening.split(self.processor.image_token)
+        opening = "".join(part for pair in zip(texts, [*slots, ""], strict=True) for part in pair)
         parts = [opening, answer + "<|im_end|>"]
         for question, answer in further:
             parts += [f"\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", answer + "<|im_end|>"]
@@ -80,9 +84,20 @@ class Conversations:
         for index, part_ids in enumerate(tokenized):
             ids += part_ids
             labels += part_ids if index % 2 else [IGNORED] * len(part_ids)
+        self._label_images(record, ids, labels)
         if self.processor.image_token_id in ids[self.max_length :]:
             raise ValueError(
                 f"The images of a conversation must fit `max_length`, {self.max_length} tokens. Those of {record.key} "
                 f"do not. Raise it, or give smaller images."
             )
         return ids[: self.max_length], labels[: self.max_length]
+
+    def _label_images(self, record: Record, ids: list[int], labels: list[int]) -> None:
+        """Let the tokens of the record's own images, the last ones, say their words."""
+        words = [word for own in record.image_words for word in own]
+        if not words:
+            return
+        places = [place for place, token in enumerate(ids) if token == self.processor.image_token_id][-len(words) :]
+        tokens = self.processor.tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
+        for place, token in zip(places, tokens, strict=True):
+            labels[place + 1] = token[0]  # what a token says is the label of the next place

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = (
@@ -21,7 +21,8 @@ SPECIAL_TOKENS = (
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
     """
-    Learn a byte-level BPE: every text can be written, and the corpus' own words become single tokens.
+    Learn a byte-level BPE: every text can be written, and the corpus' own words become single tokens. Capitals,
+    typographic apostrophes and several spaces in a row are read as their plain forms.
 
     Args:
         texts: the corpus.
@@ -29,6 +30,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         max_length: longest sequence in tokens.
     """
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex("[\u2018\u2019]"), "'"),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

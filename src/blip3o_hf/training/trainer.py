@@ -208,6 +208,39 @@ class CompleteCallback(TrainerCallback):
             keep_newest(args.output_dir, self.number)
 
 
+class TimeCallback(TrainerCallback):
+    """
+    Counts the wall and CPU time of a run, interruptions left out: every checkpoint holds what it took to get there.
+
+    Args:
+        trainer: whose `resumed_from` is the checkpoint to go on from.
+    """
+
+    filename = "time.json"
+
+    def __init__(self, trainer: "Blip3oTrainer"):
+        self.trainer = trainer
+        self.before = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+        self.began = (time.perf_counter(), time.process_time())
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds since the beginning of the run, those before an interruption included."""
+        now = time.perf_counter(), time.process_time()
+        return {name: before + now[i] - self.began[i] for i, (name, before) in enumerate(self.before.items())}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        path = Path(self.trainer.resumed_from or "", self.filename)
+        if self.trainer.resumed_from is not None and path.is_file():
+            self.before = json.loads(path.read_text())
+        self.began = (time.perf_counter(), time.process_time())
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / self.filename).write_text(json.dumps(self.spent))
+
+
 class SpikeCallback(TrainerCallback):
     """
     Leaves out updates with gradients that are not finite, or far larger than usual.
@@ -312,6 +345,8 @@ class Blip3oTrainer(Trainer):
         if isinstance(self.train_dataset, StreamingMixture):
             self.args.ignore_data_skip = True  # the stream itself goes on where it was
             self.add_callback(StreamCallback(self, self.train_dataset))
+        self.clock_of_run = TimeCallback(self)
+        self.add_callback(self.clock_of_run)
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
         self.add_callback(CompleteCallback(self, number))
         self.add_callback(SpikeCallback(self, self.args.spike_factor, self.args.max_skipped_steps))

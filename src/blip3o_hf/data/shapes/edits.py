@@ -1,7 +1,6 @@
 """Edits of a scene in words: what they change, what must stay, and whether a picture shows both."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from ...names import check_name
 from .language import pick, with_article, zone
 from .sampling import Example, free_places, sample_example
 from .scene import (
+    BACKGROUNDS,
     CELL,
     HELD_OUT_COMBINATIONS,
     MAX_OBJECTS,
@@ -21,11 +21,13 @@ from .scene import (
     Scene,
     SceneObject,
     has_held_out_relation,
+    in_reading_order,
     is_held_out_scene,
 )
 from .verify import DetectedObject, detect
+from .wording import COMPARATIVES, PLACE_WORDS, SIZE_WORDS, natural_edit, natural_name
 
-EDIT_KINDS = ("color", "shape", "add", "remove", "move")
+EDIT_KINDS = ("color", "shape", "add", "remove", "move", "size", "background")
 MAX_SHIFT = CELL
 """Pixels by which the centre of an object may be off along an axis to count as in its place."""
 
@@ -33,10 +35,13 @@ _MAX_DRAWS = 1000
 _WORDINGS = {
     "color": ("make the {old} {color}", "change the {old} to {color}", "paint the {old} {color}"),
     "shape": ("turn the {old} into {new}", "replace the {old} with {new}"),
-    "add": ("add {new} at the {place}", "put {new} at the {place}"),
+    "add": ("add {new} at the {zone}", "put {new} at the {zone}"),
     "remove": ("remove the {old}", "take the {old} away", "delete the {old}"),
-    "move": ("move the {old} to the {place}", "put the {old} at the {place}"),
+    "move": ("move the {old} to the {zone}", "put the {old} at the {zone}"),
+    "size": ("make the {old} {comparative}", "make the {old} {size}"),
+    "background": ("make the background {background}", "change the background to {background}"),
 }
+_COMPARATIVES = {"small": "smaller", "large": "larger"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ class Edit:
         kind: One of `EDIT_KINDS`.
         source: The scene before.
         target: The scene after, one of those that follow the instruction.
-        old: The object that is changed, removed or moved; `None` where one is added.
-        new: What it becomes, or what is added; `None` where one is removed.
+        old: The object that is changed, removed or moved; `None` where one is added, or the background changes.
+        new: What it becomes, or what is added; `None` where one is removed, or the background changes.
+        name: What the instruction calls `old`.
     """
 
     text: str
@@ -59,11 +65,37 @@ class Edit:
     target: Scene
     old: SceneObject | None
     new: SceneObject | None
+    name: str = ""
 
     @property
     def kept(self) -> tuple[SceneObject, ...]:
         """The objects that must stay as they are."""
         return tuple(o for o in self.source.objects if o is not self.old)
+
+    @property
+    def ordered_target(self) -> Scene:
+        """The scene after, its objects in reading order of the scene before; what is added comes last."""
+        before = in_reading_order(self.source.objects)
+        objects = [self.new if o is self.old else o for o in before]
+        if self.kind == "add":
+            objects.append(self.new)
+        return Scene(tuple(o for o in objects if o is not None), self.target.background)
+
+    def reworded(self, rng: np.random.Generator) -> str:
+        """The instruction in any of its wordings."""
+        words = _words(self.kind, self.name, self.target, self.new)
+        if self.new is not None:
+            if self.kind == "add":
+                words["new"] = with_article(natural_name(rng, self.new.shape, self.new.color, self.new.size))
+            words["place"] = pick(rng, PLACE_WORDS[zone(self.new)])
+            words["to_place"] = words["place"].replace("at ", "to ", 1).replace("on ", "to ", 1)
+            words["to_place"] = words["to_place"].replace("in the", pick(rng, ("to the", "into the")), 1)
+        if self.kind == "size":
+            words["comparative"] = pick(rng, COMPARATIVES[self.new.size])
+            words["size"] = pick(rng, SIZE_WORDS[self.new.size])
+        if len(self.source.objects) == 1 and rng.random() < 0.4:
+            words["old"] = "it"
+        return natural_edit(rng, self.kind, words).replace("the it ", "it ").replace("the it", "it")
 
 
 @dataclass(frozen=True)
@@ -77,11 +109,6 @@ class EditVerdict:
     def passed(self) -> bool:
         """Whether both hold."""
         return self.followed and self.preserved
-
-
-def in_reading_order(objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
-    """The objects from top to bottom, those of one row from left to right."""
-    return tuple(sorted(objects, key=lambda o: (o.row, o.col)))
 
 
 def _names(scene: Scene, rng: np.random.Generator) -> list[tuple[SceneObject, str]]:
@@ -98,32 +125,47 @@ def _names(scene: Scene, rng: np.random.Generator) -> list[tuple[SceneObject, st
 
 def _change(
     kind: str, scene: Scene, old: SceneObject | None, rng: np.random.Generator
-) -> tuple[SceneObject | None, dict[str, str]] | None:
-    """What `old` becomes and the words for it, or `None` where nothing fits."""
+) -> tuple[Scene, SceneObject | None] | None:
+    """The scene after, and what `old` becomes; `None` where nothing fits."""
     others = [o for o in scene.objects if o is not old]
+    if kind == "background":
+        return Scene(scene.objects, next(name for name in BACKGROUNDS if name != scene.background)), None
     if kind == "remove":
-        return None, {}
+        return Scene(tuple(others), scene.background), None
     if kind == "color":
-        color = pick(rng, [color for color in SEEN_COLORS[old.shape] if color != old.color])
-        return replace(old, color=color), {"color": color}
-    if kind == "shape":
+        new = replace(old, color=pick(rng, [color for color in SEEN_COLORS[old.shape] if color != old.color]))
+    elif kind == "shape":
         shapes = [s for s in SHAPES if s != old.shape and (old.color, s) not in HELD_OUT_COMBINATIONS]
         new = replace(old, shape=pick(rng, shapes))
-        return new, {"new": with_article(new.shape)}
-    if kind == "move":
-        places = free_places(others, old.size)
+    elif kind == "size":
+        new = replace(old, size=next(size for size in SIZES if size != old.size))
+        if (new.row, new.col) not in free_places(others, new.size):
+            return None
     else:
-        size = pick(rng, tuple(SIZES))
+        size = old.size if kind == "move" else pick(rng, tuple(SIZES))
         places = free_places(others, size)
-    if not places:
-        return None
-    row, col = pick(rng, places)
-    if kind == "move":
-        new = replace(old, row=row, col=col)
-        return None if zone(new) == zone(old) else (new, {"place": zone(new)})
-    shape = pick(rng, SHAPES)
-    new = SceneObject(shape, pick(rng, SEEN_COLORS[shape]), size, row, col)
-    return new, {"new": with_article(f"{size} {new.color} {shape}"), "place": zone(new)}
+        if not places:
+            return None
+        row, col = pick(rng, places)
+        if kind == "move":
+            new = replace(old, row=row, col=col)
+            if zone(new) == zone(old):
+                return None
+        else:
+            shape = pick(rng, SHAPES)
+            new = SceneObject(shape, pick(rng, SEEN_COLORS[shape]), size, row, col)
+            return Scene((*scene.objects, new), scene.background), new
+    return Scene(tuple(new if o is old else o for o in scene.objects), scene.background), new
+
+
+def _words(kind: str, name: str, target: Scene, new: SceneObject | None) -> dict[str, str]:
+    """What the wordings of an edit have places for."""
+    words = {"old": name, "background": target.background}
+    if new is not None:
+        described = f"{new.size} {new.color} {new.shape}" if kind == "add" else new.shape
+        words |= {"new": with_article(described), "color": new.color, "zone": zone(new)}
+        words |= {"size": new.size, "comparative": _COMPARATIVES[new.size]}
+    return words
 
 
 def edit_scene(scene: Scene, rng: np.random.Generator, kind: str) -> Edit | None:
@@ -142,17 +184,16 @@ def edit_scene(scene: Scene, rng: np.random.Generator, kind: str) -> Edit | None
     named = _names(scene, rng)
     is_too_full = kind == "add" and len(scene.objects) == MAX_OBJECTS
     is_too_empty = kind == "remove" and len(scene.objects) == 1
-    if is_too_full or is_too_empty or (kind != "add" and not named):
+    is_about_one = kind not in ("add", "background")
+    if is_too_full or is_too_empty or (is_about_one and not named):
         return None
-    old, name = (None, "") if kind == "add" else pick(rng, named)
+    old, name = pick(rng, named) if is_about_one else (None, "")
     change = _change(kind, scene, old, rng)
     if change is None:
         return None
-    new, words = change
-    objects = tuple(new if o is old else o for o in scene.objects if o is not old or new is not None)
-    target = Scene(objects if old is not None else (*objects, new), scene.background)
-    text = pick(rng, _WORDINGS[kind]).format(old=name, **words)
-    return Edit(text, kind, scene, target, old, new)
+    target, new = change
+    text = pick(rng, _WORDINGS[kind]).format(**_words(kind, name, target, new))
+    return Edit(text, kind, scene, target, old, new, name)
 
 
 def sample_edit(rng: np.random.Generator, *, split: str = "train", kind: str | None = None) -> tuple[Edit, Example]:
@@ -189,17 +230,11 @@ def _take(seen: list[DetectedObject], o: SceneObject) -> bool:
     return False
 
 
-def _seen_zone(seen: DetectedObject) -> str:
-    half = SIZES[seen.size] / 2
-    x, y = seen.center
-    return zone(SceneObject(seen.shape, seen.color, seen.size, (y - half) / CELL, (x - half) / CELL))
-
-
 def _is_asked_for(seen: DetectedObject, edit: Edit) -> bool:
     new = edit.new
     if (seen.shape, seen.color, seen.size) != (new.shape, new.color, new.size):
         return False
-    return _is_at(seen, new) if edit.kind in ("color", "shape") else _seen_zone(seen) == zone(new)
+    return zone(seen) == zone(new) if edit.kind in ("add", "move") else _is_at(seen, new)
 
 
 def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
@@ -217,15 +252,19 @@ def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
     picture = detect(image)
     seen = list(picture.objects)
     are_kept = all([_take(seen, o) for o in edit.kept])
-    if edit.new is None:
+    if edit.kind == "background":
+        followed = picture.background == edit.target.background
+    elif edit.new is None:
         followed = not any((o.shape, o.color) == (edit.old.shape, edit.old.color) for o in picture.objects)
     else:
         found = next((found for found in seen if _is_asked_for(found, edit)), None)
         followed = found is not None
         if followed:
             seen.remove(found)
-    is_rest_one = len(seen) <= (not followed)  # what the instruction is about, as it was or wrongly changed
-    is_clean = not picture.junk and is_rest_one and picture.background == edit.source.background
+    is_about_one = edit.kind != "background"
+    is_rest_one = len(seen) <= (is_about_one and not followed)  # the one it is about, as it was or wrongly changed
+    is_same_background = not is_about_one or picture.background == edit.source.background
+    is_clean = not picture.junk and is_rest_one and is_same_background
     return EditVerdict(followed, are_kept and is_clean)
 
 

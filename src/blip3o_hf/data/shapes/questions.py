@@ -1,25 +1,30 @@
 """Questions whose answers follow from the scene, so that understanding can be trained and scored exactly."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...names import check_name
-from .language import NUMBER_WORDS, pick, plural, with_article
+from .language import NUMBER_WORDS, cell_words, pick, plural, with_article, zone
 from .scene import (
     COLORS,
     HELD_OUT_COMBINATIONS,
     HELD_OUT_RELATIONS,
     RELATIONS,
     SHAPES,
+    SIZES,
     Scene,
     SceneObject,
     offset_along,
     stated_relation,
 )
+from .wording import QUESTION_WORDS, RELATION_WORDS, natural_question
 
-QUESTION_KINDS = ("existence", "color", "shape", "count", "position", "background")
+QUESTION_KINDS = ("existence", "color", "shape", "count", "position", "background", "size")
+PLACE_KINDS = ("row", "column", "cell", "zone")
+"""The kinds of question about the place of one object."""
 COMPARISON = "comparison"
 """The kind of question that is asked about two scenes."""
 GENERAL_QUESTION_KINDS = ("existence", "count", "background")
@@ -28,11 +33,33 @@ GENERAL_QUESTION_KINDS = ("existence", "count", "background")
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene with its one-word answer; `kind` is one of `QUESTION_KINDS`, or `COMPARISON`."""
+    """
+    A question about a scene with its answer.
+
+    Args:
+        text: In plain words.
+        answer: One word, but for the kinds `cell` and `zone`.
+        kind: One of `QUESTION_KINDS` or `PLACE_KINDS`, or `COMPARISON`.
+        form: A key of `QUESTION_WORDS`.
+        words: What its wordings have places for.
+    """
 
     text: str
     answer: str
     kind: str
+    form: str = field(default="", compare=False)
+    words: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    def reworded(self, rng: np.random.Generator) -> str:
+        """The question in any of its wordings."""
+        words = dict(self.words)
+        if "relation" in words:
+            words["relation"] = pick(rng, RELATION_WORDS[words["relation"]])
+        return natural_question(rng, self.form, words)
+
+
+def _question(kind: str, form: str, answer: str, **words: str) -> Question:
+    return Question(f"{QUESTION_WORDS[form][0].format(**words)}?", answer, kind, form, tuple(words.items()))
 
 
 def _unique(scene: Scene, attribute: str) -> list[SceneObject]:
@@ -40,55 +67,70 @@ def _unique(scene: Scene, attribute: str) -> list[SceneObject]:
     return [o for o in scene.objects if counts[getattr(o, attribute)] == 1]
 
 
-def _related_pairs(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
-    """Ordered pairs of objects, each alone in its colour and shape, with a relation that may be stated."""
+def _named(scene: Scene) -> list[SceneObject]:
+    """The objects that are alone in their colour and shape."""
     counts = Counter((o.color, o.shape) for o in scene.objects)
-    named = [o for o in scene.objects if counts[o.color, o.shape] == 1]
+    return [o for o in scene.objects if counts[o.color, o.shape] == 1]
+
+
+def _name(scene: Scene, o: SceneObject, rng: np.random.Generator) -> str:
+    """The shape of a named object where that is enough, half of the time; else with its colour."""
+    is_shape_enough = sum(other.shape == o.shape for other in scene.objects) == 1 and rng.random() < 0.5
+    return o.shape if is_shape_enough else f"{o.color} {o.shape}"
+
+
+def _related_pairs(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
+    """Ordered pairs of named objects with a relation that may be stated."""
+    named = _named(scene)
     return [(a, b) for a in named for b in named if a is not b and stated_relation(a, b) is not None]
 
 
-def question_kinds(scene: Scene) -> tuple[str, ...]:
-    """The kinds of question that have one answer in this scene."""
-    possible = {
+def question_kinds(scene: Scene, kinds: tuple[str, ...] = QUESTION_KINDS) -> tuple[str, ...]:
+    """Those of the kinds of question that have one answer in this scene."""
+    possible: dict[str, Callable] = {
         "color": lambda: _unique(scene, "shape"),
         "shape": lambda: _unique(scene, "color"),
         "position": lambda: _related_pairs(scene),
+        **dict.fromkeys(("size", *PLACE_KINDS), lambda: _named(scene)),
     }
-    return tuple(kind for kind in QUESTION_KINDS if kind not in possible or possible[kind]())
+    return tuple(kind for kind in kinds if kind not in possible or possible[kind]())
 
 
-def _ask_existence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question:
     shapes = {o.shape for o in scene.objects}
     kinds = {(o.color, o.shape) for o in scene.objects}
     has_color, is_present = rng.random() < 0.6, rng.random() < 0.5
     o = pick(rng, scene.objects)
     if not has_color and (is_present or len(shapes) < len(SHAPES)):
-        shape = o.shape if is_present else pick(rng, [shape for shape in SHAPES if shape not in shapes])
-        return f"is there {with_article(shape)}?", "yes" if is_present else "no"
-    if is_present:
-        return f"is there {with_article(f'{o.color} {o.shape}')}?", "yes"
-    excluded = kinds | HELD_OUT_COMBINATIONS
-    recolored = [(color, o.shape) for color in COLORS if (color, o.shape) not in excluded]
-    reshaped = [(o.color, shape) for shape in SHAPES if (o.color, shape) not in excluded]
-    color, shape = pick(rng, reshaped if reshaped and rng.random() < 0.5 else recolored)
-    return f"is there {with_article(f'{color} {shape}')}?", "no"
+        color, shape = "", o.shape if is_present else pick(rng, [shape for shape in SHAPES if shape not in shapes])
+    elif is_present:
+        color, shape = f"{o.color} ", o.shape
+    else:
+        excluded = kinds | HELD_OUT_COMBINATIONS
+        recolored = [(color, o.shape) for color in COLORS if (color, o.shape) not in excluded]
+        reshaped = [(o.color, shape) for shape in SHAPES if (o.color, shape) not in excluded]
+        color, shape = pick(rng, reshaped if reshaped and rng.random() < 0.5 else recolored)
+        color += " "
+    name, answer = color + shape, "yes" if is_present else "no"
+    words = {"a": with_article(name), "name": name, "names": color + plural(shape)}
+    return _question("existence", "existence", answer, **words)
 
 
-def _ask_count(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def _ask_count(scene: Scene, rng: np.random.Generator) -> Question:
     which = rng.random()
     if which < 0.2:
-        return "how many objects are there?", NUMBER_WORDS[len(scene.objects)]
+        return _question("count", "count", NUMBER_WORDS[len(scene.objects)], names="objects")
     is_absent_allowed = rng.random() < 0.25
     if which < 0.6:
         present = [o.shape for o in scene.objects]
         shape = pick(rng, SHAPES if is_absent_allowed else present)
-        return f"how many {plural(shape)} are there?", NUMBER_WORDS[present.count(shape)]
+        return _question("count", "count", NUMBER_WORDS[present.count(shape)], names=plural(shape))
     present = [o.color for o in scene.objects]
     color = pick(rng, tuple(COLORS) if is_absent_allowed else present)
-    return f"how many {color} objects are there?", NUMBER_WORDS[present.count(color)]
+    return _question("count", "count", NUMBER_WORDS[present.count(color)], names=f"{color} objects")
 
 
-def _ask_position(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+def _ask_position(scene: Scene, rng: np.random.Generator) -> Question:
     a, b = pick(rng, _related_pairs(scene))
     shapes = [o.shape for o in scene.objects]
     are_shapes_enough = shapes.count(a.shape) == shapes.count(b.shape) == 1 and rng.random() < 0.5
@@ -101,7 +143,25 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     ]
     if false and rng.random() < 0.5:
         relation, answer = pick(rng, false), "no"
-    return f"is the {first} {relation} the {second}?", answer
+    return _question("position", "position", answer, first=first, relation=relation, second=second)
+
+
+def _ask_size(scene: Scene, rng: np.random.Generator) -> Question:
+    named = _named(scene)
+    o = pick(rng, named)
+    if len(named) == 1 or rng.random() < 0.6:
+        return _question("size", "size", o.size, name=_name(scene, o, rng))
+    other = pick(rng, [candidate for candidate in named if candidate is not o])
+    form = pick(rng, ("larger", "smaller"))
+    a, b = (o, other) if form == "larger" else (other, o)
+    answer = "yes" if SIZES[a.size] > SIZES[b.size] else "no"
+    return _question("size", form, answer, first=_name(scene, o, rng), second=_name(scene, other, rng))
+
+
+def _ask_place(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
+    o = pick(rng, _named(scene))
+    answers = {"row": str(o.row + 1), "column": str(o.col + 1), "cell": cell_words(o), "zone": f"at the {zone(o)}"}
+    return _question(kind, kind, answers[kind], name=_name(scene, o, rng))
 
 
 def sample_question(scene: Scene, rng: np.random.Generator, kind: str | None = None) -> Question:
@@ -113,34 +173,36 @@ def sample_question(scene: Scene, rng: np.random.Generator, kind: str | None = N
     Args:
         scene: The scene.
         rng: Source of randomness.
-        kind: One of `QUESTION_KINDS`; `None` draws one of `question_kinds(scene)`.
+        kind: One of `QUESTION_KINDS` or `PLACE_KINDS`; `None` draws one of `question_kinds(scene)`.
 
     Raises:
         ValueError: If the kind is unknown, or has no single answer in this scene.
     """
-    kinds = question_kinds(scene)
     if kind is None:
-        kind = pick(rng, kinds)
-    check_name("question kind", kind, QUESTION_KINDS)
+        kind = pick(rng, question_kinds(scene))
+    check_name("question kind", kind, (*QUESTION_KINDS, *PLACE_KINDS))
+    kinds = question_kinds(scene, (*QUESTION_KINDS, *PLACE_KINDS))
     if kind not in kinds:
         raise ValueError(
             f"A {kind!r} question has no single answer in the scene {scene.key!r}. Available: {', '.join(kinds)}."
         )
     if kind == "existence":
-        text, answer = _ask_existence(scene, rng)
-    elif kind == "count":
-        text, answer = _ask_count(scene, rng)
-    elif kind == "position":
-        text, answer = _ask_position(scene, rng)
-    elif kind == "color":
+        return _ask_existence(scene, rng)
+    if kind == "count":
+        return _ask_count(scene, rng)
+    if kind == "position":
+        return _ask_position(scene, rng)
+    if kind == "size":
+        return _ask_size(scene, rng)
+    if kind in PLACE_KINDS:
+        return _ask_place(kind, scene, rng)
+    if kind == "color":
         o = pick(rng, _unique(scene, "shape"))
-        text, answer = f"what color is the {o.shape}?", o.color
-    elif kind == "shape":
+        return _question(kind, "color", o.color, name=o.shape)
+    if kind == "shape":
         o = pick(rng, _unique(scene, "color"))
-        text, answer = f"what shape is the {o.color} object?", o.shape
-    else:
-        text, answer = "what color is the background?", scene.background
-    return Question(text, answer, kind)
+        return _question(kind, "shape", o.shape, color=o.color)
+    return _question(kind, "background", scene.background)
 
 
 def sample_comparison(first: Scene, second: Scene, rng: np.random.Generator) -> Question:
@@ -158,18 +220,21 @@ def sample_comparison(first: Scene, second: Scene, rng: np.random.Generator) -> 
     if which < 0.3 and counts[0] != counts[1]:
         word = pick(rng, ("more", "fewer"))
         is_first = (counts[0] > counts[1]) == (word == "more")
-        return Question(f"which image has {word} objects?", "first" if is_first else "second", COMPARISON)
+        return _question(COMPARISON, "more", "first" if is_first else "second", more=word)
     if which < 0.8 and alone:
         color, shape = pick(rng, alone)
         is_first = (color, shape) in kinds[0]
-        text = f"which image shows {with_article(f'{color} {shape}')}?"
-        return Question(text, "first" if is_first else "second", COMPARISON)
+        named = with_article(f"{color} {shape}")
+        return _question(COMPARISON, "shows", "first" if is_first else "second", a=named)
     is_same = first.background == second.background
-    return Question("do both images have the same background?", "yes" if is_same else "no", COMPARISON)
+    return _question(COMPARISON, "backgrounds", "yes" if is_same else "no")
 
 
-def sample_question_of_two(first: Scene, second: Scene, rng: np.random.Generator) -> Question:
-    """Ask about one of two pictures; arguments are those of `sample_comparison`."""
+def sample_question_of_two(
+    first: Scene, second: Scene, rng: np.random.Generator, is_natural: bool = False
+) -> Question:
+    """Ask about one of two pictures; arguments are those of `sample_comparison`. `is_natural`: in any wording."""
     name, scene = pick(rng, (("first", first), ("second", second)))
     question = sample_question(scene, rng)
-    return Question(f"{question.text.removesuffix('?')} in the {name} image?", question.answer, question.kind)
+    text = question.reworded(rng) if is_natural else question.text
+    return Question(f"{text.rstrip('? ')} in the {name} image?", question.answer, question.kind)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from ...names import check_name
 from .language import (
+    DETAIL_FAMILIES,
     GENEVAL_FAMILIES,
     TRAINING_FAMILIES,
     ObjectGroup,
@@ -14,6 +16,7 @@ from .language import (
     long_caption,
     pick,
     sample_prompt,
+    zone,
 )
 from .scene import (
     BACKGROUNDS,
@@ -26,12 +29,15 @@ from .scene import (
     Scene,
     SceneObject,
     has_held_out_relation,
+    in_reading_order,
     is_held_out_scene,
     stated_relation,
 )
 
 _MAX_DRAWS = 10_000
 """Bound of the rejection loop; one scene in ten is accepted at worst, so it is never reached."""
+_FEW_DRAWS = 300
+"""The same for prompts of which another one may be drawn."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class Example:
     scene: Scene
     prompt: Prompt
     long_caption: str
+
+    @property
+    def ordered_scene(self) -> Scene:
+        """The scene with its objects in the order of the prompt, those of one group in reading order."""
+        objects, first = [], 0
+        for group in self.prompt.objects:
+            objects += in_reading_order(self.scene.objects[first : first + group.count])
+            first += group.count
+        return Scene(tuple(objects), self.scene.background)
 
 
 def _cells(row: int, col: int, num_rows: int, num_cols: int) -> int:
@@ -63,12 +78,18 @@ _PLACES = {
 """For each size, every place as (row, col, cells of the box, cells of the box and its gap)."""
 
 
-def _draw_places(rng: np.random.Generator, count: int) -> list[tuple[str, int, int]] | None:
-    """Sizes and places of `count` boxes, one after the other; `None` when the lattice filled up too early."""
+@cache
+def _places_in(size: str, zone_name: str) -> tuple[tuple[int, int, int, int], ...]:
+    """Of the places for a size, those whose centre lies in a zone."""
+    return tuple(place for place in _PLACES[size] if zone(SceneObject("", "", size, *place[:2])) == zone_name)
+
+
+def _draw_places(rng: np.random.Generator, groups: Sequence[ObjectGroup]) -> list[tuple[str, int, int]] | None:
+    """Size and place of a box for each of the groups, one after the other; `None` when the lattice filled up."""
     taken, places = 0, []
-    for _ in range(count):
-        size = "small" if rng.random() < 0.5 else "large"
-        options = _PLACES[size]
+    for group in groups:
+        size = group.size or ("small" if rng.random() < 0.5 else "large")
+        options = _PLACES[size] if group.place is None else _places_in(size, group.place)
         for _ in range(12):
             row, col, box, surrounds = pick(rng, options)
             if not box & taken:
@@ -122,8 +143,17 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator, *, split: str) -> Sce
             f"A scene has 1 to {MAX_OBJECTS} objects, {prompt.text!r} asks for {prompt.num_objects}. "
             "Lower the counts of the prompt's objects."
         )
-    for _ in range(_MAX_DRAWS):
-        places = _draw_places(rng, prompt.num_objects)
+    scene = _find_scene(prompt, rng, split, _MAX_DRAWS)
+    if scene is None:
+        raise RuntimeError(
+            f"No {split!r} scene shows {prompt.text!r} in {_MAX_DRAWS} draws. Check that its meaning is possible."
+        )
+    return scene
+
+
+def _find_scene(prompt: Prompt, rng: np.random.Generator, split: str, max_draws: int) -> Scene | None:
+    for _ in range(max_draws):
+        places = _draw_places(rng, [group for group in prompt.objects for _ in range(group.count)])
         if places is None:
             continue
         kinds = [(group.shape, color) for group in prompt.objects for color in _draw_colors(rng, group)]
@@ -135,9 +165,7 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator, *, split: str) -> Sce
             continue
         if prompt.is_held_out or not has_held_out_relation(scene):
             return scene
-    raise RuntimeError(
-        f"No {split!r} scene shows {prompt.text!r} in {_MAX_DRAWS} draws. Check that its meaning is possible."
-    )
+    return None
 
 
 def sample_example(rng: np.random.Generator, *, split: str = "train", family: str | None = None) -> Example:
@@ -151,6 +179,12 @@ def sample_example(rng: np.random.Generator, *, split: str = "train", family: st
     check_name("split", split, SPLITS)
     if family is None:
         family = pick(rng, TRAINING_FAMILIES if split == "train" else GENEVAL_FAMILIES)
-    prompt = sample_prompt(rng, family, split=split)
-    scene = sample_scene(prompt, rng, split=split)
+    if family not in DETAIL_FAMILIES:
+        prompt = sample_prompt(rng, family, split=split)
+        scene = sample_scene(prompt, rng, split=split)
+    else:  # one that says so much may have no scene of the split
+        scene = None
+        while scene is None:
+            prompt = sample_prompt(rng, family, split=split)
+            scene = _find_scene(prompt, rng, split, _FEW_DRAWS)
     return Example(scene, prompt, long_caption(scene, rng, split))

@@ -6,6 +6,7 @@ Whole combinations, relations, scenes and prompt texts are held out by fixed rul
 that every process and every run agrees on what the model has not seen.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -104,6 +105,22 @@ class Scene:
         """Canonical text of the scene, independent of the order of its objects."""
         parts = sorted(f"{o.shape},{o.color},{o.size},{o.row},{o.col}" for o in self.objects)
         return f"{self.background}:" + ";".join(parts)
+
+    @classmethod
+    def from_key(cls, key: str) -> "Scene":
+        """The scene that has a `key`.
+
+        >>> Scene.from_key("black:circle,red,small,0,4").objects[0].col
+        4
+        """
+        background, _, parts = key.partition(":")
+        fields = [part.split(",") for part in parts.split(";")]
+        return cls(tuple(SceneObject(*words, int(row), int(col)) for *words, row, col in fields), background)
+
+
+def in_reading_order(objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+    """The objects from top to bottom, those of one row from left to right."""
+    return tuple(sorted(objects, key=lambda o: (o.row, o.col)))
 
 
 def offset_along(a: tuple[float, float], b: tuple[float, float], relation: str) -> float:

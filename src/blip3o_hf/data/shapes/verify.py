@@ -1,6 +1,6 @@
 """Decides from pixels alone whether a picture shows what a prompt says: the exact score of generation."""
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from .language import Prompt
 from .render import sprite_mask
-from .scene import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, SIZES, offset_along
+from .scene import BACKGROUNDS, COLORS, IMAGE_SIZE, SHAPES, SIZES, SceneObject, offset_along
 
 MIN_SHAPE_IOU = 0.8
 """Overlap with the best template below which a component is no shape at all."""
@@ -217,6 +217,30 @@ def detect(image: Image.Image | np.ndarray) -> Detection:
     return Detection(_BACKGROUND_NAMES[nearest], tuple(objects), tuple(junk))
 
 
+def mismatch(objects: Sequence[SceneObject | DetectedObject], background: str, prompt: Prompt) -> str | None:
+    """What is not as a prompt says, in words; `None` where everything is.
+
+    Args:
+        objects: Those of a scene, or those seen in a picture.
+        background: `"white"` or `"black"`.
+        prompt: The prompt with its meaning.
+    """
+    if len(objects) != prompt.num_objects:
+        return f"{len(objects)} objects instead of {prompt.num_objects}"
+    for group in prompt.objects:
+        count = sum(group.holds(o) for o in objects)
+        if count != group.count:
+            place = "" if group.place is None else f" at the {group.place}"
+            return f"{count} of {group.name}{place} instead of {group.count}"
+    if prompt.relation is not None:
+        first, second = (next(o for o in objects if group.holds(o)) for group in prompt.objects[:2])
+        if offset_along(first.center, second.center, prompt.relation) < MIN_RELATION_OFFSET:
+            return f"the {first.shape} is not {prompt.relation} the {second.shape}"
+    if prompt.background not in (None, background):
+        return f"the background is {background} instead of {prompt.background}"
+    return None
+
+
 def verify(image: Image.Image | np.ndarray, prompt: Prompt) -> Verdict:
     """Whether a picture shows exactly what a prompt says: these objects and nothing more.
 
@@ -232,22 +256,5 @@ def verify(image: Image.Image | np.ndarray, prompt: Prompt) -> Verdict:
         return Verdict(False, "the background is neither white nor black")
     if seen.junk:
         return Verdict(False, f"junk: {seen.junk[0]}")
-    if len(seen.objects) != prompt.num_objects:
-        return Verdict(False, f"{len(seen.objects)} objects instead of {prompt.num_objects}")
-    shapes = Counter(o.shape for o in seen.objects)
-    kinds = Counter((o.color, o.shape) for o in seen.objects)
-    for group in prompt.objects:
-        count = shapes[group.shape] if group.color is None else kinds[group.color, group.shape]
-        if count != group.count:
-            name = group.shape if group.color is None else f"{group.color} {group.shape}"
-            return Verdict(False, f"{count} of {name} instead of {group.count}")
-    if prompt.relation is not None:
-        first, second = (
-            next(o for o in seen.objects if o.shape == group.shape and group.color in (None, o.color))
-            for group in prompt.objects[:2]
-        )
-        if offset_along(first.center, second.center, prompt.relation) < MIN_RELATION_OFFSET:
-            return Verdict(False, f"the {first.shape} is not {prompt.relation} the {second.shape}")
-    if prompt.background not in (None, seen.background):
-        return Verdict(False, f"the background is {seen.background} instead of {prompt.background}")
-    return Verdict(True, "ok")
+    reason = mismatch(seen.objects, seen.background, prompt)
+    return Verdict(reason is None, reason or "ok")

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from ...data.shapes import MAX_OBJECTS
-from ...data.shapes_dataset import Plan, ShapesDataset, ShapesPlans
+from ...data.shapes_dataset import ShapesDataset
+from ...data.shapes_tasks import Phrases, ShapesPhrases
 from .generation import VALIDATION_RECORDS
 from .joint import JointStage, PairedDataset
 
@@ -39,9 +40,9 @@ class AlignmentStage(JointStage):
         return self._pairs(self.scenes())
 
     def _pairs(self, scenes: ShapesDataset, **rates: float) -> PairedDataset:
-        return PairedDataset(ShapesPlans(self.pictures(scenes)), self._about(scenes, **rates))
+        return PairedDataset(ShapesPhrases(self.pictures(scenes)), self._about(scenes, **rates))
 
-    def _collate_pictures(self, plans: Sequence[Plan]) -> dict[str, torch.Tensor]:
+    def _collate_pictures(self, plans: Sequence[Phrases]) -> dict[str, torch.Tensor]:
         images = [list(plan.images) for plan in plans]
         prompts = self.processor.encode_prompts(
             [plan.prompt for plan in plans],

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from ...assets import resolve_model
 from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
-from ...data.shapes_dataset import ShapesDataset, ShapesPictures
+from ...data.shapes_dataset import ShapesDataset
+from ...data.shapes_tasks import ShapesPictures
 from ...models.processing_blip3o import Blip3oProcessor
 from ...names import check_keys
 from ..recipes import Recipe
@@ -36,7 +37,7 @@ class Stage:
     model_keys: ClassVar[tuple[str, ...]] = ()
     size_keys: ClassVar[tuple[str, ...]] = ()
     """Those of `model_keys` that a model has from its start."""
-    world_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "family_weights")
+    world_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "natural_rate", "family_weights")
     source_keys: ClassVar[tuple[str, ...]] = MIXTURE_KEYS
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
     num_questions: ClassVar[int] = 0
@@ -105,9 +106,9 @@ class Stage:
 
     def scenes(self) -> ShapesDataset:
         """The tiny world that the recipe describes."""
-        known = ("length", "seed", "long_caption_rate", "family_weights", "question_weights")
+        known = (*Stage.world_keys, "question_weights", "num_questions")
         settings = {key: value for key, value in self.recipe.data.items() if key in known}
-        return ShapesDataset(**settings, num_questions=self.num_questions)
+        return ShapesDataset(**{"num_questions": self.num_questions, **settings})
 
     def dataset(self) -> Dataset | IterableDataset:
         """The records to learn from: captions and images, unless a stage says otherwise."""

@@ -1,5 +1,8 @@
 """The stage `encoder`: a target encoder for the tiny world, where a published one would be out of place."""
 
+import torch
+import torch.nn.functional as F
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -9,17 +12,54 @@ from ...models.target_encoder import crop, normalize
 from ..tokenizers import train_tokenizer
 from .base import Stage
 
+# Small, so that places do not take all the room in the features.
+PLACE_WEIGHT = 0.1
+PLACE_SMOOTHING = 0.1
+
+
+class PatchCLIPModel(CLIPModel):
+    """A CLIP with a linear head on each patch feature for the pixels of its patch, and one for its place."""
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__(config)
+        vision = config.vision_config
+        self.pixel_head = nn.Linear(vision.hidden_size, 3 * vision.patch_size**2)
+        self.place_head = nn.Linear(vision.hidden_size, (vision.image_size // vision.patch_size) ** 2)
+        self.post_init()
+
+    def patch_loss(self, patch_features: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        How far the features are from telling, through the heads, what their patches show and where these are.
+
+        Args:
+            patch_features (`[B, N, C]`): the last hidden states, without the class token.
+            pixel_values (`[B, 3, H, W]`): what the tower saw.
+        """
+        size = self.config.vision_config.patch_size
+        patches = F.unfold(pixel_values, size, stride=size).transpose(1, 2)
+        places = torch.arange(patch_features.shape[1], device=patch_features.device).expand(len(patch_features), -1)
+        pixel_loss = F.mse_loss(self.pixel_head(patch_features).float(), patches)
+        logits = self.place_head(patch_features).float().flatten(0, 1)
+        return pixel_loss + PLACE_WEIGHT * F.cross_entropy(logits, places.flatten(), label_smoothing=PLACE_SMOOTHING)
+
 
 class EncoderStage(Stage):
-    """A CLIP-style encoder from nothing: image and caption towers, contrastive loss. Leaves the image tower."""
+    """
+    A CLIP-style encoder from nothing: image and caption towers, contrastive loss. Leaves the image tower.
+
+    Captions ask little of the patch features, which are what the model learns to generate and the backbone to read: a
+    small CLIP forgets where a patch stands, and what exactly it shows. `model.patch_weight` weighs a loss by which
+    each feature keeps the pixels and the place of its patch.
+    """
 
     name = "encoder"
-    model_keys = ("vision", "text", "projection_dim")
+    model_keys = ("vision", "text", "projection_dim", "patch_weight")
 
     def build(self):
         vision, text = self.recipe.model["vision"], self.recipe.model["text"]
         self._check_config(vision, CLIPVisionConfig, "model.vision")
         self._check_config(text, CLIPTextConfig, "model.text")
+        self.patch_weight = self.recipe.model.get("patch_weight", 0.0)
         corpus = ShapesDataset(length=2000, seed=1, long_caption_rate=0.5)
         captions = (corpus[index].caption for index in range(len(corpus)))
         self.tokenizer = train_tokenizer(captions, 400, text["max_position_embeddings"])
@@ -38,7 +78,7 @@ class EncoderStage(Stage):
         self.image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": size}, crop_size={"height": size, "width": size}
         )
-        return CLIPModel._from_config(config, attn_implementation="eager")
+        return PatchCLIPModel._from_config(config, attn_implementation="eager")
 
     def collate(self, records):
         texts = [record.prompt + self.tokenizer.eos_token for record in records]
@@ -50,7 +90,9 @@ class EncoderStage(Stage):
         }
 
     def loss(self, model, batch, generators):
-        return model(**batch, return_loss=True).loss
+        output = model(**batch, return_loss=True)
+        features = output.vision_model_output.last_hidden_state[:, 1:]
+        return output.loss + self.patch_weight * model.patch_loss(features, batch["pixel_values"])
 
     def save(self, model, folder, weights=None):
         weights = model.state_dict() if weights is None else weights

@@ -15,7 +15,8 @@ from transformers import AutoConfig
 from ...data.images import decoded
 from ...data.mixture import StreamingMixture, open_mixture
 from ...data.records import Record, targets
-from ...data.shapes_dataset import RECONSTRUCT, ShapesDataset, ShapesPictures
+from ...data.shapes_dataset import ShapesDataset
+from ...data.shapes_tasks import RECONSTRUCT, ShapesPictures
 from ...models.adapters import lora_config, read_lora, write_lora
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -75,10 +76,12 @@ class GenerationStage(Stage):
     length_keys = ("max_length", "max_input_pixels")
     model_keys = (*size_keys, *setting_keys, *length_keys, "train", "frozen_dtype", "lora", "caption_weight")
     lora_keys = ("parts", "rank", "alpha", "dropout", "train_queries")
-    task_keys = ("edit_rate", "reconstruction_rate", "history_rate")
+    task_keys = ("edit_rate", "reconstruction_rate", "history_rate", "plan_rate")
     world_keys = (*Stage.world_keys, *task_keys, "cache")
     source_keys = (*Stage.source_keys, "cache")
-    evaluation_keys = ("per_family", "prompts", "sources", "num_inference_steps", "guidance_scale")
+    sampling_keys = ("num_inference_steps", "guidance_scale", "plan", "num_attempts", "plan_top_p")
+    """What is saved with the pipeline, as its defaults."""
+    evaluation_keys = ("per_family", "prompts", "sources", *sampling_keys)
 
     def __init__(self, recipe):
         super().__init__(recipe)

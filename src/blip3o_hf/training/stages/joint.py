@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 
 from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
-from ...data.shapes_dataset import ShapesConversations, ShapesDataset
+from ...data.shapes_conversations import ShapesConversations
+from ...data.shapes_dataset import ShapesDataset
 from ...names import check_keys
 from ..conversations import Conversations
 from .generation import VALIDATION_RECORDS, GenerationStage
@@ -105,7 +106,7 @@ class JointStage(GenerationStage):
         """Conversations about scenes, at the recipe's rates or at those given."""
         keys = UnderstandingStage.conversation_keys
         rates = {key: self.recipe.data[key] for key in keys if key in self.recipe.data} | rates
-        return ShapesConversations(scenes, self.processor.plan_instruction, **rates)
+        return ShapesConversations(scenes, self.processor, **rates)
 
     def collate(self, records: Sequence[Pair]):
         conversations = [pair.conversation for pair in records[: self.num_conversations]]

@@ -1,0 +1,98 @@
+"""Reason, then draw: the backbone writes what a picture will show before it is drawn."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+
+# So many tokens of a plan the backbone writes at most.
+PLAN_TOKENS = 128
+
+
+class SeededSampling(LogitsProcessor):
+    """
+    Makes greedy search a sampler whose choices in a row depend on that row's generator alone: by Gumbel noise, whose
+    largest sum with the scores is a sample of their softmax.
+
+    Args:
+        generators: one on the CPU for each row.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator]):
+        self.generators = generators
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=own) for own in self.generators])
+        uniform = uniform.clamp(min=torch.finfo(uniform.dtype).tiny)
+        return scores + -(-uniform.log()).log().to(scores)
+
+
+def spawn(generator: torch.Generator | Sequence[torch.Generator] | None, number: int) -> list[torch.Generator]:
+    """Generators on the CPU, seeded by a draw each from those given, or from PyTorch's global one."""
+    parents = generator if isinstance(generator, (list, tuple)) else [generator] * number
+    seeds = [
+        torch.randint(2**62, (1,), generator=parent, device=None if parent is None else parent.device)
+        for parent in parents
+    ]
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def sampled(generators: Sequence[torch.Generator], top_p: float | None = None) -> LogitsProcessorList:
+    """What makes greedy search sample from the likeliest words, up to a share `top_p` in (0, 1]."""
+    warpers = [] if top_p is None else [TopPLogitsWarper(top_p)]
+    return LogitsProcessorList([*warpers, SeededSampling(generators)])
+
+
+def chat_messages(text: str, images: Sequence[Image.Image] = ()) -> list[dict]:
+    """A user's turn; without images, its content is a string, which templates of text-only backbones read, too."""
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+    return [{"role": "user", "content": content if images else text}]
+
+
+@torch.no_grad()
+def write_plans(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]] | None,
+    device: torch.device,
+    generators: Sequence[torch.Generator] | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int = PLAN_TOKENS,
+) -> list[str]:
+    """
+    What the backbone writes when asked, by the processor's `plan_instruction`, what to draw for each prompt; the
+    prompt itself where it writes nothing.
+
+    Args:
+        images: those of each prompt.
+        generators: one for each prompt, to sample; greedy without.
+        top_p: share in (0, 1] of the likeliest words that are sampled from.
+    """
+    shown = images if images is not None else [[] for _ in prompts]
+    texts = [
+        processor.apply_chat_template(
+            chat_messages(processor.plan_instruction.replace("{caption}", prompt), own), add_generation_prompt=True
+        )
+        for prompt, own in zip(prompts, shown, strict=True)
+    ]
+    flat = [image for own in shown for image in own]
+    inputs = processor(
+        text=texts,
+        **({"images": flat} if flat else {}),
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_tensors="pt",
+    ).to(device)
+    inputs.pop("token_type_ids", None)
+    if not flat:
+        inputs.pop("mm_token_type_ids", None)
+    sampling = {} if generators is None else {"logits_processor": sampled(generators, top_p)}
+    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **sampling)
+    plans = processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])
+    return [plan.strip() or prompt for plan, prompt in zip(plans, prompts, strict=True)]

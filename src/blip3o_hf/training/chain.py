@@ -1,0 +1,174 @@
+"""Stages one after another: which are done, what each took and reached, and where an interrupted chain goes on."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..files import written_whole
+from ..names import check_keys
+from .recipes import Recipe, load_recipe
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    What a finished stage took and reached.
+
+    Attributes:
+        stage, recipe: what was trained.
+        steps, batch_size: how many steps, of how many examples each.
+        wall_seconds, cpu_seconds: of training, interruptions left out.
+        threads: of the CPU.
+        scores: of the last evaluation.
+    """
+
+    stage: str
+    recipe: str
+    steps: int
+    batch_size: int
+    wall_seconds: float
+    cpu_seconds: float
+    threads: int
+    scores: dict[str, float]
+
+    @property
+    def times(self) -> str:
+        """Both times in words."""
+        return f"{self.wall_seconds:.0f} s of wall time, {self.cpu_seconds:.0f} s of CPU time"
+
+    def write(self, folder: str | os.PathLike) -> None:
+        """Leave it in the stage's folder: the mark that the stage is done."""
+        with written_whole(Path(folder, SUMMARY)) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike) -> "Summary | None":
+        """That of a finished stage; `None` where it is not finished."""
+        path = Path(folder, SUMMARY)
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def summarize(trainer: Any, spent: dict[str, float], threads: int) -> Summary:
+    """
+    The summary of a trainer that has finished.
+
+    Args:
+        trainer ([`~training.trainer.Blip3oTrainer`]): after training and its evaluation.
+        spent: its `clock_of_run.spent`.
+        threads: of the CPU.
+    """
+    recipe, scores = trainer.stage.recipe, {}
+    for entry in trainer.state.log_history:
+        scores |= {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+    size = trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps
+    return Summary(
+        recipe.stage, recipe.source, trainer.state.global_step, size, **spent, threads=threads, scores=scores
+    )
+
+
+@dataclass(frozen=True)
+class Link:
+    """
+    A stage of a chain.
+
+    Args:
+        recipe: its file, beside that of the chain.
+        short: overrides for a run of minutes.
+        show: the score to show, one of its evaluation.
+    """
+
+    recipe: str
+    short: tuple[str, ...] = ()
+    show: str = ""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """
+    All stages of a model, in the order in which they read one another's results.
+
+    Args:
+        folder: that all recipes write to and read from.
+        links: the stages.
+        source: the file it was read from.
+    """
+
+    folder: str
+    links: tuple[Link, ...]
+    source: Path
+
+    def recipe(self, link: Link, output: str | None = None, is_short: bool = False) -> tuple[Path, list[str]]:
+        """
+        File and overrides of a stage.
+
+        Args:
+            link: the stage.
+            output: the folder to take in the place of `folder`.
+            is_short: whether to run for minutes only.
+        """
+        path = self.source.parent / link.recipe
+        overrides = list(link.short) if is_short else []
+        if output is not None and Path(output) != Path(self.folder):
+            recipe = load_recipe(path)
+            places = {"output_dir": recipe.output_dir, **{f"inputs.{k}": v for k, v in recipe.inputs.items()}}
+            for key, place in places.items():
+                if Path(self.folder) in Path(place).parents:
+                    overrides.append(f"{key}={Path(output) / Path(place).relative_to(self.folder)}")
+        return path, overrides
+
+    def load(self, link: Link, output: str | None = None, is_short: bool = False) -> Recipe:
+        """The recipe of a stage."""
+        return load_recipe(*self.recipe(link, output, is_short))
+
+
+def load_chain(path: str | os.PathLike) -> Chain:
+    """
+    Read a chain.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is no chain.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"A chain is a YAML file. There is none at {path}. See recipes/tiny/chain.yaml.")
+    content = yaml.safe_load(path.read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content["stages"]:
+        raise ValueError(f"A chain lists its `stages`. {path} does not. See recipes/tiny/chain.yaml.")
+    check_keys(content, ("folder", "stages"), str(path))
+    for stage in content["stages"]:
+        check_keys(stage, {field.name for field in fields(Link)}, f"'stages' of {path}")
+    links = tuple(Link(**{**stage, "short": tuple(stage.get("short", ()))}) for stage in content["stages"])
+    return Chain(content["folder"], links, path)
+
+
+def table(summaries: list[Summary], shown: list[str]) -> str:
+    """
+    What the stages took and reached, as a table of Markdown.
+
+    Args:
+        summaries: of the finished stages.
+        shown: for each the name of the score to show, or nothing.
+    """
+    rows = [["stage", "recipe", "examples", "wall time", "CPU time", "threads", "score"], ["---"] * 7]
+    for summary, name in zip(summaries, shown, strict=True):
+        rows.append(
+            [
+                summary.stage,
+                f"`{summary.recipe}`",
+                f"{summary.steps:,} steps of {summary.batch_size}",
+                f"{summary.wall_seconds:,.0f} s",
+                f"{summary.cpu_seconds:,.0f} s",
+                str(summary.threads),
+                f"{name} {summary.scores[name]:.3f}" if name in summary.scores else "",
+            ]
+        )
+    wall, cpu = (sum(getattr(s, f"{kind}_seconds") for s in summaries) for kind in ("wall", "cpu"))
+    rows.append(["all", "", "", f"{wall:,.0f} s", f"{cpu:,.0f} s", "", ""])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
