@@ -19,12 +19,15 @@ IMAGE = Image.new("RGB", (4, 4))
         ({"target": IMAGE, "prompt": "make it red", "history": ({"role": "user", "content": "hello"},)}, "generation"),
         ({"turns": (("hello", "hi"),)}, "understanding"),
         ({"turns": (("what is this?", "a dog"),), "images": (IMAGE,)}, "understanding"),
+        ({"turns": (("and now?", "a cat"),), "history": ({"role": "user", "content": "hello"},)}, "understanding"),
+        ({"turns": (("a", "b"),), "images": (IMAGE,), "image_words": (("dog", "grass"),)}, "understanding"),
     ],
 )
 def test_kinds_follow_from_the_parts(parts, kind):
     record = Record("a:1", **parts)
     assert record.kind == kind
-    assert pickle.loads(pickle.dumps(record)).kind == kind  # as on its way from a worker
+    again = pickle.loads(pickle.dumps(record))  # as on its way from a worker
+    assert (again.kind, again.history, again.image_words) == (kind, record.history, record.image_words)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +41,8 @@ def test_kinds_follow_from_the_parts(parts, kind):
         ({"target": IMAGE, "images": (IMAGE.copy(),)}, "A target image must come with a prompt"),
         ({"turns": (("a", "b"),), "prompt": "c"}, "A prompt must come with a target image"),
         (
-            {"turns": (("a", "b"),), "history": ({"role": "user", "content": "c"},)},
-            "A history must lead to a prompt. There is none. Add one, or make the history turns.",
+            {"target": IMAGE, "images": (IMAGE,), "history": ({"role": "user", "content": "c"},)},
+            "A history must lead to a prompt or to turns. There are none. Add them.",
         ),
         ({"turns": (("a",),)}, r"a user's text and its answer. Got \('a',\)"),
         ({"turns": (("a", " "),)}, "a user's text and its answer"),

@@ -1,18 +1,17 @@
 """An edit does what its words say and nothing else, obeys the rules on scenes, and is told from near misses."""
 
-import re
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from tests.data.shapes_reading import follow
 
 from blip3o_hf.data.shapes import (
     CELL,
     COLORS,
     EDIT_KINDS,
-    SHAPES,
     Scene,
     SceneObject,
     edit_scene,
@@ -39,39 +38,11 @@ TWO = Scene((BLUE, RED), "white")
 
 @pytest.fixture(scope="module", params=SPLITS)
 def edits(request):
-    """Split, and thirty edits of each kind."""
+    """Split, and twenty-four edits of each kind."""
     rng = np.random.default_rng(0)
     return request.param, [
-        sample_edit(rng, split=request.param, kind=kind)[0] for kind in EDIT_KINDS for _ in range(30)
+        sample_edit(rng, split=request.param, kind=kind)[0] for kind in EDIT_KINDS for _ in range(24)
     ]
-
-
-def follow(scene, text):
-    """What an instruction does, read from its words alone: the objects left, what is wanted, and where."""
-    words = f"(?:(?P<color>{'|'.join(COLORS)}) )?(?P<shape>{'|'.join(SHAPES)})"
-    place = "(?P<place>(?:top|bottom)(?: left| right)?|left|right|center)"
-    new_color, new_shape = "(?P<new_color>\\w+)", f"an? (?P<new_shape>{'|'.join(SHAPES)})"
-    patterns = (
-        rf"(?:make|paint) the {words} {new_color}",
-        rf"change the {words} to {new_color}",
-        rf"turn the {words} into {new_shape}",
-        rf"replace the {words} with {new_shape}",
-        rf"(?:remove|delete) the {words}",
-        rf"take the {words} away",
-        rf"move the {words} to the {place}",
-        rf"put the {words} at the {place}",
-        rf"(?:add|put) a (?P<size>small|large) {words} at the {place}",
-    )
-    (match,) = filter(None, (re.fullmatch(pattern, text) for pattern in patterns))
-    said = {name: value for name, value in match.groupdict().items() if value is not None}
-    if "size" in said:
-        return list(scene.objects), {name: said[name] for name in ("size", "color", "shape")}, said["place"]
-    (old,) = [o for o in scene.objects if o.shape == said["shape"] and said.get("color", o.color) == o.color]
-    rest = [o for o in scene.objects if o is not old]
-    if text.startswith(("remove", "delete", "take")):
-        return rest, None, None
-    wanted = {"size": old.size, "color": said.get("new_color", old.color), "shape": said.get("new_shape", old.shape)}
-    return rest, wanted, said.get("place", (old.row, old.col))
 
 
 def test_equal_seeds_give_equal_edits():
@@ -84,10 +55,11 @@ def test_equal_seeds_give_equal_edits():
 def test_the_words_of_an_edit_tell_its_target(edits):
     _, drawn = edits
     for edit in drawn:
-        rest, wanted, place = follow(edit.source, edit.text)
+        rest, wanted, place, background = follow(edit.source, edit.text)
         assert set(rest) == set(edit.kept)
         new = [o for o in edit.target.objects if o not in rest]
-        assert edit.target.background == edit.source.background
+        assert edit.target.background == background
+        assert (edit.source.background == background) == (edit.kind != "background")
         assert edit.target.key != edit.source.key
         if wanted is None:
             assert new == [] and edit.new is None
@@ -106,7 +78,35 @@ def test_every_wording_occurs(edits):
         *(("add", verb) for verb in ("add", "put")),
         *(("remove", verb) for verb in ("remove", "take", "delete")),
         *(("move", verb) for verb in ("move", "put")),
+        ("size", "make"),
+        *(("background", verb) for verb in ("make", "change")),
     }
+    sizes = {edit.text.split()[-1] for edit in drawn if edit.kind == "size"}
+    assert sizes == {"small", "smaller", "large", "larger"}
+
+
+def test_the_scene_after_keeps_the_reading_order_of_the_scene_before(edits):
+    """What is changed stays in its place, what is added comes last."""
+    _, drawn = edits
+    for edit in drawn:
+        before, after = in_reading_order(edit.source.objects), edit.ordered_target
+        assert after.key == edit.target.key
+        assert [o for o in after.objects if o in edit.kept] == [o for o in before if o in edit.kept]
+        if edit.kind == "add":
+            assert after.objects[-1] == edit.new
+        elif edit.new is not None:
+            assert after.objects.index(edit.new) == before.index(edit.old)
+
+
+def test_a_name_is_that_of_the_object_that_changes(edits):
+    _, drawn = edits
+    for edit in drawn:
+        if edit.old is None:
+            assert edit.name == "" and edit.kind in ("add", "background")
+        else:
+            words = set(edit.name.split())
+            assert edit.name in edit.text
+            assert [o for o in edit.source.objects if words <= {o.color, o.shape}] == [edit.old]
 
 
 def test_scenes_before_and_after_obey_the_rules_of_their_split(edits):
@@ -143,8 +143,19 @@ def test_what_does_not_fit_gives_no_edit():
     for _ in range(20):
         assert edit_scene(full, rng, "add") is None
         assert edit_scene(one, rng, "remove") is None
-        assert all(edit_scene(twins, rng, kind) is None for kind in set(EDIT_KINDS) - {"add"})
+        assert all(edit_scene(twins, rng, kind) is None for kind in set(EDIT_KINDS) - {"add", "background"})
         assert edit_scene(one, rng, "color").old is BLUE
+
+
+def test_an_object_grows_only_where_there_is_room():
+    rng = np.random.default_rng(0)
+    near = Scene((BLUE, replace(RED, size="small", row=0, col=3)), "white")
+    grown = [edit for edit in (edit_scene(near, rng, "size") for _ in range(40)) if edit is not None]
+    assert 0 < len(grown) < 40 and all(edit.old == near.objects[1] for edit in grown)
+    assert all(edit.new == replace(edit.old, size="large") for edit in grown)
+    corner = Scene((replace(BLUE, row=6, col=6),), "white")
+    assert all(edit_scene(corner, rng, "size") is None for _ in range(10))
+    assert edit_scene(Scene((RED,), "white"), rng, "size").new == replace(RED, size="small")
 
 
 def test_a_name_fits_one_object_alone():
@@ -161,7 +172,10 @@ def test_unknown_names_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"Unknown kind of edit 'colour'\. Did you mean 'color'\? Available: color,"):
         edit_scene(TWO, rng, "colour")
-    with pytest.raises(ValueError, match=r"Unknown kind of edit 'paint'\. Available: color, shape, add, remove, move"):
+    with pytest.raises(
+        ValueError,
+        match=r"Unknown kind of edit 'paint'\. Available: color, shape, add, remove, move, size, background",
+    ):
         sample_edit(rng, kind="paint")
     with pytest.raises(ValueError, match=r"Unknown split 'tran'\. Did you mean 'train'\?"):
         sample_edit(rng, split="tran")
@@ -228,7 +242,8 @@ def test_a_picture_that_changes_something_else_does_not_preserve(edits):
     other = {"white": "black", "black": "white"}
     for edit in drawn:
         target = edit.target
-        assert verdict(render(replace(target, background=other[target.background])), edit) == (True, False)
+        if edit.kind != "background":
+            assert verdict(render(replace(target, background=other[target.background])), edit) == (True, False)
         for index, kept in enumerate(edit.kept):
             rest = tuple(o for o in target.objects if o is not kept)
             if rest:

@@ -5,32 +5,44 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tests.data.shapes_reading import SIDE, answer, answer_of_two
 
 from blip3o_hf.data.shapes import (
     CELL,
     COLORS,
     COMPARISON,
+    DETAIL_FAMILIES,
     EVALUATION_FAMILIES,
     FAMILIES,
+    GENEVAL_FAMILIES,
     HELD_OUT_COMBINATIONS,
     HELD_OUT_RELATIONS,
     INVERSE_RELATION,
     NUMBER_WORDS,
+    PLACE_KINDS,
     QUESTION_KINDS,
     SHAPES,
+    SIZES,
+    TEST_FAMILIES,
     TRAINING_FAMILIES,
+    ZONES,
     ObjectGroup,
     Prompt,
     Scene,
     SceneObject,
+    cell_code,
     cell_words,
     describe,
     has_held_out_relation,
+    in_reading_order,
     is_held_out_scene,
     is_held_out_text,
     is_training_scene,
     long_caption,
+    object_words,
     parse_description,
+    parse_plan,
+    patch_words,
     question_kinds,
     render,
     sample_comparison,
@@ -41,10 +53,9 @@ from blip3o_hf.data.shapes import (
     sample_scene,
     sprite_mask,
     stated_relation,
+    write_plan,
     zone,
 )
-
-_SIDE = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +67,25 @@ def train_examples():
 @pytest.fixture(scope="module")
 def held_out_examples():
     rng = np.random.default_rng(1)
-    return [sample_example(rng, split="test", family=family) for family in EVALUATION_FAMILIES for _ in range(40)]
+    return [sample_example(rng, split="test", family=family) for family in TEST_FAMILIES for _ in range(40)]
 
 
 def _satisfies(scene, prompt):
     """The meaning of a prompt, checked on the scene itself."""
-    wanted = Counter()
-    for group in prompt.objects:
-        wanted[group.color, group.shape] += group.count
-    has_colors = prompt.objects[0].color is not None
-    shown = Counter((o.color if has_colors else None, o.shape) for o in scene.objects)
+
+    def fits(o, group):
+        said = (group.shape, group.color, group.size, group.place)
+        return all(word in (None, own) for word, own in zip(said, (o.shape, o.color, o.size, zone(o)), strict=True))
+
+    counts = [sum(fits(o, group) for o in scene.objects) for group in prompt.objects]
+    is_shown = counts == [group.count for group in prompt.objects] and sum(counts) == len(scene.objects)
     is_related = True
     if prompt.relation is not None:
-        axis, sign = _SIDE[prompt.relation]
+        axis, sign = SIDE[prompt.relation]
         a, b = (next(o for o in scene.objects if o.shape == group.shape) for group in prompt.objects)
         offsets = [a.center[i] - b.center[i] for i in (0, 1)]
         is_related = sign * offsets[axis] >= 16 and abs(offsets[axis]) > abs(offsets[1 - axis])
-    return shown == wanted and is_related and prompt.background in (None, scene.background)
+    return is_shown and is_related and prompt.background in (None, scene.background)
 
 
 def test_equal_seeds_give_equal_examples():
@@ -247,51 +260,164 @@ def test_what_is_no_description_is_not_read(text):
 
 
 def test_the_cell_of_an_object_is_a_row_and_a_column():
-    cells = {cell_words(SceneObject("circle", "red", "small", row, col)) for row in range(7) for col in range(7)}
-    assert len(cells) == 49
-    assert cell_words(SceneObject("circle", "red", "small", 0, 0)) == "0A"
-    assert cell_words(SceneObject("circle", "red", "large", 5, 2)) == "5C"
+    objects = [SceneObject("circle", "red", "small", row, col) for row in range(7) for col in range(7)]
+    assert len(set(map(cell_words, objects))) == len(set(map(cell_code, objects))) == 49
+    assert cell_words(SceneObject("circle", "red", "small", 0, 4)) == "row 1 column 5"
+    assert cell_words(SceneObject("circle", "red", "large", 5, 2)) == "row 6 column 3"
+    assert cell_code(SceneObject("circle", "red", "small", 0, 4)) == "1 e"
+    assert cell_code(SceneObject("circle", "red", "large", 5, 2)) == "6 c"
 
 
-def _answer(scene, text):
-    """Answer a question from the scene by parsing its words, independently of how it was asked."""
-    colors, shapes = "|".join(COLORS), "|".join(SHAPES)
-
-    def named(words):
-        return [o for o in scene.objects if set(words.split()) <= {o.color, o.shape}]
-
-    if text == "what color is the background?":
-        return scene.background
-    if match := re.fullmatch(rf"is there an? ((?:(?:{colors}) )?(?:{shapes}))\?", text):
-        return "yes" if named(match[1]) else "no"
-    if match := re.fullmatch(rf"what color is the ({shapes})\?", text):
-        (o,) = named(match[1])
-        return o.color
-    if match := re.fullmatch(rf"what shape is the ({colors}) object\?", text):
-        (o,) = named(match[1])
-        return o.shape
-    if match := re.fullmatch(rf"how many (?:({colors}) )?(objects|(?:{shapes})(?:es|s)) are there\?", text):
-        shape = next((shape for shape in SHAPES if match[2].startswith(shape)), "")
-        return NUMBER_WORDS[len(named(f"{match[1] or ''} {shape}"))]
-    match = re.fullmatch(r"is the ([a-z ]+?) (left of|right of|above|below) the ([a-z ]+)\?", text)
-    (a,), (b,) = named(match[1]), named(match[3])
-    axis, sign = _SIDE[match[2]]
-    return "yes" if sign * (a.center[axis] - b.center[axis]) > 0 else "no"
+def test_a_plan_is_read_as_it_was_written(train_examples, held_out_examples):
+    for example in train_examples[:300] + held_out_examples:
+        for scene in (example.scene, example.ordered_scene, Scene(example.scene.objects[::-1], "black")):
+            plan = write_plan(scene)
+            assert parse_plan(plan) == parse_plan(f" {plan.capitalize()}.") == scene
 
 
-@pytest.mark.parametrize("kind", QUESTION_KINDS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a small red circle at row 1 column 5",
+        "a small red circle at row 1 column 5 on a green background",
+        "a small red circle on a white background",
+        "a red circle at row 1 column 5 on a white background",
+        "two small red circles at row 1 column 5 on a white background",
+        "a small red circle at the top left on a white background",
+        "a small red circle at row 0 column 5 on a white background",
+        "a small red circle at row 1 column 8 on a white background",
+        "a large red circle at row 1 column 7 on a white background",
+        "a tiny red circle at row 1 column 5 on a white background",
+        "a small pink circle at row 1 column 5 on a white background",
+        "a small red star at row 1 column 5 on a white background",
+        "a small red circle at row 1 column 5 and more on a white background",
+    ],
+)
+def test_what_is_no_plan_is_not_read(text):
+    assert parse_plan(text) is None
+
+
+def test_each_cell_of_the_lattice_has_a_word_about_what_is_there(train_examples):
+    rng, found = np.random.default_rng(15), set()
+    for example in train_examples[:60]:
+        image, background = render(example.scene), example.scene.background
+        words = patch_words(example.scene, rng)
+        assert len(words) == 64
+        for place, word in enumerate(words):
+            row, col = divmod(place, 8)
+            here = [o for o in example.scene.objects if 0 <= row - o.row < o.pixels // CELL]
+            here = [o for o in here if 0 <= col - o.col < o.pixels // CELL]
+            if here:
+                (o,) = here
+                known = {"size": o.size, "color": o.color, "shape": o.shape}
+                known |= dict(zip(("row", "column"), cell_code(o).split(), strict=True))
+                found.add(next(name for name, own in known.items() if own == word))
+            else:
+                assert word == background
+                patch = image[row * CELL : (row + 1) * CELL, col * CELL : (col + 1) * CELL]
+                assert (patch == (255 if background == "white" else 0)).all()
+    assert found == {"size", "color", "shape", "row", "column"}
+
+
+def test_the_words_about_objects_tell_all_but_the_cell(train_examples):
+    for example in train_examples[:100]:
+        for o in example.scene.objects:
+            alone = Scene((o,), example.scene.background)
+            assert object_words(alone) == [[o.size, o.color, o.shape, *zone(o).split(), example.scene.background]]
+        listed = Counter(tuple(words) for words in object_words(example.scene))
+        single = [object_words(Scene((o,), example.scene.background))[0] for o in example.scene.objects]
+        assert listed == Counter(map(tuple, single))
+
+
+def test_an_ordered_scene_keeps_the_order_of_its_prompt(train_examples):
+    for example in train_examples[:500]:
+        scene, first = example.ordered_scene, 0
+        assert scene.key == example.scene.key
+        for group in example.prompt.objects:
+            objects = scene.objects[first : first + group.count]
+            assert in_reading_order(objects) == objects and all(map(group.holds, objects))
+            first += group.count
+
+
+def test_a_description_in_order_names_things_as_the_scene_does(train_examples, held_out_examples):
+    rng = np.random.default_rng(16)
+    for split, examples in (("train", train_examples[:200]), ("test", held_out_examples[:200])):
+        for example in examples:
+            text = describe(example.scene, rng, split=split, in_order=True)
+            first = list(dict.fromkeys(f"{o.color} {o.shape}" for o in example.scene.objects))
+            places = [text.index(name) for name in first]
+            assert parse_description(text) == parse_description(describe(example.scene, rng, split=split))
+            if split == "test":
+                assert places == sorted(places)
+            else:  # another order, or an opener, where the text is a held-out one
+                plain = describe(example.scene, rng, split="test", in_order=True)
+                assert (text == plain) != is_held_out_text(plain)
+
+
+def test_the_benchmark_asks_for_no_size_and_no_place(held_out_examples):
+    asked = [example.prompt for example in held_out_examples if example.prompt.family in EVALUATION_FAMILIES]
+    assert len(asked) == 40 * len(EVALUATION_FAMILIES)
+    for prompt in asked:
+        assert all(group.size is None and group.place is None for group in prompt.objects)
+        assert not re.search(rf"\b({'|'.join(SIZES)}|top|bottom|center|at the)\b", prompt.text)
+    assert not set(DETAIL_FAMILIES) & set(EVALUATION_FAMILIES)
+    rng = np.random.default_rng(17)
+    assert {sample_example(rng, split="test").prompt.family for _ in range(100)} == set(GENEVAL_FAMILIES)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_details_are_asked_for_in_their_families_and_said(split):
+    rng = np.random.default_rng(18)
+    for family in DETAIL_FAMILIES:
+        examples = [sample_example(rng, split=split, family=family) for _ in range(80)]
+        prompts = [example.prompt for example in examples]
+        for prompt in prompts:
+            for group in prompt.objects:
+                name = " ".join(filter(None, (group.size, group.color, group.shape)))
+                assert (f"{name} at the {group.place}" if family == "places" else name) in prompt.text
+        sizes = {group.size for prompt in prompts for group in prompt.objects}
+        places = {group.place for prompt in prompts for group in prompt.objects}
+        assert places == (set(ZONES) if family == "places" else {None})
+        assert sizes == {"small", "large", None}
+        if family == "sizes":
+            assert all(any(group.size for group in prompt.objects) for prompt in prompts)
+            assert any(
+                len({g.size for g in p.objects}) == 2 and len({g.shape for g in p.objects}) == 1 for p in prompts
+            )
+        assert all(is_held_out_text(prompt.text) == (split == "test") for prompt in prompts)
+        assert all(_satisfies(example.scene, example.prompt) for example in examples)
+
+
+@pytest.mark.parametrize("kind", (*QUESTION_KINDS, *PLACE_KINDS))
 def test_answers_are_true(kind, train_examples, held_out_examples):
     rng = np.random.default_rng(3)
-    scenes = [e.scene for e in train_examples + held_out_examples if kind in question_kinds(e.scene)]
+    scenes = [e.scene for e in train_examples + held_out_examples if kind in question_kinds(e.scene, (kind,))]
     questions = [sample_question(scene, rng, kind) for scene in scenes]
     assert len(scenes) > 500
     assert all(
-        question.answer == _answer(scene, question.text) for scene, question in zip(scenes, questions, strict=True)
+        question.answer == answer(scene, question.text) for scene, question in zip(scenes, questions, strict=True)
     )
+    assert {question.kind for question in questions} == {kind}
     if kind in ("existence", "position"):
         assert 0.45 < np.mean([question.answer == "yes" for question in questions]) < 0.55
     if kind == "count":
         assert {question.answer for question in questions} == set(NUMBER_WORDS)
+    if kind == "size":
+        assert {question.answer for question in questions} == {"small", "large", "yes", "no"}
+    if kind == "zone":
+        assert {question.answer for question in questions} == {f"at the {name}" for name in ZONES}
+
+
+def test_the_place_of_an_object_is_asked_by_name_alone(train_examples):
+    rng = np.random.default_rng(14)
+    for example in train_examples[:300]:
+        counts = Counter((o.color, o.shape) for o in example.scene.objects)
+        kinds = question_kinds(example.scene, (*QUESTION_KINDS, *PLACE_KINDS))
+        assert question_kinds(example.scene) == tuple(kind for kind in kinds if kind in QUESTION_KINDS)
+        is_any_alone = 1 in counts.values()
+        assert set(kinds) & {"size", *PLACE_KINDS} == ({"size", *PLACE_KINDS} if is_any_alone else set())
+        assert sample_question(example.scene, rng).kind in QUESTION_KINDS
 
 
 def test_comparisons_have_one_true_answer(train_examples):
@@ -301,19 +427,9 @@ def test_comparisons_have_one_true_answer(train_examples):
     for first, second in zip(scenes[:500], scenes[500:1000], strict=True):
         question = sample_comparison(first, second, rng)
         assert question.kind == COMPARISON
-        if "background" in question.text:
-            kind, expected = "background", "yes" if first.background == second.background else "no"
-        elif match := re.fullmatch(r"which image has (more|fewer) objects\?", question.text):
-            counts = len(first.objects), len(second.objects)
-            assert counts[0] != counts[1]
-            kind, expected = "more", "first" if (counts[0] > counts[1]) == (match[1] == "more") else "second"
-        else:
-            named = re.fullmatch(r"which image shows an? (.+)\?", question.text)[1]
-            has = [any(f"{o.color} {o.shape}" == named for o in scene.objects) for scene in (first, second)]
-            assert has[0] != has[1]
-            kind, expected = "shows", "first" if has[0] else "second"
-        assert question.answer == expected
-        answers[kind][expected] += 1
+        assert question.answer == answer_of_two(first, second, question.text)
+        (kind,) = (kind for kind in answers if f"{kind} " in question.text.replace("?", " ").replace("fewer", "more"))
+        answers[kind][question.answer] += 1
     for counts in answers.values():  # no kind is answered without a look
         assert len(counts) == 2 and min(counts.values()) > 0.35 * counts.total()
 
@@ -332,10 +448,8 @@ def test_a_question_about_one_of_two_names_it_and_its_answer_is_true(train_examp
     named = Counter()
     for first, second in zip(train_examples[:200], train_examples[200:400], strict=True):
         question = sample_question_of_two(first.scene, second.scene, rng)
-        text, name = re.fullmatch(r"(.+) in the (first|second) image\?", question.text).groups()
-        scene = first.scene if name == "first" else second.scene
-        assert question.answer == _answer(scene, f"{text}?")
-        named[name] += 1
+        assert question.answer == answer_of_two(first.scene, second.scene, question.text)
+        named[re.fullmatch(r".+ in the (first|second) image\?", question.text)[1]] += 1
     assert min(named.values()) > 60
 
 
@@ -350,7 +464,7 @@ def test_training_questions_never_mention_held_out_combinations(train_examples):
 def test_no_question_denies_a_held_out_relation(train_examples):
     rng = np.random.default_rng(5)
     for example in train_examples:
-        if "position" in question_kinds(example.scene):
+        if "position" in question_kinds(example.scene, ("position",)):
             text = sample_question(example.scene, rng, "position").text
             for a, relation, b in HELD_OUT_RELATIONS:
                 assert not re.search(rf"{a} {relation} the (\w+ )?{b}\?", text)
@@ -359,7 +473,7 @@ def test_no_question_denies_a_held_out_relation(train_examples):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_belongs_to_its_splits_only(family):
     rng = np.random.default_rng(0)
-    for split, families in (("train", TRAINING_FAMILIES), ("test", EVALUATION_FAMILIES)):
+    for split, families in (("train", TRAINING_FAMILIES), ("test", TEST_FAMILIES)):
         if family in families:
             assert sample_prompt(rng, family, split=split).family == family
         else:
@@ -386,8 +500,9 @@ def test_errors_name_the_way_out():
         sample_example(rng, split="tran")
     with pytest.raises(ValueError, match="Unknown split 'val'"):
         long_caption(scene, rng, "val")
-    with pytest.raises(ValueError, match=r"'position' question has no single answer .* Available: existence, count"):
-        sample_question(scene, rng, "position")
+    for kind in ("position", "size", "cell"):
+        with pytest.raises(ValueError, match=rf"'{kind}' question has no single answer .* Available: existence"):
+            sample_question(scene, rng, kind)
     with pytest.raises(ValueError, match=r"Unknown question kind 'colour'. Did you mean 'color'"):
         sample_question(scene, rng, "colour")
     unseen = sample_prompt(rng, "unseen_combination", split="test")

@@ -163,7 +163,7 @@ class ShapesConversations(Dataset):
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first, rate = self.scenes[index], self.scenes.natural_rate
         edit = edit_scene(first.scene, rng, pick(rng, EDIT_KINDS))
-        is_near = edit is not None and rng.random() < 0.5 and is_training_scene(edit.target)
+        is_near = edit is not None and rng.random() < 0.5 and self._may_show(edit.target)
         second = edit.target if is_near else sample_example(rng, split=self.scenes.split).scene
         turns = []
         for _ in first.questions:
@@ -216,7 +216,7 @@ class ShapesConversations(Dataset):
             image = break_picture(shown, rng)
         elif kind < 0.6:
             edit = edit_scene(shown, rng, pick(rng, EDIT_KINDS))
-            shown = shown if edit is None else edit.target
+            shown = edit.target if edit is not None and self._may_show(edit.target) else shown
             image = render(shown)
         if is_plan:
             is_shown = kind >= 0.2 and shown.key == scene.scene.key
@@ -230,6 +230,9 @@ class ShapesConversations(Dataset):
 
     def _image_words(self, rng: np.random.Generator, *scenes: Scene) -> tuple[tuple[str, ...], ...]:
         return tuple(patch_words(scene, rng) for scene in scenes) if self.labels_images else ()
+
+    def _may_show(self, scene: Scene) -> bool:
+        return self.scenes.split == "test" or is_training_scene(scene)
 
     def _history(self, rng: np.random.Generator) -> tuple[dict[str, Any], ...]:
         if rng.random() >= self.history_rate:

@@ -36,7 +36,7 @@ class ShapesRecord:
     One scene with everything that is said about it.
 
     Attributes:
-        scene: its objects stand in the order of the caption, those of a kind in reading order.
+        scene: its objects stand in the order of the prompt, those of a group in reading order.
         image: uint8 array `[64, 64, 3]`.
         caption: what a user would ask for (short or long).
         long_caption: the full description, with sizes and places.
@@ -55,7 +55,7 @@ class ShapesRecord:
 
     @property
     def plan(self) -> str:
-        """The scene in words that leave nothing open, in the order of the caption."""
+        """The scene in words that leave nothing open, in the order of the prompt."""
         return write_plan(self.scene)
 
 

@@ -2,16 +2,18 @@
 
 import numpy as np
 
+from .edits import shows_scene
 from .language import pick
 from .render import render
 from .sampling import free_places
-from .scene import BACKGROUNDS, CELL, COLORS, SHAPES, Scene, SceneObject
+from .scene import BACKGROUNDS, CELL, COLORS, HELD_OUT_COMBINATIONS, SHAPES, Scene, SceneObject
+from .verify import detect
 
 
 def break_picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """
     The picture of a scene with an object that is none: a piece of it is gone, or is that of another shape or colour,
-    or a piece of one more object stands where nothing should be.
+    or a piece of one more object stands where nothing should be. No whole object in it is of a held-out combination.
 
     Args:
         scene: The scene.
@@ -20,6 +22,15 @@ def break_picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     Returns:
         A uint8 array `[64, 64, 3]`.
     """
+    held_out = HELD_OUT_COMBINATIONS - {(o.color, o.shape) for o in scene.objects}
+    while True:
+        image = _with_fault(scene, rng)
+        seen = {(o.color, o.shape) for o in detect(image).objects}
+        if not shows_scene(image, scene) and seen.isdisjoint(held_out):
+            return image
+
+
+def _with_fault(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     image = render(scene)
     fault = rng.random()
     places = free_places(scene.objects, "small") if fault < 0.3 else []

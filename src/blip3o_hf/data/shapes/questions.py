@@ -40,7 +40,7 @@ class Question:
         text: In plain words.
         answer: One word, but for the kinds `cell` and `zone`.
         kind: One of `QUESTION_KINDS` or `PLACE_KINDS`, or `COMPARISON`.
-        form: A key of `QUESTION_WORDS`.
+        form: A key of `QUESTION_WORDS`; empty where there is one wording only.
         words: What its wordings have places for.
     """
 
@@ -53,6 +53,8 @@ class Question:
     def reworded(self, rng: np.random.Generator) -> str:
         """The question in any of its wordings."""
         words = dict(self.words)
+        if not self.form:
+            return self.text
         if "relation" in words:
             words["relation"] = pick(rng, RELATION_WORDS[words["relation"]])
         return natural_question(rng, self.form, words)
@@ -151,7 +153,9 @@ def _ask_size(scene: Scene, rng: np.random.Generator) -> Question:
     o = pick(rng, named)
     if len(named) == 1 or rng.random() < 0.6:
         return _question("size", "size", o.size, name=_name(scene, o, rng))
-    other = pick(rng, [candidate for candidate in named if candidate is not o])
+    others = [candidate for candidate in named if candidate is not o]
+    unequal = [candidate for candidate in others if candidate.size != o.size]
+    other = pick(rng, unequal if unequal and rng.random() < 0.9 else others)
     form = pick(rng, ("larger", "smaller"))
     a, b = (o, other) if form == "larger" else (other, o)
     answer = "yes" if SIZES[a.size] > SIZES[b.size] else "no"
@@ -237,4 +241,6 @@ def sample_question_of_two(
     name, scene = pick(rng, (("first", first), ("second", second)))
     question = sample_question(scene, rng)
     text = question.reworded(rng) if is_natural else question.text
+    if "image" in text or "picture" in text:
+        text = question.text
     return Question(f"{text.rstrip('? ')} in the {name} image?", question.answer, question.kind)

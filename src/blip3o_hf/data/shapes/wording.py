@@ -1,6 +1,8 @@
 """The same things said as people write them: prompts, questions and edits in many wordings, with words of no use."""
 
+import re
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 
@@ -368,7 +370,7 @@ EDIT_WORDS: dict[str, tuple[str, ...]] = {
         "can you make the background {background}",
     ),
 }
-"""For each kind of edit, its wordings; the first ones are the plain ones (`edits.NUM_PLAIN`)."""
+"""For each kind of edit, its wordings."""
 COMPARATIVES = {"small": ("smaller",), "large": ("larger", "bigger")}
 
 SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -410,7 +412,15 @@ _SYLLABLES = tuple(first + rest for first in "bcdfghjklmnprstvwz" for rest in _E
 
 def unknown_word(rng: np.random.Generator) -> str:
     """A word that means nothing, so that words never read come to be passed over."""
-    return "".join(pick(rng, _SYLLABLES) for _ in range(1 + int(rng.random() * 3)))
+    while True:
+        word = "".join(pick(rng, _SYLLABLES) for _ in range(1 + int(rng.random() * 3)))
+        if word not in _known_words():
+            return word
+
+
+@cache
+def _known_words() -> frozenset[str]:
+    return frozenset(re.findall("[a-z]+", " ".join(known_texts())))
 
 
 def _adjective(rng: np.random.Generator) -> str:
@@ -556,7 +566,8 @@ def known_texts() -> list[str]:
         *(texts for texts, _ in SMALL_TALK),
         tuple(answer for _, answer in SMALL_TALK),
         (NO_PICTURE, NOT_KNOWN),
-        ("a pair of", "a couple of", "exactly", "in that is there are it", "colored", "into the", "fewer"),
+        ("a pair of", "a couple of", "exactly", "in that is there are it", "colored", "into the", "fewer", "more"),
+        ("describe in detail everything full reconstruct the given caption following please generate",),
         tuple(f"{shape} {plural(shape)}" for shape in SHAPES),
         (" ".join((*COLORS, *BACKGROUNDS, *NUMBER_WORDS, *SIZES)),),
         ("does the image show exactly this: answer yes or no. row column objects first second at image picture",),
