@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from blip3o_hf.models.configuration_blip3o import Blip3oConfig
@@ -47,9 +48,13 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def make_processor(tokenizer) -> Callable[..., Blip3oProcessor]:
-    """`make_processor(**settings)`."""
+    """`make_processor(backbone="qwen", **settings)`."""
 
-    def make(**settings) -> Blip3oProcessor:
+    def make(backbone: str = "qwen", **settings) -> Blip3oProcessor:
+        if backbone == "llava":
+            square = {"height": 32, "width": 32}
+            image_processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square)
+            return Blip3oProcessor(image_processor, tokenizer, num_image_tokens=16, **settings)
         image_processor = Qwen2VLImageProcessorPil(
             patch_size=8,
             merge_size=1,
@@ -68,7 +73,7 @@ def processor(make_processor) -> Blip3oProcessor:
 
 @pytest.fixture(scope="session")
 def make_backbone_config(tokenizer) -> Callable:
-    """`make_backbone_config(kind="qwen", tied=True)`: a tiny Qwen2.5-VL, or a tiny Llama that reads text only."""
+    """`make_backbone_config(kind="qwen", tied=True)`: a tiny Qwen2.5-VL, LLaVA, or a Llama that reads text only."""
 
     def make(kind: str = "qwen", tied: bool = True):
         text = {
@@ -85,6 +90,24 @@ def make_backbone_config(tokenizer) -> Callable:
         }
         if kind == "llama":
             return AutoConfig.for_model("llama", **text, tie_word_embeddings=tied)
+        if kind == "llava":
+            vision = {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 8,
+            }
+            return AutoConfig.for_model(
+                "llava",
+                text_config=AutoConfig.for_model("qwen3", **text, head_dim=8, tie_word_embeddings=tied),
+                vision_config=AutoConfig.for_model("clip_vision_model", **vision),
+                image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+                image_seq_length=16,
+                vision_feature_layer=-1,
+                tie_word_embeddings=tied,
+            )
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
         ids = {
             f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
@@ -179,7 +202,7 @@ def make_pipeline(make_model, make_processor, make_decoder) -> Callable[..., Bli
     def make(scheduler=None, decoder="patch", **settings) -> Blip3oPipeline:
         pipeline = Blip3oPipeline(
             model=make_model(**settings),
-            processor=make_processor(),
+            processor=make_processor(settings.get("backbone", "qwen")),
             scheduler=Blip3oFlowScheduler() if scheduler is None else scheduler,
             decoder=make_decoder() if decoder == "patch" else decoder,
             default_num_inference_steps=4,

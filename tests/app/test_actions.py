@@ -1,6 +1,7 @@
 """What the buttons of the app do, without the page: the same as the pipelines, for many users, and errors in words."""
 
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +9,18 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from blip3o_hf.app.actions import Conversations, Sampling, edit, generate, open_uploads, reconstruct
+from blip3o_hf.app.actions import (
+    Conversations,
+    Sampling,
+    edit,
+    generate,
+    open_uploads,
+    reconstruct,
+    unknown_words,
+)
 from blip3o_hf.models.target_encoder import square_image_processor
 from blip3o_hf.pipelines.chat import Blip3oChat
+from blip3o_hf.pipelines.checking import BackboneChecker
 from blip3o_hf.pipelines.reconstruction import Blip3oReconstructionPipeline
 
 FAST = Sampling(seed=3, num_inference_steps=2, guidance_scale=1.5)
@@ -42,16 +52,33 @@ def pictures(messages):
 
 
 def test_generate_draws_what_the_pipeline_draws_with_these_seeds(pipeline):
-    shown, plan = generate(pipeline, "two red circles", 2, FAST)
+    shown, note = generate(pipeline, "two red circles", 2, FAST)
     expected = pipeline("two red circles", num_images_per_prompt=2, generator=generators(2), **CALL).images
-    assert plan is None and [caption for _, caption in shown] == ["seed 3", "seed 4"]
+    assert note is None and [caption for _, caption in shown] == ["seed 3", "seed 4"]
     for (image, _), own in zip(shown, expected, strict=True):
         np.testing.assert_array_equal(image, own)
 
 
 def test_generate_shows_the_plan_it_drew_from(pipeline):
-    _, plan = generate(pipeline, "two red circles", 1, FAST, plan=True)
-    assert plan == pipeline("two red circles", plan=True, generator=generators(1), **CALL).plans[0]
+    _, note = generate(pipeline, "two red circles", 1, replace(FAST, plan=True))
+    (plan,) = pipeline("two red circles", plan=True, generator=generators(1), **CALL).plans
+    assert note == f"Plan of seed 3: {plan}"
+
+
+def test_generate_says_how_often_it_drew_and_what_it_doubts(pipeline, monkeypatch):
+    scores = [[0.9, 0.1], [0.2]]
+    monkeypatch.setattr(BackboneChecker, "__call__", lambda self, images, texts: scores.pop(0))
+    shown, _ = generate(pipeline, "two red circles", 2, replace(FAST, num_attempts=2))
+    assert [caption for _, caption in shown] == ["seed 3", "seed 4, attempt 2, may be wrong"]
+
+
+def test_words_that_were_never_read_are_named(pipeline, monkeypatch):
+    assert unknown_words(pipeline, "fluffy") is None
+    monkeypatch.setattr(pipeline.processor, "has_whole_words", True)
+    assert unknown_words(pipeline, "two red circles") is None
+    note = "The model never read 'fluffy', 'dogs'. It goes by the other words."
+    assert unknown_words(pipeline, "two fluffy red Dogs") == note
+    assert generate(pipeline, "two fluffy red Dogs", 1, FAST)[1] == note
 
 
 def test_edit_is_the_pipeline_with_the_uploads(pipeline, upload, make_image):
@@ -161,13 +188,12 @@ def test_only_the_last_to_speak_has_keys_and_values_in_memory(conversations):
 
 def test_a_transcript_has_the_words_of_the_user(conversations, upload):
     messages = conversations.turn((), "draw", "two red circles", [upload], FAST)
-    messages = conversations.turn(messages, "draw", "a square", [], FAST, plan=True)
-    user, picture, planner, plan, planned = conversations.transcript(messages)
+    messages = conversations.turn(messages, "draw", "a square", [], replace(FAST, plan=True))
+    user, picture, planner, planned = conversations.transcript(messages)
     assert (user.role, user.text, len(user.images)) == ("user", "two red circles", 1)
     assert (picture.role, picture.text, len(picture.images)) == ("assistant", "", 1)
     assert (planner.role, planner.text) == ("user", "a square")
-    assert plan.role == "assistant" and plan.text.startswith("Plan: ")
-    assert (planned.role, len(planned.images)) == ("assistant", 1)
+    assert (planned.role, planned.text, len(planned.images)) == ("assistant", f"Plan: {messages[2]['plan']}", 1)
 
 
 def test_oldest_turns_are_forgotten(conversations):

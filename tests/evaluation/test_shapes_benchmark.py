@@ -20,6 +20,7 @@ from blip3o_hf.evaluation.shapes import (
     score_generation,
     score_understanding,
 )
+from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.models.target_encoder import load_target_encoder
 
 
@@ -40,7 +41,7 @@ class PerfectPipeline:
     def __call__(self, texts, generator):
         rng = np.random.default_rng(0)
         images = [render(sample_scene(self.prompts[text], rng, split="test")) for text in texts]
-        return type("Output", (), {"images": images})
+        return type("Output", (), {"images": images, "attempts": None, "accepted": None})
 
 
 def test_prompts_are_held_out_and_the_same_for_a_seed():
@@ -55,8 +56,10 @@ def test_prompts_are_held_out_and_the_same_for_a_seed():
 
 def test_a_perfect_generator_scores_one_and_a_deaf_one_scores_chance():
     prompts = held_out_prompts(25, seed=0)
-    rates, images = score_generation(PerfectPipeline(prompts), prompts)
-    assert overall(rates).value == 1.0 and len(images) == len(prompts)
+    rates, drawing, passed = score_generation(PerfectPipeline(prompts), prompts)
+    assert overall(rates).value == 1.0 and len(drawing.images) == len(prompts) and all(passed)
+    assert drawing.looking(passed)["draws per image"] == 1.0
+    assert drawing.looking(passed)["bad images accepted"] == Rate(0, 0)
     assert overall(chance_rates(prompts)).value < 0.3
 
 
@@ -69,7 +72,7 @@ def test_the_decoder_shows_what_the_encoder_saw(tiny):
 
 def test_the_packaged_model_draws_what_it_is_asked(tiny):
     prompts = held_out_prompts(8, seed=0, families=("single_object", "colors", "counting", "two_object"))
-    rates, _ = score_generation(tiny, prompts)
+    rates = score_generation(tiny, prompts)[0]
     assert overall(rates).value >= 0.6
 
 
@@ -78,8 +81,8 @@ def test_the_packaged_model_answers_what_it_is_asked(tiny):
 
 
 def test_an_image_depends_on_its_own_seed_and_not_on_its_batch(tiny):
-    prompts = held_out_prompts(1, seed=0)[:3]
-    together = draw(tiny, prompts, seed=5, batch_size=3, num_inference_steps=3)
+    prompts = [prompt.text for prompt in held_out_prompts(1, seed=0)[:3]]
+    together = draw(tiny, prompts, seed=5, batch_size=3, num_inference_steps=3).images
     for index, (prompt, image) in enumerate(zip(prompts, together, strict=True)):
-        alone = draw(tiny, [prompt], seed=5 + index, batch_size=1, num_inference_steps=3)[0]
+        (alone,) = draw(tiny, [prompt], seed=5 + index, batch_size=1, num_inference_steps=3).images
         assert np.abs(alone.astype(int) - image.astype(int)).max() <= 1

@@ -72,9 +72,9 @@ def make_talker(make_pipeline):
     return make
 
 
-@pytest.fixture(scope="module")
-def pipe(make_talker):
-    return make_talker(image_positions="backbone")
+@pytest.fixture(scope="module", params=["qwen", "llava"])
+def pipe(make_talker, request):
+    return make_talker(backbone=request.param, image_positions="backbone")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,8 @@ def test_a_turn_costs_its_own_tokens(pipe, pictures):
 
 def test_pictures_are_encoded_once(pipe, pictures):
     seen = []
-    visual = pipe.model.backbone.model.visual
+    backbone = pipe.model.backbone.model
+    visual = backbone.visual if hasattr(backbone, "visual") else backbone.vision_tower
     hook = visual.register_forward_pre_hook(lambda module, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
     try:
         chat = Blip3oChat(pipe)
@@ -222,7 +223,7 @@ def test_pictures_are_encoded_once(pipe, pictures):
             take(chat, turn, pictures)
     finally:
         hook.remove()
-    assert seen == [64]
+    assert seen == [64 if hasattr(backbone, "visual") else 1]  # patches of one picture, or one picture
 
 
 def test_a_picture_put_in_the_place_of_another_is_noticed(pipe, pictures):
@@ -276,7 +277,9 @@ def test_a_conversation_leaves_the_backbone_s_answers_alone(pipe, pictures):
 
 def test_images_have_the_backbone_s_positions_in_every_conversation(make_talker, pictures, conversation):
     """What was read to answer serves to draw, with a published checkpoint, too."""
-    published = Blip3oChat(make_talker(image_positions="sequential"))
+    backbone = conversation[0].pipe.model.config.backbone_config.model_type
+    kind = "llava" if backbone == "llava" else "qwen"
+    published = Blip3oChat(make_talker(backbone=kind, image_positions="sequential"))
     assert_same_replies(talk(published, pictures, (0, 1)), conversation[1][:2])
 
 
@@ -352,17 +355,98 @@ def test_a_backbone_without_an_end_chooses_too(make_talker):
 # Plans
 
 
-def test_a_plan_is_a_turn_of_its_own_and_is_drawn(pipe, pictures, short_plans):
+def test_a_plan_is_asked_for_and_drawn_and_kept_beside_the_prompt(pipe, pictures, short_plans):
     chat, by_hand = Blip3oChat(pipe), Blip3oChat(pipe)
     reply = chat.draw("two red circles", pictures[0], generator=seeded(1), plan=True, num_inference_steps=2)
     asked = pipe.processor.plan_instruction.replace("{caption}", "two red circles")
     plan = by_hand.ask(asked, pictures[0], max_new_tokens=short_plans).text
-    drawn = by_hand.draw(plan, generator=seeded(1), num_inference_steps=2)
-    assert reply.text == plan != ""
-    assert_same_replies([reply], [type(reply)(plan, drawn.image, drawn.image_features)])
-    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
-    assert chat.messages[2]["prompt"] == "two red circles"
-    assert chat.messages[2]["content"] == by_hand.messages[2]["content"]
+    by_hand.forget()
+    drawn = by_hand.draw(plan, pictures[0], generator=seeded(1), num_inference_steps=2)
+    assert reply.plan == plan != "" and reply.text is None
+    assert_same_replies([reply], [drawn])
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    asked = chat.messages[0]
+    assert (asked["prompt"], asked["plan"]) == ("two red circles", plan)
+    assert asked["content"] == by_hand.messages[0]["content"]
+
+
+@pytest.fixture
+def planning(pipe):
+    """The pipeline, saved as one that plans by default."""
+    pipe.register_to_config(default_plan=True)
+    yield pipe
+    pipe.register_to_config(default_plan=False)
+
+
+def test_a_pipeline_that_plans_by_default_plans_in_conversations_too(planning, short_plans):
+    pipe = planning
+    chat, told = Blip3oChat(pipe), Blip3oChat(pipe)
+    planned = chat.draw("two red circles", generator=seeded(1), num_inference_steps=2)
+    again = told.draw("two red circles", generator=seeded(1), plan=True, num_inference_steps=2)
+    assert planned.plan == again.plan is not None
+    assert told.draw("a blue square", plan=False, num_inference_steps=2).plan is None
+    edited = chat.edit("make it blue", generator=seeded(2), num_inference_steps=2)
+    assert edited.plan and chat.messages[2]["plan"] == edited.plan
+
+
+def looks(monkeypatch, scores):
+    """What the model says of its pictures, one score after the other; returns what it was asked about."""
+    seen, left = [], list(scores)
+
+    def look(self, images, texts):
+        seen.append(texts)
+        return [left.pop(0) for _ in images]
+
+    monkeypatch.setattr(chat_module.BackboneChecker, "__call__", look)
+    return seen
+
+
+def test_a_rejected_picture_is_drawn_again_and_the_best_is_kept(pipe, monkeypatch):
+    seen = looks(monkeypatch, [0.1, 0.4, 0.2])
+    generator = seeded(1)
+    reply = Blip3oChat(pipe).draw("two red circles", generator=generator, num_attempts=3, num_inference_steps=2)
+    assert (reply.attempts, reply.score) == (3, 0.4) and seen == [["two red circles"]] * 3
+    same = seeded(1)
+    drawn = [Blip3oChat(pipe).draw("two red circles", generator=same, num_inference_steps=2) for _ in range(3)]
+    assert np.array_equal(reply.image, drawn[1].image)
+    assert all(one.attempts is None for one in drawn)
+
+
+def test_an_accepted_picture_is_drawn_once(pipe, monkeypatch):
+    looks(monkeypatch, [0.9])
+    reply = Blip3oChat(pipe).draw("two red circles", num_attempts=3, num_inference_steps=2)
+    assert (reply.attempts, reply.score) == (1, 0.9)
+
+
+def test_an_edit_is_looked_at_where_a_plan_says_what_it_shows(pipe, pictures, monkeypatch, short_plans):
+    seen = looks(monkeypatch, [0.9])
+    chat = Blip3oChat(pipe)
+    plain = chat.edit("make it blue", pictures[0], num_attempts=3, num_inference_steps=2)
+    assert plain.attempts is None and not seen
+    planned = chat.edit("make it blue", pictures[0], num_attempts=3, plan=True, num_inference_steps=2)
+    assert planned.attempts == 1 and seen == [[planned.plan]]
+
+
+def test_an_answer_begins_with_a_word_or_an_image(pipe):
+    """Where the model would say nothing, the next likeliest of the two is taken; else a sentence."""
+    tokenizer = pipe.processor.tokenizer
+    start = tokenizer.convert_tokens_to_ids(pipe.processor.image_start_token)
+    ends, spaces = Favour(tokenizer.eos_token_id), Favour(tokenizer.convert_tokens_to_ids("Ġ"))
+    said = Blip3oChat(pipe).ask("How many circles are there?", logits_processor=[ends], max_new_tokens=3).text
+    assert said and said != chat_module.NO_ANSWER
+    blank = Blip3oChat(pipe)
+    assert blank.ask("How many?", logits_processor=[spaces], max_new_tokens=2).text == chat_module.NO_ANSWER
+    assert blank.messages[-1]["content"] == chat_module.NO_ANSWER
+
+    def favour_image(input_ids, scores):
+        scores = ends(input_ids, scores)
+        scores[:, start] += 5e3
+        return scores
+
+    reply = Blip3oChat(pipe).send(
+        "two red circles", logits_processor=[favour_image], sampling={"num_inference_steps": 2}
+    )
+    assert reply.image is not None
 
 
 # Saved and forgotten

@@ -7,17 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPVisionConfig, Qwen2_5_VLConfig, get_scheduler
+from transformers import CLIPTextConfig, CLIPVisionConfig, Qwen3Config, get_scheduler
 
 from blip3o_hf.data.sources import SourceSettings
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
 from blip3o_hf.objectives import OBJECTIVES
+from blip3o_hf.training.chain import load_chain
 from blip3o_hf.training.recipes import load_recipe
 from blip3o_hf.training.stages import STAGES, GenerationStage, build_stage
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+CHAIN = ROOT / "recipes" / "tiny" / "chain.yaml"
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate" and path != CHAIN
+)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GENERATION = ROOT / "recipes" / "tiny" / "generation.yaml"
 
@@ -69,11 +73,8 @@ def test_nested_model_keys_are_known(path):
     elif recipe.stage == "decoder":
         assert set(recipe.model) - {"feature_noise", "recolor_rate"} <= parameters(Blip3oPatchDecoder)
     elif recipe.stage == "understanding":
-        sub_configs = Qwen2_5_VLConfig.sub_configs
-        described = recipe.model.get("backbone", {})
-        assert set(described) == (set() if "backbone" in recipe.inputs else set(sub_configs))
-        for name, settings in described.items():
-            assert set(settings) <= parameters(sub_configs[name])
+        assert ("text" in recipe.model) == ("encoder" in recipe.inputs)
+        assert set(recipe.model.get("text", {})) <= parameters(Qwen3Config)
     elif "model" in recipe.inputs:
         assert not set(recipe.model) & set(STAGES[recipe.stage].size_keys)
     else:
@@ -83,11 +84,23 @@ def test_nested_model_keys_are_known(path):
 
 @every_recipe
 def test_inputs_are_what_other_recipes_leave(path):
-    others = [load_recipe(other) for other in path.parent.glob("*.yaml")]
+    others = [load_recipe(other) for other in RECIPES if other.parent == path.parent]
     left = {other.output_dir for other in others}
     left |= {f"{other.output_dir}/pipeline" for other in others if issubclass(STAGES[other.stage], GenerationStage)}
     for name, value in load_recipe(path).inputs.items():
         assert value in left or (HUB_ID.fullmatch(value) and path.parent.name != "tiny"), name
+
+
+def test_the_chain_runs_stages_after_those_they_read(tmp_path):
+    chain, done = load_chain(CHAIN), set()
+    for is_short in (False, True):
+        for link in chain.links:
+            recipe = chain.load(link, str(tmp_path), is_short)
+            assert set(recipe.inputs.values()) <= done
+            assert Path(recipe.output_dir).parent == tmp_path
+            done.add(recipe.output_dir)
+        assert recipe.stage == "generation"  # and with it the pipeline
+        done.clear()
 
 
 @every_recipe

@@ -17,7 +17,7 @@ def inputs(tmp_path_factory):
         for module in (encoder, understanding):
             patch.setattr(module, "ShapesDataset", SmallDataset)
         for name, folder in folders.items():
-            needed = {"encoder": str(root / "encoder")} if name == "decoder" else {}
+            needed = {} if name == "encoder" else {"encoder": str(root / "encoder")}
             recipe = Recipe(
                 stage=name,
                 output_dir=str(root / folder),

@@ -5,12 +5,24 @@ from transformers import AutoTokenizer
 
 from blip3o_hf.training.tokenizers import SPECIAL_TOKENS, train_tokenizer
 
-TEXTS = ["two red circles", "Ünïcode, 图像 and 🎨!", "tabs\tand\n\nlines", " leading", ""]
+TEXTS = ["two red circles", "ünïcode, 图像 and 🎨!", "tabs\tand\n\nlines", " leading", ""]
+PLAIN = [
+    ("Two RED Circles", "two red circles"),
+    ("what\u2019s it", "what's it"),
+    ("a  red   circle", "a red circle"),
+    ("\uff12 circles", "2 circles"),
+    ("Ünïcode", "ünïcode"),
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_is_written_and_read_back(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+@pytest.mark.parametrize(("text", "plain"), PLAIN)
+def test_other_ways_to_write_a_text_are_the_same_text(tokenizer, text, plain):
+    assert tokenizer(text)["input_ids"] == tokenizer(plain)["input_ids"]
 
 
 def test_special_tokens_are_single_and_never_split(tokenizer):

@@ -40,7 +40,7 @@ from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, seeded_gene
 
 NAMES = ("encoder", "decoder", "understanding", "alignment", "generation", "joint")
 INPUTS = {
-    "decoder": ("encoder",),
+    **dict.fromkeys(("decoder", "understanding"), ("encoder",)),
     "alignment": ("backbone", "encoder"),
     **dict.fromkeys(("generation", "joint"), ("backbone", "encoder", "decoder")),
 }
@@ -51,35 +51,13 @@ MODEL = {
         "vision": {**TOWER, "image_size": 64, "patch_size": 8},
         "text": {**TOWER, "max_position_embeddings": 128},
         "projection_dim": 16,
+        "patch_weight": 0.5,
     },
     "decoder": {"dim": 16, "num_layers": 1, "num_attention_heads": 2, "feature_noise": 0.3},
     "understanding": {
         "vocab_size": 320,
         "max_length": 900,
-        "backbone": {
-            "text_config": {
-                **TOWER,
-                "num_key_value_heads": 1,
-                "max_position_embeddings": 1024,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10000.0,
-                    "mrope_section": [2, 1, 1],
-                },
-            },
-            "vision_config": {
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_heads": 2,
-                "patch_size": 8,
-                "spatial_merge_size": 1,
-                "temporal_patch_size": 1,
-                "window_size": 64,
-                "out_hidden_size": 16,
-                "fullatt_block_indexes": [0],
-            },
-        },
+        "text": {**TOWER, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 1024},
     },
     "generation": {
         "num_queries": 4,
@@ -242,15 +220,23 @@ def test_the_understanding_stage_goes_on_from_a_backbone(make_recipe, results, t
     assert prompt == results["understanding"].trainer.stage.processor.render_prompt("a red circle")
 
 
-@pytest.mark.parametrize("has_model, count", [(True, "two"), (False, "none")])
-def test_the_understanding_stage_wants_one_backbone(make_recipe, results, tmp_path, has_model, count):
+@pytest.mark.parametrize(
+    ("inputs", "has_text", "received"),
+    [
+        (("backbone",), True, "backbone and 'model.text'"),
+        (("encoder",), False, "encoder and no 'model.text'"),
+        (("backbone", "encoder"), True, "backbone, encoder and 'model.text'"),
+        ((), True, "none and 'model.text'"),
+    ],
+)
+def test_the_understanding_stage_wants_one_backbone(make_recipe, results, tmp_path, inputs, has_text, received):
     recipe = make_recipe("understanding", tmp_path)
     recipe.source = "r.yaml"
-    if has_model:
-        recipe.inputs = {"backbone": str(results["understanding"].folder)}
-    else:
-        del recipe.model["backbone"]
-    message = f"Stage 'understanding' needs one backbone. r.yaml gives {count}. Put its sizes under 'model.backbone'"
+    folders = {"backbone": "understanding", "encoder": "encoder"}
+    recipe.inputs = {name: str(results[folders[name]].folder) for name in inputs}
+    if not has_text:
+        del recipe.model["text"]
+    message = f"r.yaml has the inputs {received}. Name 'inputs.backbone' alone, or 'inputs.encoder' with the sizes"
     with pytest.raises(ValueError, match=re.escape(message)):
         build_stage(recipe)
 
@@ -277,8 +263,13 @@ def test_the_generation_stage_leaves_a_model_that_draws(results):
 @pytest.mark.parametrize("name", NAMES)
 def test_trainable_parameters_move_and_have_gradients_frozen_ones_do_not(results, name):
     run = results[name]
-    vision = "backbone.model.visual."
-    frozen = {"generation": ("backbone.",), "joint": (vision,), "alignment": (vision, "transformer.")}.get(name, ())
+    eye = ("backbone.model.vision_tower.", "backbone.model.multi_modal_projector.")
+    frozen = {
+        "understanding": ("model.vision_tower.",),
+        "generation": ("backbone.",),
+        "joint": eye,
+        "alignment": (*eye, "transformer."),
+    }.get(name, ("no parameter",))
     is_frozen = {key: key.startswith(frozen) for key in run.start}
     moved = {key: not torch.equal(value, run.start[key]) for key, value in parameters_of(run.trainer.model).items()}
     for key, parameter in run.trainer.model.named_parameters():
@@ -804,8 +795,9 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
     assert {len(record.images) for record in records} == {0, 1}
     batch = stage.collate(records)
     tokenizer = stage.processor.tokenizer
-    assert batch["mm_token_type_ids"].sum(-1).tolist() == [64 * len(record.images) for record in records]
-    assert len(batch["image_grid_thw"]) == sum(len(record.images) for record in records)
+    shown = (batch["input_ids"] == stage.processor.image_token_id).sum(-1)
+    assert shown.tolist() == [64 * len(record.images) for record in records]
+    assert len(batch["pixel_values"]) == sum(len(record.images) for record in records)
     for index, record in enumerate(records):
         messages = [
             {"role": role, "content": content}
@@ -817,7 +809,7 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
             messages[0]["content"] = slots + messages[0]["content"]
         real = batch["attention_mask"][index].bool()
         text = tokenizer.decode(batch["input_ids"][index][real])
-        assert text + "\n" == stage.processor.apply_chat_template(messages)
+        assert text + "\n" == stage.processor.apply_chat_template(messages).lower()  # as the tokenizer reads it
         labels = batch["labels"][index]
         learned = tokenizer.decode(labels[labels != IGNORED])
         assert learned == "".join(answer + "<|im_end|>" for _, answer in record.turns)

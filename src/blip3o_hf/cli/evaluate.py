@@ -183,7 +183,7 @@ def _score_edits(arguments: argparse.Namespace, pipe) -> list:
     for rates in columns.values():
         rates["overall"] = shapes.overall(rates)
     print(f"\n{len(edits)} held-out edits, one image each")
-    _print_table("edit", columns)
+    _print_table("kind", {n: {f"edit, {kind}": rate for kind, rate in r.items()} for n, r in columns.items()})
     for kind, rate in columns["both"].items():
         beside = {name: rates[kind] for name, rates in columns.items() if name != "both"}
         rows.append(shapes.score("image-to-image", f"edit, {kind}", rate, beside))

@@ -159,6 +159,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         else:
             self.feature_head = nn.Linear(config.hidden_size, config.feature_dim)
         self.post_init()
+        # Those of the parts are added by then; a vision tower also names layers of the text tower that it lost.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = type(self._no_split_modules)(n for n in self._no_split_modules if n in present)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -218,7 +221,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         settings = {} if config is None else config.to_dict()
         settings.pop("model_type", None)
         settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
-        pretrained = _vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
+        with torch.random.fork_rng(devices=()):  # what is new is drawn the same, however the backbone is loaded
+            pretrained = _vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
         if processor is not None:
             _embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
             text_config = settings["backbone_config"].get_text_config()

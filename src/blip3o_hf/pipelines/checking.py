@@ -27,24 +27,26 @@ class BackboneChecker:
         model, processor: of one repository; the backbone must read images.
 
     Raises:
-        ValueError: when the backbone reads text only, or "yes" and "no" are no tokens of its own.
+        ValueError: when the backbone reads text only, or "yes" and "no" begin with the same token.
     """
 
     def __init__(self, model: Blip3oForConditionalGeneration, processor: Blip3oProcessor):
         model.check_vision()
         self.model = model
         self.processor = processor
-        self.answers = [self._tokens(words) for words in (_YES, _NO)]
-
-    def _tokens(self, words: Sequence[str]) -> list[int]:
-        encoded = [self.processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        tokens = sorted({ids[0] for ids in encoded if len(ids) == 1})
-        if not tokens:
+        yes, no = (self._first_tokens(words) for words in (_YES, _NO))
+        self.answers = sorted(yes - no), sorted(no - yes)
+        if not all(self.answers):
             raise ValueError(
-                f"A check compares how likely the answers yes and no are. To this tokenizer {words[0]!r} is several "
-                f"tokens. Pass a `checker` of your own, or num_attempts=1."
+                "A check compares how likely an answer begins with yes and with no. To this tokenizer both begin with "
+                "the same token. Pass a `checker` of your own, or num_attempts=1."
             )
-        return tokens
+
+    def _first_tokens(self, words: Sequence[str]) -> set[int]:
+        """The first tokens of the words; the whole words, where they are tokens of their own."""
+        encoded = [self.processor.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        whole = {ids[0] for ids in encoded if len(ids) == 1}
+        return whole or {ids[0] for ids in encoded if ids}
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:

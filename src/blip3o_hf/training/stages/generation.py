@@ -181,9 +181,10 @@ class GenerationStage(Stage):
     def _load_model(self) -> Blip3oForConditionalGeneration:
         folder = self.folders["model"]
         self.processor = Blip3oProcessor.from_pretrained(folder)
-        model = Blip3oForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=self._attention
-        )
+        with torch.random.fork_rng(devices=()):  # adapters are drawn the same, however the model is loaded
+            model = Blip3oForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, attn_implementation=self._attention
+            )
         for key in self.setting_keys:
             if key in self.recipe.model:
                 setattr(model.config, key, self.recipe.model[key])
