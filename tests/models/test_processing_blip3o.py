@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from blip3o_hf.models.processing_blip3o import (
     GENERATION_INSTRUCTION,
@@ -22,9 +23,9 @@ def real_ids(inputs, index):
 def test_a_prompt_is_the_instruction_in_chat_form_and_ends_with_the_image_token(processor):
     inputs = processor.encode_prompts(CAPTIONS[:1])
     text = processor.tokenizer.decode(inputs["input_ids"][0])
-    assert text == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\nPlease generate image based on the following caption: two red circles<|im_end|>\n"
+    assert text == (  # in the small letters that this tokenizer reads
+        "<|im_start|>system\nyou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nplease generate image based on the following caption: two red circles<|im_end|>\n"
         "<|im_start|>assistant\n[IMG]"
     )
     assert inputs["input_ids"][0, -1] == processor.tokenizer.convert_tokens_to_ids("[IMG]")
@@ -82,11 +83,12 @@ def test_a_history_comes_before_its_prompt_and_its_images_before_the_prompt_s(pr
     request = (
         processor.render_prompt(CAPTIONS[0], 1).removeprefix(system).replace("<|image_pad|>", "<|image_pad|>" * 64)
     )
-    assert texts[0] == (
+    expected = (
         f"{system}<|im_start|>user\n{patches}How many circles are there?<|im_end|>\n"
-        f"<|im_start|>assistant\nThere are three.<|im_end|>\n{request}[IMG]"
+        f"<|im_start|>assistant\nThere are three.<|im_end|>\n{request}"
     )
-    assert texts[1].count("There are three.") == 1 and "<|image_pad|>" not in texts[1]
+    assert texts[0] == f"{expected.lower()}[IMG]"
+    assert texts[1].count("there are three.") == 1 and "<|image_pad|>" not in texts[1]
     alone = processor.image_processor([make_image(0), make_image(1)], return_tensors="pt")
     assert torch.equal(inputs["pixel_values"], alone["pixel_values"])
 
@@ -102,7 +104,7 @@ def test_truncation_cuts_the_caption_and_not_what_was_said_before(make_processor
     processor = make_processor(max_prompt_length=whole["input_ids"].shape[1] - 2)
     inputs = processor.encode_prompts(CAPTIONS[1:], histories=[history], truncation=True)
     text = processor.tokenizer.decode(inputs["input_ids"][0])
-    assert text.count("There are three.") == 2 and CAPTIONS[1] not in text
+    assert text.count("there are three.") == 2 and CAPTIONS[1] not in text
     with pytest.raises(ValueError, match="A prompt must fit the context"):
         processor.encode_prompts(CAPTIONS[1:], histories=[history])
 
@@ -240,3 +242,32 @@ def test_a_tokenizer_without_the_image_token_is_refused(make_processor):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         make_processor(image_start_token="<draw>")
+
+
+# Words, and images of one size
+
+
+def test_words_that_were_never_read_are_named_in_their_order(make_processor):
+    processor = make_processor(has_whole_words=True)
+    assert processor.unknown_words("Two RED circles, above a small Blue square!") == []
+    text = "a Fluffy red circle, fluffy and magnificent; 12 circles"
+    assert processor.unknown_words(text) == ["fluffy", "and", "magnificent", "12"]
+    assert make_processor().unknown_words(text) == []
+
+
+def test_whole_words_instructions_and_sizes_of_images_are_saved(make_processor, tmp_path):
+    check = "Is this {caption}?"
+    make_processor("llava", has_whole_words=True, check_instruction=check).save_pretrained(tmp_path)
+    loaded = Blip3oProcessor.from_pretrained(tmp_path)
+    assert (loaded.has_whole_words, loaded.num_image_tokens, loaded.check_instruction) == (True, 16, check)
+    with pytest.raises(ValueError, match=r"`check_instruction` must contain '\{caption\}'"):
+        make_processor(check_instruction="Is this it?")
+
+
+def test_every_image_has_as_many_tokens_where_the_backbone_says_so(make_processor, make_image):
+    processor = make_processor("llava")
+    large = Image.new("RGB", (100, 60))
+    inputs = processor.encode_prompts(CAPTIONS, images=[[make_image()], [make_image(), large]])
+    shown = (inputs["input_ids"] == processor.image_token_id).sum(-1)
+    assert shown.tolist() == [16, 32] and inputs["pixel_values"].shape == (3, 3, 32, 32)
+    assert "mm_token_type_ids" not in processor(text=["a"], images=None, return_tensors="pt")
