@@ -43,9 +43,10 @@ ABOUT = (
     "else. All prompts are held out of training; `unseen_combination` asks for colour and shape pairs, "
     "`unseen_relation` for relations, that no training picture shows. *Chance* is the pass rate of clean pictures of "
     "other prompts of the same kind (`colors` for `unseen_combination`, `position` for `unseen_relation`): what a "
-    "model deaf to the prompt reaches. *Ceiling* is that of true pictures after the target encoder and the decoder: "
-    "what a perfect generator would reach. Questions are about scenes held out of all training; an answer counts when "
-    "it is exactly right."
+    "model that ignores the prompt reaches. *Ceiling* is that of true pictures after the target encoder and the "
+    "decoder: what a perfect generator would reach. *One attempt* is the model's score when it does not look at what "
+    "it drew. Questions are about scenes held out of all training; an answer counts when it is exactly right. *Row*, "
+    "*column*, *cell* and *zone* ask for the place of one object and are not part of the overall score."
 )
 
 
@@ -137,7 +138,7 @@ def score_generation(
 
 def chance_rates(prompts: Sequence[Prompt], seed: int = 0) -> dict[str, Rate]:
     """
-    Pass rates of clean pictures of another random prompt of the same kind: what a model deaf to the prompt reaches.
+    Pass rates of clean pictures of another prompt of the same kind: what a model that ignores the prompt reaches.
 
     The kind of an unseen combination is `colors`, that of an unseen relation `position`.
     """

@@ -96,7 +96,7 @@ def edit_rates(images: Sequence[np.ndarray], edits: Sequence[Edit]) -> dict[str,
 
 
 def other_edits(edits: Sequence[Edit], seed: int = 0) -> list[np.ndarray]:
-    """For each edit the clean picture of another one of the same scene: what a model deaf to the instruction makes."""
+    """For each edit the clean picture of another one of its scene: what a model that ignores the instruction makes."""
     pictures = []
     for index, edit in enumerate(edits):
         rng = np.random.default_rng((seed, 23, index))
