@@ -9,7 +9,7 @@ from PIL import Image
 
 from blip3o_hf import Blip3oPipeline
 from blip3o_hf.pipelines.checking import BackboneChecker, draw_until_shown
-from blip3o_hf.pipelines.planning import SeededSampling, spawn
+from blip3o_hf.pipelines.planning import SeededSampling, plan_conversations, spawn
 
 PROMPTS = ["two red circles", "one small blue square above three green triangles", "a circle"]
 FEATURES = torch.zeros(1, 16, 4, 4)
@@ -352,3 +352,34 @@ def test_of_several_rejected_ones_the_best_is_kept():
     assert kept.numbers == [3, 3, 1] and kept.scores == [0.3, 0.7, 0.5] and kept.accepted == [False, True, True]
     assert kept.features.flatten().tolist() == kept.pixels.flatten().tolist() == [1.0, 12.0, 20.0]
     assert kept.plans == ["0/1", "1/2", "2/0"]
+
+
+# Conversations
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_a_conversation_is_planned_as_its_prompt_is(pipe, images, has_image, assert_close):
+    """What `generate(generation_mode="image")` reads: the plan in the place of what the last turn asks for."""
+    processor, shown = pipe.processor, images[:1] * has_image
+    history = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "two"}]
+    for request in (processor.instruction.replace("{caption}", PROMPTS[0]), PROMPTS[0]):
+        content = [*({"type": "image", "image": image} for image in shown), {"type": "text", "text": request}]
+        asked = {"role": "user", "content": content}
+        inputs = processor.apply_chat_template(
+            [*history, asked], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        extra = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+        ids, mask = plan_conversations(pipe.model, processor, inputs["input_ids"], inputs["attention_mask"], extra)
+        text = processor.tokenizer.decode(ids[0][mask[0].bool()])
+        opening = processor.tokenizer.decode(inputs["input_ids"][0]).partition("two<|im_end|>")[0]
+        assert text.startswith(opening) and text.endswith("assistant\n[IMG]")
+        said = text.rpartition("<|im_start|>user\n")[2].rpartition("<|im_end|>\n<|im_start|>assistant")[0]
+        assert said.count("<|image_pad|>") == (inputs["input_ids"] == processor.image_token_id).sum()
+        assert "please generate image based on the following caption: " in said and PROMPTS[0] not in said
+
+
+def test_a_conversation_of_another_form_stays_as_it_is(pipe):
+    ids = pipe.processor.tokenizer("two red circles", return_tensors="pt")["input_ids"]
+    mask = torch.ones_like(ids)
+    same, same_mask = plan_conversations(pipe.model, pipe.processor, ids, mask, {})
+    assert same is ids and same_mask is mask

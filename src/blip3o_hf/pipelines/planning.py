@@ -1,6 +1,7 @@
 """Reason, then draw: the backbone writes what a picture will show before it is drawn."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -11,6 +12,12 @@ from ..models.processing_blip3o import Blip3oProcessor
 
 # So many tokens of a plan the backbone writes at most.
 PLAN_TOKENS = 128
+# The last turn of a conversation in ChatML: what comes before its words, the words, and what comes after them.
+_LAST_TURN = re.compile(
+    r"(?P<before>.*<\|im_start\|>user\n(?:<\|vision_start\|>.*<\|vision_end\|>)?)(?P<said>[^<]+)"
+    r"(?P<after><\|im_end\|>\n<\|im_start\|>assistant\n)(?:\[IMG\])?",
+    re.DOTALL,
+)
 
 
 class SeededSampling(LogitsProcessor):
@@ -92,7 +99,79 @@ def write_plans(
     inputs.pop("token_type_ids", None)
     if not flat:
         inputs.pop("mm_token_type_ids", None)
+    return _write(model, processor, inputs, prompts, generators, top_p, max_new_tokens)
+
+
+def _write(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    inputs: Mapping[str, torch.Tensor],
+    prompts: Sequence[str],
+    generators: Sequence[torch.Generator] | None,
+    top_p: float | None,
+    max_new_tokens: int,
+) -> list[str]:
+    """What the backbone answers to requests for plans, or the prompt where it answers nothing."""
     sampling = {} if generators is None else {"logits_processor": sampled(generators, top_p)}
     tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **sampling)
     plans = processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])
     return [plan.strip() or prompt for plan, prompt in zip(plans, prompts, strict=True)]
+
+
+@torch.no_grad()
+def plan_conversations(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor,
+    image_inputs: Mapping[str, torch.Tensor],
+    generators: Sequence[torch.Generator] | None = None,
+    top_p: float | None = None,
+) -> tuple[torch.LongTensor, torch.Tensor]:
+    """
+    Conversations whose last turn asks for a picture, with the plan of that picture in the place of what it asks for.
+
+    Args:
+        input_ids, attention_mask (`[B, L]`): conversations in ChatML, up to the assistant's turn or to the token that
+            starts an image.
+        image_inputs: what the processor returned for their images.
+        generators, top_p: as of `write_plans`.
+
+    Returns:
+        Token ids and mask `[B, L']`, padded on the left, up to the token that starts an image. Conversations of
+        another form come back as they are.
+    """
+    rows = [ids[mask.bool()] for ids, mask in zip(input_ids, attention_mask, strict=True)]
+    turns = [_LAST_TURN.fullmatch(text) for text in processor.tokenizer.batch_decode(rows)]
+    if not all(turns):
+        return input_ids, attention_mask
+    captions = [_caption(turn["said"], processor.instruction) for turn in turns]
+
+    def encode(instruction: str, captions: Sequence[str], ending: str) -> dict[str, torch.Tensor]:
+        texts = [
+            f"{turn['before']}{instruction.replace('{caption}', caption)}{turn['after']}{ending}"
+            for turn, caption in zip(turns, captions, strict=True)
+        ]
+        return processor.tokenizer(
+            texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        ).to(input_ids.device)
+
+    asked = encode(processor.plan_instruction, captions, "")
+    plans = _write(
+        model,
+        processor,
+        {"input_ids": asked["input_ids"], "attention_mask": asked["attention_mask"], **image_inputs},
+        captions,
+        generators,
+        top_p,
+        PLAN_TOKENS,
+    )
+    planned = encode(processor.instruction, plans, processor.image_start_token)
+    return planned["input_ids"], planned["attention_mask"]
+
+
+def _caption(said: str, instruction: str) -> str:
+    """What is to be drawn: the caption in the instruction, or all that was said."""
+    before, _, after = instruction.partition("{caption}")
+    match = re.fullmatch(f"{re.escape(before)}(.*){re.escape(after)}", said, re.DOTALL | re.IGNORECASE)
+    return match[1] if match else said

@@ -13,6 +13,7 @@ from ..models.processing_blip3o import Blip3oProcessor
 from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline, has_pipeline
+from .planning import plan_conversations, spawn
 
 logger = logging.get_logger(__name__)
 
@@ -192,7 +193,8 @@ def generate_images(
             The token that starts an image is added where it is missing.
         generator: as in [`Blip3oPipeline`].
         kwargs: image inputs of the processor, and further settings of [`Blip3oPipeline`] (`num_inference_steps`,
-            `guidance_scale` and so on). Those of text generation are without effect.
+            `guidance_scale`, `plan` and so on). Those of text generation are without effect. What is drawn is not
+            looked at.
 
     Returns:
         `torch.Tensor` `[B, 3, H, W]` in [0, 1].
@@ -213,11 +215,18 @@ def generate_images(
     drawing.to(model.device)
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
+    names = ("pixel_values", "image_grid_thw")
+    image_inputs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+    if drawing.config.default_plan if kwargs.get("plan") is None else kwargs["plan"]:
+        top_p = drawing.config.plan_top_p
+        seeds = None if top_p is None else spawn(generator, len(input_ids))
+        input_ids, attention_mask = plan_conversations(
+            model, drawing.processor, input_ids, attention_mask, image_inputs, seeds, top_p
+        )
     start = drawing.processor.tokenizer.convert_tokens_to_ids(drawing.processor.image_start_token)
     if (input_ids[:, -1] != start).any():
         input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], start)], dim=1)
         attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
-    image_inputs = {name: kwargs[name] for name in ("pixel_values", "image_grid_thw") if name in kwargs}
     with torch.no_grad():
         condition = model.encode_condition(input_ids, attention_mask, **image_inputs)
     names = set(SAMPLING_ARGUMENTS) - {"plan", "num_attempts", "checker"}  # which need the prompt
