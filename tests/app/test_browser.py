@@ -21,7 +21,7 @@ from PIL import Image
 
 import blip3o_hf
 from blip3o_hf import Blip3oChat, Blip3oPipeline, Blip3oReconstructionPipeline, packaged_model_path
-from blip3o_hf.data.shapes import Scene, SceneObject, render
+from blip3o_hf.shapes import Scene, SceneObject, render
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gradio", minversion="6")

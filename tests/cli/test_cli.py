@@ -10,7 +10,7 @@ from tests.original_layout import write_original_checkpoint
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import build_parser, main
-from blip3o_hf.data.shapes import Scene, SceneObject, render
+from blip3o_hf.shapes import Scene, SceneObject, render
 
 TINY = Path(packaged_model_path("blip3o-tiny"))
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from blip3o_hf.cli import main
-from blip3o_hf.data.shapes import Scene, SceneObject, render
+from blip3o_hf.shapes import Scene, SceneObject, render
 
 
 @pytest.fixture

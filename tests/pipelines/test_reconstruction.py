@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from blip3o_hf import Blip3oPipeline, Blip3oReconstructionPipeline, interpolate, packaged_model_path
-from blip3o_hf.data.shapes import Scene, SceneObject, render
+from blip3o_hf.shapes import Scene, SceneObject, render
 
 TINY = packaged_model_path("blip3o-tiny")
 CIRCLE = Image.fromarray(render(Scene((SceneObject("circle", "red", "large", 1, 1),), "white")))

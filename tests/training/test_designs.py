@@ -21,12 +21,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli.stage_evaluation import build_pipeline, finish_result
 from blip3o_hf.data.records import Record
-from blip3o_hf.data.shapes_dataset import ShapesDataset
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import CHAT_TEMPLATE, Blip3oProcessor
 from blip3o_hf.models.target_encoder import crop, extract_features, load_target_encoder, normalize
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, image_conditions
+from blip3o_hf.shapes.dataset import ShapesDataset
 from blip3o_hf.training.checkpoints import last_complete_checkpoint
 from blip3o_hf.training.conversations import Conversations
 from blip3o_hf.training.recipes import Recipe

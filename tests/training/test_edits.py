@@ -9,10 +9,10 @@ import pytest
 import torch
 from tests.training.test_trainer import MODEL, SmallDataset
 
-from blip3o_hf.data.shapes import shows_scene
-from blip3o_hf.data.shapes_tasks import RECONSTRUCT
+from blip3o_hf.data.records import RECONSTRUCT
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import message_images
+from blip3o_hf.shapes import shows_scene
 from blip3o_hf.training.recipes import Recipe, load_recipe
 from blip3o_hf.training.stages import GenerationStage, alignment, base, build_stage, generation, joint
 from blip3o_hf.training.trainer import Blip3oTrainer

@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..data.shapes import IMAGE_SIZE, Scene, SceneObject, render
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
+from ..shapes import IMAGE_SIZE, Scene, SceneObject, render
 from .actions import Conversations, Messages, Sampling, edit, generate, reconstruct, unknown_words
 
 MAX_IMAGES = 8

@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from ..data.shapes import ObjectGroup, Prompt, verify
-    from ..evaluation.shapes import answer
+    from ..evaluation.answers import answer
     from ..evaluation.sheets import contact_sheet
+    from ..shapes import ObjectGroup, Prompt, verify
 
     texts = [text for text, *_ in PROMPTS]
     generators = [torch.Generator().manual_seed(arguments.seed + index) for index in range(len(texts))]

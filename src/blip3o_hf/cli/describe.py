@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     pipe = load_pipeline(arguments.model)
 
-    from ..evaluation.shapes import answer
+    from ..evaluation.answers import answer
 
     note_unknown_words(pipe, arguments.question)
     print(answer(pipe.model, pipe.processor, [image], [arguments.question], arguments.max_new_tokens)[0])

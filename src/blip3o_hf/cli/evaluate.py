@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1. Got {getattr(arguments, name)}.")
     pipe = load_pipeline(arguments.model)
 
-    from ..evaluation import shapes
-    from ..evaluation.shapes_images import ABOUT_IMAGES
-    from ..evaluation.shapes_wordings import ABOUT_WORDINGS
+    from ..shapes import benchmark
+    from ..shapes.benchmark_images import ABOUT_IMAGES
+    from ..shapes.benchmark_wordings import ABOUT_WORDINGS
 
     encoder_folder = arguments.encoder or encoder_beside(arguments.model)
     columns = _score_drawing(arguments, pipe, encoder_folder)
-    answers, further, about = {}, [], [shapes.ABOUT]
+    answers, further, about = {}, [], [benchmark.ABOUT]
     sees = pipe.model.config.has_vision
     if not arguments.skip_understanding:
         answers = _score_questions(arguments, pipe, sees)
@@ -76,13 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
         about.append(ABOUT_WORDINGS)
     if target:
         settings = _settings(arguments, pipe)
-        shapes.report(columns, answers, _command(arguments), settings, further, " ".join(about)).write(target)
+        benchmark.report(columns, answers, _command(arguments), settings, further, " ".join(about)).write(target)
     return 0
 
 
 def _call(arguments: argparse.Namespace, pipe) -> dict:
     """Arguments of the pipeline."""
-    from ..evaluation.shapes_checking import ReadingChecker
+    from ..shapes.checking import ReadingChecker
 
     call = sampling_of(arguments)
     is_reading = arguments.checker == "reading"
@@ -107,23 +107,23 @@ def _print_looking(drawing, passed) -> None:
 
 def _score_drawing(arguments: argparse.Namespace, pipe, encoder_folder: str | None) -> dict:
     """Rates by family: the model's, the same without looking again, chance, and ceiling."""
-    from ..evaluation import shapes
     from ..models.target_encoder import load_target_encoder
+    from ..shapes import benchmark
 
-    prompts, seed = shapes.held_out_prompts(arguments.per_family, arguments.seed), arguments.seed
+    prompts, seed = benchmark.held_out_prompts(arguments.per_family, arguments.seed), arguments.seed
     call = _call(arguments, pipe)
-    score, drawing, passed = shapes.score_generation(pipe, prompts, seed, **call)
+    score, drawing, passed = benchmark.score_generation(pipe, prompts, seed, **call)
     columns = {"score": score}
     if max(drawing.attempts) > 1:
-        columns["one attempt"] = shapes.score_generation(
+        columns["one attempt"] = benchmark.score_generation(
             pipe, prompts, seed, **{**sampling_of(arguments), "num_attempts": 1}
         )[0]
-    columns["chance"] = shapes.chance_rates(prompts, seed)
+    columns["chance"] = benchmark.chance_rates(prompts, seed)
     if encoder_folder:
         encoder, image_processor = load_target_encoder(encoder_folder)
-        columns["ceiling"] = shapes.ceiling_rates(encoder, image_processor, pipe.decode_features, prompts)
+        columns["ceiling"] = benchmark.ceiling_rates(encoder, image_processor, pipe.decode_features, prompts)
     for rates in columns.values():
-        rates["overall"] = shapes.overall(rates)
+        rates["overall"] = benchmark.overall(rates)
     print(f"{len(prompts)} held-out prompts, one image each, seed {seed}, 95 % intervals")
     _print_table("family", columns)
     _print_looking(drawing, passed)
@@ -132,14 +132,13 @@ def _score_drawing(arguments: argparse.Namespace, pipe, encoder_folder: str | No
 
 def _score_questions(arguments: argparse.Namespace, pipe, sees: bool) -> dict:
     """Accuracies by kind of question; those about places stand beside the others, and not in their sum."""
-    from ..data.shapes import PLACE_KINDS
-    from ..evaluation import shapes
+    from ..shapes import PLACE_KINDS, benchmark
 
-    answers = shapes.score_understanding(pipe.model, pipe.processor, arguments.per_kind, arguments.seed)
-    answers["overall"] = shapes.overall(answers)
+    answers = benchmark.score_understanding(pipe.model, pipe.processor, arguments.per_kind, arguments.seed)
+    answers["overall"] = benchmark.overall(answers)
     print(f"\n{answers['overall'].total} held-out questions, exact match")
     _print_table("kind", {"score": answers})
-    places = shapes.score_understanding(
+    places = benchmark.score_understanding(
         pipe.model, pipe.processor, arguments.per_kind, arguments.seed, kinds=PLACE_KINDS
     )
     print("\nplaces of one object, exact match")
@@ -149,67 +148,68 @@ def _score_questions(arguments: argparse.Namespace, pipe, sees: bool) -> dict:
 
 def _score_pictures(arguments: argparse.Namespace, pipe, encoder_folder: str | None) -> list:
     """Captions and reconstructions: printed, and as rows of a report."""
-    from ..evaluation import shapes, shapes_images
     from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline
+    from ..shapes import benchmark, benchmark_images
 
     if not arguments.pictures:
         return []
-    scenes = shapes_images.held_out_scenes(arguments.pictures, arguments.seed)
-    rate = shapes_images.score_captions(pipe.model, pipe.processor, scenes)
+    scenes = benchmark_images.held_out_scenes(arguments.pictures, arguments.seed)
+    rate = benchmark_images.score_captions(pipe.model, pipe.processor, scenes)
     print(f"\n{len(scenes)} held-out pictures\n{'captions':<32}{rate!s:>26}")
-    rows = [shapes.score("image-to-text", "captions", rate)]
+    rows = [benchmark.score("image-to-text", "captions", rate)]
     if encoder_folder:
         reconstruct, call = Blip3oReconstructionPipeline.from_pipe(pipe, encoder_folder), sampling_of(arguments)
         for mode in MODES:
-            rate, similar, *near = shapes_images.score_reconstruction(
+            rate, similar, *near = benchmark_images.score_reconstruction(
                 reconstruct, scenes, mode, arguments.seed, **call
             )
             means = "cosine {:.3f}, {:.1f} dB".format(*near)
             print(f"reconstruction, {mode:<16}{rate!s:>26}   objects {similar}, {means}")
-            rows.append(shapes.score("image-to-image", f"reconstruction, {mode}", rate, {"objects": similar}))
+            rows.append(benchmark.score("image-to-image", f"reconstruction, {mode}", rate, {"objects": similar}))
     return rows
 
 
 def _score_edits(arguments: argparse.Namespace, pipe) -> list:
     """Edits by kind: printed, and as rows of a report."""
-    from ..evaluation import shapes, shapes_images
+    from ..shapes import benchmark, benchmark_images
 
     if not arguments.per_edit:
         return []
-    edits, seed = shapes_images.held_out_edits(arguments.per_edit, arguments.seed), arguments.seed
-    drawing = shapes_images.draw_edits(pipe, edits, seed, **_call(arguments, pipe))
-    columns, rows = shapes_images.edit_rates(drawing.images, edits), []
-    columns["chance"] = shapes_images.edit_rates(shapes_images.other_edits(edits, seed), edits)["both"]
+    edits, seed = benchmark_images.held_out_edits(arguments.per_edit, arguments.seed), arguments.seed
+    drawing = benchmark_images.draw_edits(pipe, edits, seed, **_call(arguments, pipe))
+    columns, rows = benchmark_images.edit_rates(drawing.images, edits), []
+    columns["chance"] = benchmark_images.edit_rates(benchmark_images.other_edits(edits, seed), edits)["both"]
     for rates in columns.values():
-        rates["overall"] = shapes.overall(rates)
+        rates["overall"] = benchmark.overall(rates)
     print(f"\n{len(edits)} held-out edits, one image each")
     _print_table("kind", {n: {f"edit, {kind}": rate for kind, rate in r.items()} for n, r in columns.items()})
     for kind, rate in columns["both"].items():
         beside = {name: rates[kind] for name, rates in columns.items() if name != "both"}
-        rows.append(shapes.score("image-to-image", f"edit, {kind}", rate, beside))
+        rows.append(benchmark.score("image-to-image", f"edit, {kind}", rate, beside))
     return rows
 
 
 def _score_wordings(arguments: argparse.Namespace, pipe, sees: bool) -> list:
     """Prompts and questions in plain and in natural words, and conversations: printed, and as rows of a report."""
-    from ..evaluation import shapes, shapes_wordings
+    from ..shapes import benchmark, benchmark_wordings
 
     rates, rows = {}, []
-    for wording, prompts in shapes_wordings.worded_prompts().items():
-        score = shapes.score_generation(pipe, prompts, arguments.seed, **sampling_of(arguments))[0]
-        rates[f"prompts, {wording}"] = shapes.overall(score)
+    for wording, prompts in benchmark_wordings.worded_prompts().items():
+        score = benchmark.score_generation(pipe, prompts, arguments.seed, **sampling_of(arguments))[0]
+        rates[f"prompts, {wording}"] = benchmark.overall(score)
     if sees:
-        questions = shapes_wordings.worded_questions()
-        score = shapes_wordings.score_worded_questions(pipe.model, pipe.processor, questions)
+        questions = benchmark_wordings.worded_questions()
+        score = benchmark_wordings.score_worded_questions(pipe.model, pipe.processor, questions)
         rates |= {f"questions, {wording}": rate for wording, rate in score.items()}
-        rates["chat turns"], blank = shapes_wordings.score_chat(pipe, shapes_wordings.chat_scripts(), arguments.seed)
+        scripts = benchmark_wordings.chat_scripts()
+        rates["chat turns"], blank = benchmark_wordings.score_chat(pipe, scripts, arguments.seed)
     print("\nwordings")
     _print_table("", {"score": rates})
     if sees:
         print(f"blank answers in conversations: {blank}")
     for name, rate in rates.items():
         task = "text-to-image" if name.startswith("prompts") else "visual-question-answering"
-        rows.append(shapes.score(task, name, rate))
+        rows.append(benchmark.score(task, name, rate))
     return rows
 
 

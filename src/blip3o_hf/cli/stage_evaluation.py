@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL
 from peft import PeftModel
 from PIL import Image
 
-from ..evaluation import shapes
 from ..evaluation.sheets import contact_sheet
 from ..hub.cards import Origin, write_card
 from ..models.decoder_patch import Blip3oPatchDecoder
@@ -17,6 +16,7 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline, has_pipeline
 from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from ..shapes import benchmark
 from ..training.distributed import whole_weights
 from ..training.stages import GenerationStage, Stage
 from ..training.trainer import Evaluator
@@ -85,11 +85,11 @@ def evaluation_for(stage: Stage, folder: Path) -> Evaluator | None:
     if not stage.is_world:
         return (lambda model, step: {}) if "sources" in settings else None
     if isinstance(stage, GenerationStage) and stage.draws:
-        prompts = shapes.held_out_prompts(settings.get("per_family", 16), seed=1)
+        prompts = benchmark.held_out_prompts(settings.get("per_family", 16), seed=1)
 
         def evaluate(model, step):
             pipe = build_pipeline(stage, model)
-            rates, drawing, _ = shapes.score_generation(pipe, prompts, seed=1)
+            rates, drawing, _ = benchmark.score_generation(pipe, prompts, seed=1)
             shown = range(0, len(prompts), max(1, len(prompts) // 32))
             sheet = contact_sheet(
                 [Image.fromarray(drawing.images[i]) for i in shown],
@@ -99,29 +99,29 @@ def evaluation_for(stage: Stage, folder: Path) -> Evaluator | None:
             )
             if stage.arguments.process_index == 0:
                 save_picture(sheet, folder / f"samples-{step}.png")
-            scores = {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
+            scores = {name: rate.value for name, rate in {**rates, "overall": benchmark.overall(rates)}.items()}
             scores["samples"] = sheet
             if "per_kind" in settings:
-                answers = shapes.score_understanding(model, stage.processor, settings["per_kind"], seed=1)
-                scores["understanding"] = shapes.overall(answers).value
+                answers = benchmark.score_understanding(model, stage.processor, settings["per_kind"], seed=1)
+                scores["understanding"] = benchmark.overall(answers).value
             return scores
 
         return evaluate
     if stage.name in ("understanding", "alignment"):
 
         def evaluate(model, step):
-            rates = shapes.score_understanding(model, stage.processor, settings.get("per_kind", 32), seed=1)
-            return {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
+            rates = benchmark.score_understanding(model, stage.processor, settings.get("per_kind", 32), seed=1)
+            return {name: rate.value for name, rate in {**rates, "overall": benchmark.overall(rates)}.items()}
 
         return evaluate
     if stage.name == "decoder":
-        prompts = shapes.held_out_prompts(settings.get("per_family", 16), seed=1)
+        prompts = benchmark.held_out_prompts(settings.get("per_family", 16), seed=1)
 
         def evaluate(model, step):
-            rates = shapes.ceiling_rates(
+            rates = benchmark.ceiling_rates(
                 stage.encoder, stage.image_processor, lambda features: model(features).sample, prompts, seed=1
             )
-            return {name: rate.value for name, rate in {**rates, "overall": shapes.overall(rates)}.items()}
+            return {name: rate.value for name, rate in {**rates, "overall": benchmark.overall(rates)}.items()}
 
         return evaluate
     return None

@@ -6,6 +6,9 @@ from typing import Any
 
 from PIL import Image
 
+RECONSTRUCT = "Please reconstruct the given image."
+"""What the published reconstruction data asks for."""
+
 
 class BadItem(Exception):
     """

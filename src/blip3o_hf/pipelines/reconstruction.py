@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..data.images import as_input_image
-from ..data.shapes_tasks import RECONSTRUCT
+from ..data.records import RECONSTRUCT
 from ..models.original_layout import original_settings
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize
 from ..names import check_name

@@ -101,7 +101,7 @@ def _data(stage: Stage) -> str:
     if stage.is_world:
         return (
             "Pictures, captions and questions of the tiny world of coloured shapes, drawn by a program "
-            "(`blip3o_hf.data.shapes`): no photograph, no text from the web, no output of another model."
+            "(`blip3o_hf.shapes`): no photograph, no text from the web, no output of another model."
         )
     places = dict.fromkeys(_sources(stage.recipe.data))
     lines = [f"- {_source(place)}" for place in places]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ...data.shapes import MAX_OBJECTS
-from ...data.shapes_dataset import ShapesDataset
-from ...data.shapes_tasks import Phrases, ShapesPhrases
+from ...shapes import MAX_OBJECTS
+from ...shapes.dataset import ShapesDataset
+from ...shapes.tasks import Phrases, ShapesPhrases
 from .generation import VALIDATION_RECORDS
 from .joint import JointStage, PairedDataset
 

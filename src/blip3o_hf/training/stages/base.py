@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from ...assets import resolve_model
 from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
-from ...data.shapes_dataset import ShapesDataset
-from ...data.shapes_tasks import ShapesPictures
 from ...models.processing_blip3o import Blip3oProcessor
 from ...names import check_keys
+from ...shapes.dataset import ShapesDataset
+from ...shapes.tasks import ShapesPictures
 from ..recipes import Recipe
 
 

@@ -7,8 +7,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ...data.records import targets
-from ...data.shapes_dataset import ShapesDataset
 from ...models.target_encoder import crop, normalize
+from ...shapes.dataset import ShapesDataset
 from ..tokenizers import train_tokenizer
 from .base import Stage
 

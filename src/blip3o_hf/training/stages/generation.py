@@ -14,15 +14,15 @@ from transformers import AutoConfig
 
 from ...data.images import decoded
 from ...data.mixture import StreamingMixture, open_mixture
-from ...data.records import Record, targets
-from ...data.shapes_dataset import ShapesDataset
-from ...data.shapes_tasks import RECONSTRUCT, ShapesPictures
+from ...data.records import RECONSTRUCT, Record, targets
 from ...models.adapters import lora_config, read_lora, write_lora
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, feature_channels, load_target_encoder, normalize
 from ...names import check_keys
+from ...shapes.dataset import ShapesDataset
+from ...shapes.tasks import ShapesPictures
 from ..conversations import IGNORED
 from ..distributed import whole_weights
 from ..feature_cache import CachedRecord, FeatureCache, differences

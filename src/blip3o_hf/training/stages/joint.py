@@ -8,9 +8,9 @@ from torch.utils.data import Dataset
 
 from ...data.mixture import MIXTURE_KEYS, open_mixture
 from ...data.records import Record
-from ...data.shapes_conversations import ShapesConversations
-from ...data.shapes_dataset import ShapesDataset
 from ...names import check_keys
+from ...shapes.conversations import ShapesConversations
+from ...shapes.dataset import ShapesDataset
 from ..conversations import Conversations
 from .generation import VALIDATION_RECORDS, GenerationStage
 from .understanding import UnderstandingStage

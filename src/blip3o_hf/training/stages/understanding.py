@@ -7,12 +7,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
-from ...data.shapes import known_texts
-from ...data.shapes_conversations import ShapesConversations
-from ...data.shapes_dataset import ShapesDataset
-from ...data.shapes_tasks import ShapesPictures
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import extract_features, load_target_encoder, normalize, stack_images
+from ...shapes import known_texts
+from ...shapes.conversations import ShapesConversations
+from ...shapes.dataset import ShapesDataset
+from ...shapes.tasks import ShapesPictures
 from ..conversations import Conversations
 from ..tokenizers import train_tokenizer
 from .base import Stage

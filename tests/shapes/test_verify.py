@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.shapes import (
     COLORS,
     SHAPES,
     SIZES,
@@ -25,8 +25,8 @@ from blip3o_hf.data.shapes import (
     verify,
     zone,
 )
-from blip3o_hf.data.shapes.sampling import free_places
-from blip3o_hf.data.shapes.verify import label_components
+from blip3o_hf.shapes.sampling import free_places
+from blip3o_hf.shapes.verify import label_components
 
 
 @pytest.fixture(scope="module")

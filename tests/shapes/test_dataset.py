@@ -6,9 +6,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from tests.data.shapes_reading import answer, read_prompt
+from tests.shapes.reading import answer, read_prompt
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.shapes import (
     PLACE_KINDS,
     QUESTION_KINDS,
     TRAINING_FAMILIES,
@@ -22,7 +22,7 @@ from blip3o_hf.data.shapes import (
     render,
     zone,
 )
-from blip3o_hf.data.shapes_dataset import ShapesDataset
+from blip3o_hf.shapes.dataset import ShapesDataset
 
 
 def test_an_example_is_decided_by_seed_and_index():

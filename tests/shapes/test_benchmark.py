@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from blip3o_hf import Blip3oPipeline, packaged_model_path
-from blip3o_hf.data.shapes import (
+from blip3o_hf.evaluation.statistics import Rate
+from blip3o_hf.models.target_encoder import load_target_encoder
+from blip3o_hf.shapes import (
     EVALUATION_FAMILIES,
     HELD_OUT_COMBINATIONS,
     is_held_out_text,
     render,
     sample_scene,
 )
-from blip3o_hf.evaluation.shapes import (
+from blip3o_hf.shapes.benchmark import (
     ceiling_rates,
     chance_rates,
     draw,
@@ -20,8 +22,6 @@ from blip3o_hf.evaluation.shapes import (
     score_generation,
     score_understanding,
 )
-from blip3o_hf.evaluation.statistics import Rate
-from blip3o_hf.models.target_encoder import load_target_encoder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.shapes import (
+from ..evaluation.answers import answer
+from ..evaluation.statistics import Rate
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..pipelines.reconstruction import Blip3oReconstructionPipeline
+from . import (
     EDIT_KINDS,
     Edit,
     Scene,
@@ -21,13 +27,8 @@ from ..data.shapes import (
     shows_scene,
     verify_edit,
 )
-from ..data.shapes_conversations import DESCRIBE
-from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.processing_blip3o import Blip3oProcessor
-from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from ..pipelines.reconstruction import Blip3oReconstructionPipeline
-from .shapes import Drawing, answer, draw, seeded_batches
-from .statistics import Rate
+from .benchmark import Drawing, draw, seeded_batches
+from .conversations import DESCRIBE
 
 ABOUT_IMAGES = (
     "A caption counts when it names every object of a held-out picture with its number, colour and shape, the "

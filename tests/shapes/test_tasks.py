@@ -8,9 +8,11 @@ from zlib import crc32
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.shapes_reading import answer, follow, names_a_held_out_combination, read_prompt, seen_scene
+from tests.shapes.reading import answer, follow, names_a_held_out_combination, read_prompt, seen_scene
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.data.records import RECONSTRUCT
+from blip3o_hf.models.processing_blip3o import message_images
+from blip3o_hf.shapes import (
     cell_code,
     in_reading_order,
     is_held_out_scene,
@@ -19,9 +21,8 @@ from blip3o_hf.data.shapes import (
     shows_scene,
     zone,
 )
-from blip3o_hf.data.shapes_dataset import ShapesDataset
-from blip3o_hf.data.shapes_tasks import RECONSTRUCT, ShapesPhrases, ShapesPictures
-from blip3o_hf.models.processing_blip3o import message_images
+from blip3o_hf.shapes.dataset import ShapesDataset
+from blip3o_hf.shapes.tasks import ShapesPhrases, ShapesPictures
 
 EVERYTHING = {"edit_rate": 0.4, "reconstruction_rate": 0.2, "history_rate": 0.5, "plan_rate": 0.3}
 ASK_TO_DRAW = "Please draw: {caption}"

@@ -5,9 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.data.shapes_reading import SIDE, answer, answer_of_two
+from tests.shapes.reading import SIDE, answer, answer_of_two
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.shapes import (
     CELL,
     COLORS,
     COMPARISON,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.data.shapes_reading import (
+from tests.shapes.reading import (
     answer,
     answer_of_two,
     follow,
@@ -15,7 +15,9 @@ from tests.data.shapes_reading import (
     seen_scene,
 )
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.data.records import RECONSTRUCT
+from blip3o_hf.models.processing_blip3o import message_images
+from blip3o_hf.shapes import (
     NO_PICTURE,
     NOT_KNOWN,
     SMALL_TALK,
@@ -27,10 +29,8 @@ from blip3o_hf.data.shapes import (
     render,
     verify,
 )
-from blip3o_hf.data.shapes_conversations import ShapesConversations
-from blip3o_hf.data.shapes_dataset import ShapesDataset
-from blip3o_hf.data.shapes_tasks import RECONSTRUCT
-from blip3o_hf.models.processing_blip3o import message_images
+from blip3o_hf.shapes.conversations import ShapesConversations
+from blip3o_hf.shapes.dataset import ShapesDataset
 
 PROCESSOR = SimpleNamespace(
     instruction="Draw: {caption}",

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.shapes import ObjectGroup, Prompt, Scene, render
+from ..evaluation.answers import answer
+from ..evaluation.statistics import Rate
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.chat import NO_ANSWER, Blip3oChat
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from .shapes import answer
-from .statistics import Rate
+from . import ObjectGroup, Prompt, Scene, render
 
 WORDINGS = ("plain", "natural")
 ABOUT_WORDINGS = (
@@ -37,7 +37,7 @@ class AskedPicture:
 
 @cache
 def _lines() -> list[dict]:
-    path = Path(__file__).parent / "shapes_wordings.jsonl"
+    path = Path(__file__).parent / "wordings.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -86,7 +86,7 @@ def score_worded_questions(
 
 def chat_scripts() -> list[list[dict[str, str]]]:
     """Conversations as turns of a user: `text`, and `mode`, what is wanted: `draw` or `words`."""
-    path = Path(__file__).parent / "shapes_chat.json"
+    path = Path(__file__).parent / "chat.json"
     return json.loads(path.read_text(encoding="utf-8"))["conversations"]
 
 

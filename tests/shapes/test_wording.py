@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from tests.data.shapes_reading import NAME, SHAPE_OF, answer, answer_of_two, follow, read_prompt, read_relation
+from tests.shapes.reading import NAME, SHAPE_OF, answer, answer_of_two, follow, read_prompt, read_relation
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.shapes import (
     COLORS,
     EDIT_KINDS,
     FAMILIES,
@@ -35,7 +35,7 @@ from blip3o_hf.data.shapes import (
     sample_question_of_two,
     zone,
 )
-from blip3o_hf.data.shapes.wording import QUESTION_WORDS, natural_question
+from blip3o_hf.shapes.wording import QUESTION_WORDS, natural_question
 
 ALL_KINDS = (*QUESTION_KINDS, *PLACE_KINDS)
 
@@ -231,7 +231,7 @@ def say_edits(rng):
 
 @pytest.mark.parametrize("say", [say_prompts, say_questions, say_edits])
 def test_known_texts_have_every_word_that_is_said(say, monkeypatch):
-    monkeypatch.setattr("blip3o_hf.data.shapes.wording.unknown_word", lambda rng: "nice")
+    monkeypatch.setattr("blip3o_hf.shapes.wording.unknown_word", lambda rng: "nice")
     said = words_of(say(np.random.default_rng(13)))
     assert len(said) > 60
     assert said <= words_of(known_texts())

@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.shapes import (
+from ..evaluation.answers import answer
+from ..evaluation.statistics import Rate
+from ..hub.provenance import now, versions
+from ..hub.results import Evaluation, Figure, Score
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from ..models.target_encoder import extract_features, normalize, stack_images
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from . import (
     COMPARISON,
     EVALUATION_FAMILIES,
     PLACE_KINDS,
@@ -25,13 +33,6 @@ from ..data.shapes import (
     sample_scene,
     verify,
 )
-from ..hub.provenance import now, versions
-from ..hub.results import Evaluation, Figure, Score
-from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.processing_blip3o import Blip3oProcessor
-from ..models.target_encoder import extract_features, normalize, stack_images
-from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from .statistics import Rate
 
 Item = TypeVar("Item")
 KINDS_OF_UNSEEN = {"unseen_combination": "colors", "unseen_relation": "position"}
@@ -178,31 +179,6 @@ def ceiling_rates(
         pictures = reconstruct(encoder, image_processor, decode, truths)
         passed += [verify(picture, prompt).passed for picture, prompt in zip(pictures, batch, strict=True)]
     return _by_family(prompts, passed)
-
-
-def answer(
-    model: Blip3oForConditionalGeneration,
-    processor: Blip3oProcessor,
-    images: Sequence,
-    questions: Sequence[str],
-    max_new_tokens: int = 40,
-) -> list[str]:
-    """Greedy answers to one question about each image, or each list of images, as text."""
-    shown = [list(own) if isinstance(own, (list, tuple)) else [own] for own in images]
-    conversations = [
-        [{"role": "user", "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": question}]}]
-        for own, question in zip(shown, questions, strict=True)
-    ]
-    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
-    flat = [image for own in shown for image in own]
-    inputs = processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt")
-    inputs = inputs.to(model.device)
-    inputs.pop("token_type_ids", None)
-    with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return [
-        text.strip() for text in processor.post_process_image_text_to_text(output[:, inputs["input_ids"].shape[1] :])
-    ]
 
 
 def held_out_questions(kind: str, number: int, seed: int = 0) -> list[tuple[list[np.ndarray], Question]]:

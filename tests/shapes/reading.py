@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.shapes import (
     CELL,
     COLORS,
     HELD_OUT_COMBINATIONS,

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ..data.shapes import parse_plan
-from ..data.shapes_tasks import RECONSTRUCT
+from ..data.records import RECONSTRUCT
+from ..evaluation.answers import answer
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.checking import BackboneChecker
 from ..pipelines.planning import PLAN_TOKENS
-from .shapes import answer
+from . import parse_plan
 
 
 class ReadingChecker:

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .records import Record
-from .shapes import (
+from ..data.records import RECONSTRUCT, Record
+from . import (
     EDIT_KINDS,
     Edit,
     Example,
@@ -27,10 +27,8 @@ from .shapes import (
     sample_question,
     write_plan,
 )
-from .shapes_dataset import ShapesDataset
+from .dataset import ShapesDataset
 
-RECONSTRUCT = "Please reconstruct the given image."
-"""What the published reconstruction data asks for."""
 WORLD = 2
 """Counted up whenever the same seed and index come to mean another picture."""
 

@@ -5,11 +5,13 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.pipelines.chat import NO_ANSWER, Blip3oReply
+from blip3o_hf.shapes import (
     COMPARISON,
     QUESTION_KINDS,
     TEST_FAMILIES,
     Scene,
+    benchmark_wordings,
     is_held_out_scene,
     is_held_out_text,
     render,
@@ -17,16 +19,14 @@ from blip3o_hf.data.shapes import (
     verify,
     write_plan,
 )
-from blip3o_hf.evaluation import shapes_wordings
-from blip3o_hf.evaluation.shapes_checking import ReadingChecker
-from blip3o_hf.evaluation.shapes_wordings import (
+from blip3o_hf.shapes.benchmark_wordings import (
     chat_scripts,
     score_chat,
     score_worded_questions,
     worded_prompts,
     worded_questions,
 )
-from blip3o_hf.pipelines.chat import NO_ANSWER, Blip3oReply
+from blip3o_hf.shapes.checking import ReadingChecker
 
 
 def test_prompts_are_held_out_and_both_wordings_mean_the_same(rng):
@@ -56,7 +56,7 @@ def test_each_wording_is_scored_by_itself(monkeypatch):
     def answer(model, processor, images, texts, max_new_tokens):
         return [asked.answer if text in plain else "nothing" for asked, text in zip(questions, texts, strict=True)]
 
-    monkeypatch.setattr(shapes_wordings, "answer", answer)
+    monkeypatch.setattr(benchmark_wordings, "answer", answer)
     rates = score_worded_questions(None, None, questions)
     assert (rates["plain"].value, rates["natural"].value, rates["plain"].total) == (1.0, 0.0, 4)
 
@@ -70,7 +70,7 @@ def test_conversations_are_sixty_turns_of_both_modes():
 def test_a_turn_counts_when_it_is_in_the_right_mode_and_not_blank(pipeline, monkeypatch):
     picture = Image.new("RGB", (8, 8))
     replies = iter([Blip3oReply(image=picture), Blip3oReply("two"), Blip3oReply(NO_ANSWER), Blip3oReply("a plan")])
-    monkeypatch.setattr(shapes_wordings.Blip3oChat, "send", lambda self, text, generator: next(replies))
+    monkeypatch.setattr(benchmark_wordings.Blip3oChat, "send", lambda self, text, generator: next(replies))
     script = [
         {"text": text, "mode": mode} for text, mode in zip("abcd", ("draw", "words", "words", "draw"), strict=True)
     ]
@@ -92,7 +92,7 @@ def test_a_picture_is_accepted_when_it_is_read_as_its_plan(monkeypatch, pipeline
     ]
     scene = Scene.from_key("white:circle,red,small,0,1")
     said = [write_plan(scene), "a large blue cross at row 4 column 5 on a black background", "nothing"]
-    monkeypatch.setattr("blip3o_hf.evaluation.shapes_checking.answer", lambda *args, **kwargs: said)
+    monkeypatch.setattr("blip3o_hf.shapes.checking.answer", lambda *args, **kwargs: said)
     look = ReadingChecker(pipeline.model, pipeline.processor)
     pictures = [Image.new("RGB", (64, 64))] * 3
     scores = look(pictures, [*plans, "two red circles"])

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from blip3o_hf.data.shapes import CELL, Scene, SceneObject, break_picture, render, sample_example
+from blip3o_hf.shapes import CELL, Scene, SceneObject, break_picture, render, sample_example
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from tests.data.shapes_reading import follow
+from tests.shapes.reading import follow
 
-from blip3o_hf.data.shapes import (
+from blip3o_hf.shapes import (
     CELL,
     COLORS,
     EDIT_KINDS,
@@ -28,7 +28,7 @@ from blip3o_hf.data.shapes import (
     verify_edit,
     zone,
 )
-from blip3o_hf.data.shapes.sampling import free_places
+from blip3o_hf.shapes.sampling import free_places
 
 SPLITS = ("train", "test")
 BLUE = SceneObject("square", "blue", "small", 0, 0)

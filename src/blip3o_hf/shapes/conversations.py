@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .records import Record
-from .shapes import (
+from ..data.records import RECONSTRUCT, Record
+from . import (
     EDIT_KINDS,
     NO_PICTURE,
     NOT_KNOWN,
@@ -30,8 +30,8 @@ from .shapes import (
     verify,
     write_plan,
 )
-from .shapes_dataset import ShapesDataset, ShapesRecord
-from .shapes_tasks import RECONSTRUCT, earlier_turn, sample_edit_task
+from .dataset import ShapesDataset, ShapesRecord
+from .tasks import earlier_turn, sample_edit_task
 
 DESCRIBE = "describe the image"
 DESCRIBE_FULLY = "describe the image in detail"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Dataset
 
-from .shapes import (
+from . import (
     GENERAL_QUESTION_KINDS,
     PLACE_KINDS,
     QUESTION_KINDS,
@@ -91,7 +91,7 @@ class ShapesDataset(Dataset):
     Args:
         length: number of examples.
         seed: examples of different seeds are independent.
-        split: `"train"` or `"test"`, as in [`~data.shapes.sample_example`].
+        split: `"train"` or `"test"`, as in [`~shapes.sample_example`].
         num_questions: questions drawn for each scene.
         long_caption_rate: share in [0, 1] of examples whose caption is the full description.
         natural_rate: share in [0, 1] of the other captions, and of the questions, in words as people write them.

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from blip3o_hf import Blip3oPipeline, Blip3oReconstructionPipeline, packaged_model_path
-from blip3o_hf.data.shapes import EDIT_KINDS, describe, is_held_out_scene, render
-from blip3o_hf.evaluation.shapes import overall
-from blip3o_hf.evaluation.shapes_images import (
+from blip3o_hf.shapes import EDIT_KINDS, describe, is_held_out_scene, render
+from blip3o_hf.shapes.benchmark import overall
+from blip3o_hf.shapes.benchmark_images import (
     draw_edits,
     edit_rates,
     held_out_edits,
@@ -46,7 +46,7 @@ def test_captions_count_when_they_say_the_scene(monkeypatch):
     scenes = held_out_scenes(6)
     said = [describe(scene, np.random.default_rng(0), split="test") for scene in scenes]
     said[1], said[2] = "a circle", said[2].replace("background", "ground")
-    monkeypatch.setattr("blip3o_hf.evaluation.shapes_images.answer", lambda *arguments: said)
+    monkeypatch.setattr("blip3o_hf.shapes.benchmark_images.answer", lambda *arguments: said)
     assert score_captions(None, None, scenes).passed == 4
 
 

@@ -1,0 +1,33 @@
+"""Answers of a model to questions about images, many at once."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+
+
+def answer(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    images: Sequence,
+    questions: Sequence[str],
+    max_new_tokens: int = 40,
+) -> list[str]:
+    """Greedy answers to one question about each image, or each list of images, as text."""
+    shown = [list(own) if isinstance(own, (list, tuple)) else [own] for own in images]
+    conversations = [
+        [{"role": "user", "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": question}]}]
+        for own, question in zip(shown, questions, strict=True)
+    ]
+    texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
+    flat = [image for own in shown for image in own]
+    inputs = processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt")
+    inputs = inputs.to(model.device)
+    inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return [
+        text.strip() for text in processor.post_process_image_text_to_text(output[:, inputs["input_ids"].shape[1] :])
+    ]
