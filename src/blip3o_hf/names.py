@@ -1,7 +1,8 @@
 """Unknown names and keys are answered in one way: the value, the nearest known one, and all of them."""
 
 import difflib
-from collections.abc import Collection, Iterable
+import importlib
+from collections.abc import Collection, Iterable, Mapping
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str], where: str = "") -> str:
@@ -45,6 +46,43 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"Unknown key '{key}' in {where}.{_guess(key, known)} Available: {', '.join(known)}.")
+
+
+def find_class(name: str, known: Mapping[str, str], where: str) -> type:
+    """
+    The class that a name in a file stands for.
+
+    Args:
+        name: a key of `known`, or `module:Class` for a class of one's own.
+        known: names of classes, as `module:Class`, by their short names.
+        where: where the name came from, in words.
+
+    Raises:
+        ValueError: when there is no such name, module or class.
+
+    Example:
+        >>> find_class("fractions:Fraction", {}, "a doctest").__name__
+        'Fraction'
+    """
+    if ":" not in name:
+        check_keys([name], known, where)
+        name = known[name]
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports is not
+        raise ValueError(
+            f"A class of your own is written module:Class. Got {name!r} in {where}, and Python finds no module "
+            f"{error.name!r}. Start the command with PYTHONPATH=FOLDER, the folder that holds it."
+        ) from error
+    if not isinstance(getattr(module, class_name, None), type):
+        raise ValueError(
+            f"A class of your own is written module:Class. Got {name!r} in {where}, and {module.__file__} has no "
+            f"class {class_name!r}. Correct the name."
+        )
+    return getattr(module, class_name)
 
 
 def _guess(name: object, available: list[str]) -> str:

@@ -165,7 +165,7 @@ def test_a_json_list_and_an_image_root(tmp_path):
         ({"caption": "a"}, "no image under 'image'"),
         ({"image": "none.png", "caption": "a"}, "no image file at"),
         ({"image": "a.jsonl", "caption": "a"}, "not a readable image"),
-        ({"image": 3, "caption": "a"}, "an image must be a path or encoded bytes, not int"),
+        ({"image": 3, "caption": "a"}, "an image must be a path, encoded bytes or a PIL image, not int"),
         (
             {"conversations": [{"from": "gpt", "value": "a"}]},
             "user and assistant must take turns; the speakers are gpt",

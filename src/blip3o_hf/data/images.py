@@ -108,11 +108,11 @@ class EncodedImage:
     An image that nobody has asked for yet.
 
     Args:
-        data: an encoded image, the path of one, or a function that reads one.
+        data: an encoded image, the path of one, an opened one, or a function that reads one.
         key, max_pixels, min_size: as in [`decode_image`].
     """
 
-    data: bytes | str | os.PathLike | Callable[[], bytes]
+    data: bytes | str | os.PathLike | Image.Image | Callable[[], bytes]
     key: str
     max_pixels: int = MAX_PIXELS
     min_size: int = 1

@@ -1,0 +1,122 @@
+"""Items in tars, in the layout of webdataset."""
+
+import contextlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .records import BadItem
+from .rows import SourceSettings
+from .sources import IMAGE_ENDINGS, Source, expand_paths
+
+
+class WebDatasetSource(Source):
+    """
+    Plain tars in the webdataset layout: members of one name before the first dot are one item.
+
+    `jpg`, `jpeg`, `png` or `webp` is the image, `txt` the caption, `json` any further keys, which win over `txt`. Of
+    named images such as `0001.target.png` and `0001.input.png`, `target` is the target and the others are inputs.
+    A tar is a shard; only its headers are read to find the items, and nothing is ever unpacked to disk.
+    """
+
+    def __init__(self, settings: SourceSettings):
+        super().__init__(settings)
+        paths = expand_paths(settings.path)
+        self.files = [f for path in paths for f in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
+        if not self.files:
+            raise FileNotFoundError(f"A webdataset is .tar files. There is none in {settings.path}. Check the path.")
+        self.num_shards = len(self.files)
+        self._starts: dict[int, np.ndarray] = {}
+
+    def _index(self, shard: int) -> np.ndarray:
+        """Where the first header of each item stands."""
+        if shard not in self._starts:
+            path, starts, last = self.files[shard], [], None
+            try:
+                with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                    with contextlib.suppress(tarfile.TarError):  # where it breaks off, an item cannot be read
+                        for member in tar:
+                            name = _split_name(member.name)[0]
+                            if not member.isdir():
+                                starts += [member.offset] if name != last else []
+                                last = name
+                    file.seek(tar.offset)
+                    if any(file.read(tarfile.BLOCKSIZE)):
+                        starts.append(tar.offset)
+            except tarfile.TarError as error:
+                raise ValueError(
+                    f"A shard must be a plain tar, not compressed. {path} is none ({error}). Unpack or remove it."
+                ) from error
+            self._starts[shard] = np.array(starts, dtype=np.int64)
+        return self._starts[shard]
+
+    def _count(self, shard: int) -> int:
+        return len(self._index(shard))
+
+    def _fields(self, shard: int, position: int):
+        path, start = self.files[shard], int(self._index(shard)[position])
+        key, members = None, {}
+        with open(path, "rb") as file, contextlib.suppress(tarfile.TarError):  # a break after it is the next item's
+            end = file.seek(0, os.SEEK_END)
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    name, ending = _split_name(member.name)
+                    if member.isdir():
+                        continue
+                    if key is not None and key != f"{path}:{name}":
+                        break
+                    key = f"{path}:{name}"
+                    if member.name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.name):
+                        raise BadItem(key, f"member {member.name!r} leaves the archive")
+                    if not member.isfile() or member.issparse():
+                        raise BadItem(key, f"member {member.name!r} is no regular file")
+                    if ending in members:
+                        raise BadItem(key, f"two members of the name {member.name!r}")
+                    if not 0 <= member.size <= end - member.offset_data:
+                        raise BadItem(key, f"the tar ends within {member.name!r}")
+                    read = partial(_read_part, path, member.offset_data, member.size)
+                    members[ending] = read if ending.rpartition(".")[2] in IMAGE_ENDINGS else read()
+        if key is None:
+            raise BadItem(f"{path}@{start}", "broken tar, nothing after this byte can be read")
+        return key, self._content(key, members)
+
+    def _content(self, key: str, members: Mapping[str, bytes | Callable[[], bytes]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        if "txt" in members:
+            content[self.settings.caption] = members["txt"].decode("utf-8", errors="replace")
+        if "json" in members:
+            try:
+                further = json.loads(members["json"])
+            except ValueError as error:
+                raise BadItem(key, f"member json is not valid JSON ({error})") from error
+            if not isinstance(further, dict):
+                raise BadItem(key, "member json must be a mapping")
+            content.update(further)
+        inputs = []
+        for ending, data in sorted(members.items()):
+            name, _, image_format = ending.rpartition(".")
+            if image_format in IMAGE_ENDINGS and name in ("", self.settings.target):
+                content[name or self.settings.image] = data
+            elif image_format in IMAGE_ENDINGS:
+                inputs.append(data)
+        return content | ({"images": inputs} if inputs else {})
+
+
+def _read_part(path: Path, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    folder, slash, file = name.rpartition("/")
+    base, _, ending = file.partition(".")
+    return folder + slash + base, ending.lower()
