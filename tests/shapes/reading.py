@@ -152,7 +152,9 @@ def answer(scene, text):
         ((a,), (b,)), relation = (_named(scene, name) for name in names), read_relation(asked)
         if relation is not None:
             axis, sign = SIDE[relation]
-            return "yes" if sign * (a.center[axis] - b.center[axis]) > 0 else "no"
+            name = ("column", "row")[axis]
+            reason = " and ".join(f"{name} {(o.col, o.row)[axis] + 1}" for o in (a, b))
+            return f"{reason}, so {'yes' if sign * (a.center[axis] - b.center[axis]) > 0 else 'no'}"
         sign = {"large": 1, "small": -1}[SIZE_OF[re.search(rf"{SIZE}(?= than)", text)[0]]]
         return "yes" if sign * (a.pixels - b.pixels) > 0 else "no"
     if not names:

@@ -216,7 +216,9 @@ def score_understanding(
     rates = {kind: Rate(0, 0) for kind in kinds}
     for start in tqdm(range(0, len(items), batch_size), desc="asking", leave=False):
         batch = items[start : start + batch_size]
-        replies = answer(model, processor, [image for image, _ in batch], [q.text for _, q in batch], max_new_tokens=6)
+        replies = answer(
+            model, processor, [image for image, _ in batch], [q.text for _, q in batch], max_new_tokens=24
+        )
         for reply, (_, question) in zip(replies, batch, strict=True):
             rates[question.kind] += Rate(int(reply == question.answer), 1)
     return rates

@@ -15,7 +15,7 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.chat import NO_ANSWER, Blip3oChat
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from . import ObjectGroup, Prompt, Scene, render
+from . import SO, ObjectGroup, Prompt, Scene, render
 
 WORDINGS = ("plain", "natural")
 ABOUT_WORDINGS = (
@@ -72,14 +72,14 @@ def score_worded_questions(
     questions: Sequence[AskedPicture],
     batch_size: int = 64,
 ) -> dict[str, Rate]:
-    """Exact-match accuracy by wording."""
+    """Accuracy by wording: exact matches; of an answer that gives its reason first, its yes or no."""
     rates = {wording: Rate(0, 0) for wording in WORDINGS}
     for start in tqdm(range(0, len(questions), batch_size), desc="asking", leave=False):
         batch = questions[start : start + batch_size]
         images = [[render(scene) for scene in asked.scenes] for asked in batch]
         for wording in WORDINGS:
-            replies = answer(model, processor, images, [asked.texts[wording] for asked in batch], max_new_tokens=6)
-            right = sum(reply == asked.answer for reply, asked in zip(replies, batch, strict=True))
+            replies = answer(model, processor, images, [asked.texts[wording] for asked in batch], max_new_tokens=24)
+            right = sum(reply.rpartition(SO)[2] == asked.answer for reply, asked in zip(replies, batch, strict=True))
             rates[wording] += Rate(right, len(batch))
     return rates
 

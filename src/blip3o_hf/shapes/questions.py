@@ -27,6 +27,8 @@ PLACE_KINDS = ("row", "column", "cell", "zone")
 """The kinds of question about the place of one object."""
 COMPARISON = "comparison"
 """The kind of question that is asked about two scenes."""
+SO = ", so "
+"""What stands between the reason and the verdict of an answer that has one: `column 2 and column 6, so yes`."""
 GENERAL_QUESTION_KINDS = ("existence", "count", "background")
 """The kinds that can be asked about any scene."""
 
@@ -38,7 +40,8 @@ class Question:
 
     Args:
         text: In plain words.
-        answer: One word, but for the kinds `cell` and `zone`.
+        answer: One word, but for the kinds `cell` and `zone`, and `position`: two places are compared more easily once
+            they are said, so the answer gives them before its yes or no.
         kind: One of `QUESTION_KINDS` or `PLACE_KINDS`, or `COMPARISON`.
         form: A key of `QUESTION_WORDS`; empty where there is one wording only.
         words: What its wordings have places for.
@@ -145,7 +148,10 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question:
     ]
     if false and rng.random() < 0.5:
         relation, answer = pick(rng, false), "no"
-    return _question("position", "position", answer, first=first, relation=relation, second=second)
+    axis = "column" if relation in ("left of", "right of") else "row"
+    numbers = ((o.col if axis == "column" else o.row) + 1 for o in (a, b))
+    reason = " and ".join(f"{axis} {number}" for number in numbers)
+    return _question("position", "position", f"{reason}{SO}{answer}", first=first, relation=relation, second=second)
 
 
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Question:
