@@ -28,7 +28,7 @@ PLACE_KINDS = ("row", "column", "cell", "zone")
 COMPARISON = "comparison"
 """The kind of question that is asked about two scenes."""
 SO = ", so "
-"""What stands between the reason and the verdict of an answer that has one: `column 2 and column 6, so yes`."""
+"""What stands between reason and verdict of an answer: `column 2 and column 6, left of it, so yes`."""
 GENERAL_QUESTION_KINDS = ("existence", "count", "background")
 """The kinds that can be asked about any scene."""
 
@@ -149,8 +149,12 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question:
     if false and rng.random() < 0.5:
         relation, answer = pick(rng, false), "no"
     axis = "column" if relation in ("left of", "right of") else "row"
-    numbers = ((o.col if axis == "column" else o.row) + 1 for o in (a, b))
-    reason = " and ".join(f"{axis} {number}" for number in numbers)
+    first_number, second_number = ((o.col if axis == "column" else o.row) + 1 for o in (a, b))
+    before, after = ("left of", "right of") if axis == "column" else ("above", "below")
+    found = "the same"
+    if first_number != second_number:
+        found = f"{before if first_number < second_number else after} it"
+    reason = f"{axis} {first_number} and {axis} {second_number}, {found}"
     return _question("position", "position", f"{reason}{SO}{answer}", first=first, relation=relation, second=second)
 
 
