@@ -334,15 +334,8 @@ class Blip3oChat:
             messages, self.pipe.processor.image_start_token, model.config.num_queries, is_read_whole=True
         )
         read, self._ids = self._ids, []
-        queries = model.queries(1).to(model.get_input_embeddings().weight.dtype)
-        following = positions.max() + 1 + torch.arange(queries.shape[1], device=ids.device)
         with torch.no_grad():
-            condition = model.get_decoder()(
-                inputs_embeds=queries,
-                position_ids=following.expand(*positions.shape[:-1], -1),
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
+            condition = model.read_queries(self._cache, positions)
         self._crop(ids.shape[1])
         self._ids = read
         return condition

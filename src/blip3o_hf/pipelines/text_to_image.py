@@ -206,7 +206,7 @@ def generate_images(
     if drawing is None:
         drawing = model._drawing = open_pipeline(model)
         drawing.set_progress_bar_config(disable=True)
-    if drawing.processor is None or (drawing.decoder is None and drawing.unet is None):
+    if drawing.processor is None or drawing.feature_decoder is None:
         raise ValueError(
             f"Drawing needs the processor and the decoder of the model's repository. "
             f"{model.name_or_path or 'This model'} lacks one. Load a whole pipeline, or use Blip3oPipeline with "
