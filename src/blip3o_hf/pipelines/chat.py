@@ -302,8 +302,8 @@ class Blip3oChat:
         room = model.config.get_text_config().max_position_embeddings - int(positions.max()) - 1
         settings = {"max_new_tokens": min(MAX_NEW_TOKENS, room), "do_sample": False, "num_beams": 1, **generation}
         name = "eos_token_id" if may_draw else "suppress_tokens"
-        own = settings.get(name, getattr(model.generation_config, name))
-        settings[name] = [*(own if isinstance(own, list) else [] if own is None else [own]), start]
+        given = settings.get(name, getattr(model.generation_config, name))
+        settings[name] = [*(given if isinstance(given, list) else [] if given is None else [given]), start]
         # An answer begins with a word, or with the token that starts an image.
         settings.setdefault("begin_suppress_tokens", self._silent_tokens)
         self._ids = []  # an interrupt may leave layers of several lengths; they are read again then
@@ -457,8 +457,8 @@ def _with_pictures(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _check_arguments(what: str, given: Mapping[str, Any], own: Sequence[str]) -> None:
-    taken = [name for name in own if name in given]
+def _check_arguments(what: str, given: Mapping[str, Any], reserved: Sequence[str]) -> None:
+    taken = [name for name in reserved if name in given]
     if taken:
         raise TypeError(
             f"A turn makes one {what}, from which the conversation goes on. Got {', '.join(taken)}. Leave it out, or "
