@@ -105,8 +105,8 @@ def conversation(processor) -> list[dict]:
 def any_to_any(source):
     from transformers import pipeline
 
-    from blip3o_hf.pipelines.pipeline_blip3o import ORIGINAL_DECODER
     from blip3o_hf.pipelines.pipeline_blip3o_decoder import has_decoder
+    from blip3o_hf.pipelines.published_pipeline import ORIGINAL_DECODER
 
     unified = pipeline("any-to-any", model=source)
     steps = {"num_inference_steps": STEPS}

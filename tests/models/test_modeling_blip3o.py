@@ -321,6 +321,18 @@ def test_the_loss_is_the_flow_matching_loss_of_its_prediction(make_model, prompt
     assert output.loss.dtype == torch.float32
 
 
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_what_the_backbone_would_say_at_the_queries_is_returned_on_request(model, prompts, with_targets):
+    inputs = {**prompts, "target_features": make_targets(), "num_noise_draws": 2} if with_targets else prompts
+    output = model(**inputs, output_query_logits=True)
+    expected = model.get_output_embeddings()(model.encode_condition(**prompts))
+    assert torch.equal(output.query_logits, expected)
+    assert (output.loss is not None) is with_targets and (output.prediction is not None) is with_targets
+    assert not with_targets or model(**inputs).query_logits is None
+    output.query_logits.logsumexp(-1).sum().backward()
+    assert model.queries.weight.grad.abs().max() > 0
+
+
 def test_a_condition_computed_earlier_saves_the_backbone(model, prompts):
     drawn = {"noise": make_targets(seed=2), "sigma": torch.tensor([0.1, 0.5, 1.0])}
     full = model(**prompts, target_features=make_targets(), **drawn)

@@ -8,6 +8,7 @@ import torch
 from blip3o_hf.objectives.feature_flow import add_noise, flow_loss, predicted_target, velocity
 from blip3o_hf.objectives.feature_regression import regression_loss
 from blip3o_hf.objectives.latent_flow import scale_latents, unscale_latents
+from blip3o_hf.objectives.phrases import phrase_loss
 
 
 def pair(*shape, dtype=torch.float32):
@@ -109,3 +110,23 @@ def test_errors():
             add_noise(target, noise, sigma)
         with pytest.raises(ValueError, match="`sigma` holds one noise level per sample"):
             predicted_target(target, noise, sigma)
+
+
+def test_each_part_of_the_queries_learns_all_words_of_its_phrase():
+    query_logits, _ = pair(2, 4, 7, dtype=torch.bfloat16)
+    phrase_ids = torch.tensor([[[1, 2, 3], [4, -100, -100]], [[0, 6, -100], [5, 5, 5]]])
+    log_shares = query_logits.float().log_softmax(-1)
+    expected = [
+        -torch.stack([log_shares[row, query, word] for word in phrase_ids[row, query // 2] if word >= 0]).mean()
+        for row in range(2)
+        for query in range(4)
+    ]
+    loss = phrase_loss(query_logits, phrase_ids)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_phrases_divide_the_queries():
+    message = "`phrase_ids` must divide the queries evenly. Got 3 phrases for 4 queries."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        phrase_loss(torch.zeros(1, 4, 7), torch.zeros(1, 3, 1, dtype=torch.long))

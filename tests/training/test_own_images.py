@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_model_path
 from blip3o_hf.cli import main
+from blip3o_hf.objectives.phrases import phrase_loss
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.stages import build_stage
 from blip3o_hf.training.trainer import Blip3oTrainer
@@ -105,16 +106,20 @@ def test_queries_of_a_backbone_that_trains_learn_to_say_captions(make_recipe, ph
     assert batch["phrase_ids"][0, 0, : len(words)].tolist() == words
     batch["target_features"] = stage.features(batch.pop("target_pixel_values"))
 
-    def losses():
-        with torch.no_grad():
-            output = trainer.model.eval()(**batch, generator=[torch.Generator().manual_seed(n) for n in range(2)])
-            generators = [torch.Generator().manual_seed(n) for n in range(2)]
-            return output, stage.loss(trainer.model, {**batch}, generators)
+    features_and_words = {name: tensor for name, tensor in batch.items() if name != "phrase_ids"}
 
-    before, whole = losses()
-    assert torch.isclose(whole, before.loss + 0.5 * before.text_loss)
+    def losses():
+        """Of features, of captions, and of both as the stage adds them up."""
+        generators = [[torch.Generator().manual_seed(n) for n in range(2)] for _ in range(2)]
+        with torch.no_grad():
+            output = trainer.model.eval()(**features_and_words, generator=generators[0], output_query_logits=True)
+            whole = stage.loss(trainer.model, {**batch}, generators[1])
+        return output.loss, phrase_loss(output.query_logits, batch["phrase_ids"]), whole
+
+    of_features, of_captions, whole = losses()
+    assert torch.isclose(whole, of_features + 0.5 * of_captions)
     trainer.train()
-    assert losses()[0].text_loss < before.text_loss - 0.5
+    assert losses()[1] < of_captions - 0.5
 
 
 def test_a_frozen_backbone_cannot_learn_captions(make_recipe):

@@ -16,6 +16,7 @@ from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
 from blip3o_hf.models.target_encoder import crop, extract_features, load_target_encoder, normalize, stack_images
+from blip3o_hf.objectives.phrases import phrase_loss
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from blip3o_hf.shapes.dataset import ShapesDataset
@@ -322,7 +323,8 @@ def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(r
     with torch.no_grad():
         condition = model.encode_condition(batch["input_ids"], batch["attention_mask"])
         shares = model.get_output_embeddings()(condition).log_softmax(-1)
-        loss = model(**batch).loss
+        phrase_ids = batch.pop("phrase_ids")
+        loss = phrase_loss(model(**batch, output_query_logits=True).query_logits, phrase_ids)
     expected = []
     for plan, row in zip(plans, shares, strict=True):
         for index, query in enumerate(row):

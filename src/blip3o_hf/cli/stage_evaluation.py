@@ -13,8 +13,9 @@ from ..evaluation.sheets import contact_sheet
 from ..hub.cards import Origin, write_card
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline, has_pipeline
+from ..pipelines.pipeline_blip3o import Blip3oPipeline, has_pipeline
 from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
+from ..pipelines.published_pipeline import ORIGINAL_DECODER
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from ..shapes import benchmark
 from ..training.distributed import whole_weights

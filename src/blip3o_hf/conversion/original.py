@@ -35,8 +35,9 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.modeling_eva_clip import ORIGINAL_PREFIX, EvaClipVisionModel, original_tower_config
 from ..models.original_layout import OUTPUT_LAYER, QUERIES, OriginalCheckpoint, own_name
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
-from ..pipelines.pipeline_blip3o import ORIGINAL_DECODER, Blip3oPipeline
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.pipeline_blip3o_decoder import has_decoder, load_scheduler, local_decoder, stored_component
+from ..pipelines.published_pipeline import ORIGINAL_DECODER
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .shards import Shard, TensorCopy, index_of, is_written, plan_shards, write_shard
 

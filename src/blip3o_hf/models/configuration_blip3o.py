@@ -6,12 +6,17 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from ..names import check_name
-from ..objectives import check_objective
+from ..objectives import check_objective, get_objective
 from .checkpoint_files import check_config_file
 
 IMAGE_POSITIONS = ("backbone", "sequential")
 # `model_type` of published checkpoints, of the original's training and inference class.
 ORIGINAL_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
+
+
+def has_vision(backbone_config: PreTrainedConfig) -> bool:
+    """Whether a backbone of this config can read images."""
+    return getattr(backbone_config, "vision_config", None) is not None
 
 
 class Blip3oConfig(PreTrainedConfig):
@@ -31,7 +36,8 @@ class Blip3oConfig(PreTrainedConfig):
             Number of learned query tokens that follow the prompt.
         objective (`str`, defaults to `"feature_flow"`):
             `feature_flow` (CLIP + flow matching), `feature_regression` (CLIP + MSE, a linear head and no
-            transformer) or `latent_flow` (VAE + flow matching); paper section 3.3.
+            transformer) or `latent_flow` (VAE + flow matching), paper section 3.3; or the name of one that
+            [`~objectives.register_objective`] made known.
         feature_dim (`int`, defaults to 1792):
             Channels of the target features.
         feature_size (`int`, defaults to 8):
@@ -156,8 +162,8 @@ class Blip3oConfig(PreTrainedConfig):
 
     @property
     def uses_transformer(self) -> bool:
-        """Whether the objective needs the diffusion transformer (all but `feature_regression`)."""
-        return self.objective != "feature_regression"
+        """Whether the objective needs the diffusion transformer (of the paper's, all but `feature_regression`)."""
+        return get_objective(self.objective).has_transformer
 
     @property
     def hidden_size(self) -> int:
@@ -167,10 +173,10 @@ class Blip3oConfig(PreTrainedConfig):
     @property
     def has_vision(self) -> bool:
         """Whether the backbone can read images."""
-        return getattr(self.backbone_config, "vision_config", None) is not None
+        return has_vision(self.backbone_config)
 
     def get_text_config(self, *args, **kwargs):
         return self.backbone_config.get_text_config(*args, **kwargs)
 
 
-__all__ = ["Blip3oConfig"]
+__all__ = ["Blip3oConfig", "has_vision"]

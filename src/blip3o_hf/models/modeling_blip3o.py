@@ -1,9 +1,10 @@
 """The BLIP3-o model: a frozen autoregressive backbone, learned query tokens and a diffusion transformer."""
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,14 +17,15 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers import initialization as init
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
 from ..names import check_name
-from ..objectives.feature_flow import add_noise, flow_loss
-from ..objectives.feature_regression import regression_loss
+from ..objectives import get_objective
 from ..objectives.noise_levels import sigma_from_uniform
+from ..objectives.objective import Objective
 from .checkpoint_files import HUB_ARGUMENTS
 from .configuration_blip3o import Blip3oConfig
 from .loading import load_complete, load_own
@@ -53,18 +55,20 @@ class Blip3oQueries(nn.Module):
 class Blip3oOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `()`): the generation loss in fp32, or that of phrases.
-        prediction (`torch.Tensor` `[B, C, H, W]`): predicted velocity, or predicted features under
-            `feature_regression`; none with phrases.
+        loss (`torch.Tensor` of shape `()`, *optional*): the generation loss in fp32, where there are target features.
+        prediction (`torch.Tensor` `[B, C, H, W]`, *optional*): what the objective has the model predict, velocity or
+            features, where there are target features.
         condition (`torch.Tensor` `[B, num_queries, hidden_size]`): the backbone's hidden states at the queries.
-        text_loss (`torch.Tensor` of shape `()`, *optional*): the loss of `conversations`, or of phrases beside
-            features, which `loss` leaves out.
+        text_loss (`torch.Tensor` of shape `()`, *optional*): the loss of `conversations`, which `loss` leaves out.
+        query_logits (`torch.Tensor` `[B, num_queries, vocab_size]`, *optional*): scores of the tokens that the
+            backbone would say at each query, on request; one row per prompt, however many noises are drawn.
     """
 
     loss: torch.Tensor | None = None
     prediction: torch.Tensor | None = None
     condition: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
+    query_logits: torch.Tensor | None = None
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -72,7 +76,9 @@ def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _vision_or_text_model(backbone_config):
+def _vision_or_text_model(
+    backbone_config: PreTrainedConfig,
+) -> type[AutoModelForImageTextToText] | type[AutoModelForCausalLM]:
     """The Auto class that builds `backbone_config`: image-text-to-text where it exists, else causal LM."""
     if type(backbone_config) in AutoModelForImageTextToText._model_mapping:
         return AutoModelForImageTextToText
@@ -89,6 +95,8 @@ def _embed_new_tokens(backbone: PreTrainedModel, first: int, end: int) -> None:
 
 
 class Blip3oPreTrainedModel(PreTrainedModel):
+    """What transformers asks of a model's class: its config, what it can do, and how new weights begin."""
+
     config_class = Blip3oConfig
     config: Blip3oConfig
     base_model_prefix = "blip3o"
@@ -164,10 +172,12 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         self._no_split_modules = type(self._no_split_modules)(n for n in self._no_split_modules if n in present)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> "Blip3oForConditionalGeneration | tuple[Blip3oForConditionalGeneration, dict[str, Any]]":
         """
-        As in transformers, but an incomplete checkpoint is refused: it would draw noise without a word. To build on
-        a trained backbone, use `from_backbone`.
+        As in transformers, but an incomplete checkpoint is refused: weights would silently stay random. To build on a
+        trained backbone, use `from_backbone`.
 
         A published checkpoint (`model_type` `blip3o_qwen` or `blip3o_qwen_inference`) is loaded as it is; names and
         shapes are checked before its tensors are read, and values after. A passed `config` is brought to its sizes.
@@ -195,7 +205,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         model.hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, under our names, wherever the weights came from. To write published names, use
         [`~models.original_layout.save_original_layout`].
@@ -205,8 +215,12 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_backbone(
-        cls, backbone: str, config: Blip3oConfig | None = None, processor: ProcessorMixin | None = None, **kwargs
-    ):
+        cls,
+        backbone: str | os.PathLike,
+        config: Blip3oConfig | None = None,
+        processor: ProcessorMixin | None = None,
+        **kwargs: Any,
+    ) -> "Blip3oForConditionalGeneration":
         """
         A BLIP3-o on top of a trained backbone, with new queries and a new transformer (paper section 5.1).
 
@@ -247,9 +261,14 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         """The backbone's text stack, without its output layer."""
         return self.backbone.get_decoder()
 
+    @property
+    def objective(self) -> Objective:
+        """What the model was made to predict, by the name in its config."""
+        return get_objective(self.config.objective)
+
     # Understanding
 
-    def generate(self, *args, generation_mode: str = "text", **kwargs):
+    def generate(self, *args: Any, generation_mode: str = "text", **kwargs: Any) -> torch.Tensor | ModelOutput:
         """
         Answer in text: the backbone's own `generate`, with this model's generation config. Or, with
         `generation_mode="image"`, draw: see [`~pipelines.text_to_image.generate_images`].
@@ -265,7 +284,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         self.backbone.generation_config = self.generation_config
         return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
 
-    def prepare_inputs_for_generation(self, *args, **kwargs):
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The backbone's own."""
         return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
 
     # Generation
@@ -297,21 +317,17 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         self._check_image_inputs(image_inputs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        batch_size, device = input_ids.shape[0], input_ids.device
         decoder = self.get_decoder()
-        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
-        full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
         has_own_positions = self.config.image_positions == "backbone"
         grids = image_inputs.get("image_grid_thw") if has_own_positions else None
         prompt_positions = self.prompt_positions(input_ids, attention_mask, grids)
-        first = prompt_positions.amax(-1, keepdim=True) + 1
-        query_positions = first + torch.arange(queries.shape[1], device=device)
 
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
         is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
         if trains or (decoder.training and is_checkpointed):
             # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
             # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
+            queries, query_positions, full_mask = self._query_inputs(prompt_positions, attention_mask)
             prompt = self.embed_prompt(input_ids, **image_inputs)
             hidden_states = decoder(
                 inputs_embeds=torch.cat([prompt, queries], dim=1),
@@ -330,13 +346,43 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 past_key_values=cache,
                 use_cache=True,
             )
-        return decoder(
+        return self.read_queries(cache, prompt_positions, attention_mask)
+
+    def read_queries(
+        self, past_key_values: Cache, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        The condition Q of prompts whose keys and values were kept: the hidden states at the queries, which run after
+        them.
+
+        Args:
+            past_key_values: keys and values of the prompts; those of the queries are added to them.
+            prompt_positions (`[B, L]` or `[3, B, L]`): as `prompt_positions` gives them.
+            attention_mask (`[B, L]`, *optional*): 1 for real tokens; left out where there is no padding.
+
+        Returns:
+            `torch.Tensor` `[B, num_queries, hidden_size]`.
+        """
+        queries, positions, full_mask = self._query_inputs(prompt_positions, attention_mask)
+        return self.get_decoder()(
             inputs_embeds=queries,
             attention_mask=full_mask,
-            position_ids=query_positions,
-            past_key_values=cache,
+            position_ids=positions,
+            past_key_values=past_key_values,
             use_cache=True,
         ).last_hidden_state
+
+    def _query_inputs(
+        self, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.LongTensor, torch.Tensor | None]:
+        """Embeddings and positions of the queries after prompts, and the mask of both."""
+        batch_size = prompt_positions.shape[-2]
+        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
+        first = prompt_positions.amax(-1, keepdim=True) + 1
+        positions = first + torch.arange(queries.shape[1], device=prompt_positions.device)
+        if attention_mask is None:
+            return queries, positions, None
+        return queries, positions, torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
 
     def prompt_positions(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
@@ -364,9 +410,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         num_noise_draws: int = 1,
         conversations: dict[str, torch.Tensor] | None = None,
         generator: list[torch.Generator] | None = None,
-        phrase_ids: torch.LongTensor | None = None,
-        **backbone_inputs,
-    ):
+        output_query_logits: bool = False,
+        **backbone_inputs: Any,
+    ) -> ModelOutput:
         """
         Args:
             input_ids (`[B, L]`), attention_mask (`[B, L]`): prompts, as in `encode_condition`.
@@ -381,24 +427,49 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             generator (*optional*): one for each image, on the CPU; it draws the noise, noise levels and dropped
                 conditions of that image, which then do not depend on what else is in the batch.
             conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1).
-            phrase_ids (`[B, P, W]`, *optional*): instead of features or beside them, P phrases of at most W tokens,
-                padded with -100, that the queries learn to say: each P-th part of the queries all words of one phrase.
+            output_query_logits: also return what the backbone would say at the queries, for a loss of its own such as
+                [`~objectives.phrases.phrase_loss`]; with target features or without.
+            backbone_inputs: image inputs of the processor; without target features, all that the backbone's own
+                forward takes.
 
         Returns:
-            [`Blip3oOutput`], or the backbone's output when `target_features` is left out.
+            [`Blip3oOutput`], or the backbone's output when neither `target_features` nor `output_query_logits` is
+            given.
 
         Raises:
             ValueError: when features do not have the config's shape, or an image meets a text-only backbone.
         """
         text_loss = None if conversations is None else self.backbone(**conversations).loss
-        if phrase_ids is not None and target_features is None:
+        if target_features is None and output_query_logits:
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
-            return Blip3oOutput(self._phrase_loss(condition, phrase_ids), None, condition, text_loss)
+            return Blip3oOutput(condition=condition, text_loss=text_loss, query_logits=self.query_logits(condition))
         if target_features is None:
             self._check_image_inputs(backbone_inputs)
             backbone_inputs = self._with_token_types(input_ids, backbone_inputs)
             return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs)
 
+        self._check_targets(target_features, input_ids, condition, num_noise_draws)
+        target = self.normalize_features(target_features)
+        if condition is None:
+            condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
+        query_logits = self.query_logits(condition) if output_query_logits else None
+        if self.objective.has_noise:
+            target = target.repeat_interleave(num_noise_draws, dim=0)
+            condition = condition.repeat_interleave(num_noise_draws, dim=0)
+            loss, prediction = self._loss_with_noise(target, condition, noise, sigma, num_noise_draws, generator)
+        else:
+            prediction = self.regress_features(condition)
+            loss = self.objective.loss(prediction, target)
+        return Blip3oOutput(loss, prediction, condition, text_loss, query_logits)
+
+    def _check_targets(
+        self,
+        target_features: torch.Tensor,
+        input_ids: torch.LongTensor | None,
+        condition: torch.Tensor | None,
+        num_noise_draws: int,
+    ) -> None:
+        """Raise `ValueError` for what training on features cannot use. Arguments as of `forward`."""
         expected = (self.config.feature_dim, self.config.feature_size, self.config.feature_size)
         if tuple(target_features.shape[1:]) != expected:
             raise ValueError(
@@ -412,22 +483,22 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             )
         if num_noise_draws < 1:
             raise ValueError(f"`num_noise_draws` must be at least 1. Got {num_noise_draws}. Use 1 for the plain loss.")
-        target = self.normalize_features(target_features)
-        if condition is None:
-            condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
-        if phrase_ids is not None:
-            text_loss = self._phrase_loss(condition, phrase_ids)
-        if self.config.objective == "feature_regression":
-            prediction = self.regress_features(condition)
-            return Blip3oOutput(regression_loss(prediction, target), prediction, condition, text_loss)
 
-        target = target.repeat_interleave(num_noise_draws, dim=0)
-        condition = condition.repeat_interleave(num_noise_draws, dim=0)
+    def _loss_with_noise(
+        self,
+        target: torch.Tensor,
+        condition: torch.Tensor,
+        noise: torch.Tensor | None,
+        sigma: torch.Tensor | None,
+        num_noise_draws: int,
+        generator: list[torch.Generator] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and prediction at targets with noise; what is not given is drawn. Arguments as of `forward`."""
 
         def draw(random: Callable[..., torch.Tensor], *shape: int) -> torch.Tensor:
             if generator is None:
                 return random(target.shape[0], *shape, device=target.device)
-            return torch.cat([random(num_noise_draws, *shape, generator=own) for own in generator]).to(target.device)
+            return torch.cat([random(num_noise_draws, *shape, generator=each) for each in generator]).to(target.device)
 
         noise = draw(torch.randn, *target.shape[1:]).to(target.dtype) if noise is None else noise
         if noise.shape != target.shape:
@@ -444,32 +515,23 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         timestep = 1000 * sigma
         if self.config.noise_distribution == "discrete_uniform" and self.config.noise_shift == 1.0:
             timestep = timestep.round()
-        velocity = self.transformer(
-            hidden_states=add_noise(target, noise, sigma).to(self.transformer.dtype),
+        prediction = self.transformer(
+            hidden_states=self.objective.add_noise(target, noise, sigma).to(self.transformer.dtype),
             timestep=timestep,
             encoder_hidden_states=visible.to(self.transformer.dtype),
         ).sample
-        return Blip3oOutput(flow_loss(velocity, target, noise), velocity, condition, text_loss)
+        return self.objective.loss(prediction, target, noise, sigma), prediction
 
-    def _phrase_loss(self, condition: torch.Tensor, phrase_ids: torch.LongTensor) -> torch.Tensor:
-        """Cross-entropy of what the backbone would say at a query, and an equal share for each word of its phrase."""
-        num_queries, num_phrases = condition.shape[1], phrase_ids.shape[1]
-        if num_queries % num_phrases:
-            raise ValueError(
-                f"`phrase_ids` must divide the queries evenly. Got {num_phrases} phrases for {num_queries} queries. "
-                f"Choose a number of queries that {num_phrases} divides."
-            )
-        words = phrase_ids.repeat_interleave(num_queries // num_phrases, dim=1)
-        log_shares = self.get_output_embeddings()(condition).float().log_softmax(dim=-1)
-        said = log_shares.gather(-1, words.clamp(min=0)).masked_fill(words < 0, 0.0)
-        return -(said.sum(-1) / (words >= 0).sum(-1)).mean()
+    def query_logits(self, condition: torch.Tensor) -> torch.Tensor:
+        """What the backbone would say at the queries: `[B, num_queries, hidden]` to `[B, num_queries, vocab_size]`."""
+        return self.get_output_embeddings()(condition)
 
     def regress_features(self, condition: torch.Tensor) -> torch.Tensor:
         """WQ of the CLIP + MSE design (paper section 3.2): `[B, num_queries, hidden]` to `[B, C, H, W]`."""
         size = self.config.feature_size
         if condition.shape[1] != size * size:
             raise ValueError(
-                f"`feature_regression` needs one query per feature: {size * size}. This model has "
+                f"`{self.config.objective}` needs one query per feature: {size * size}. This model has "
                 f"{condition.shape[1]} queries. Set `num_queries={size * size}`."
             )
         condition = condition.to(self.feature_head.weight.dtype)
@@ -485,7 +547,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         mean, std = self._feature_statistics(features)
         return features if mean is None else features * std + mean
 
-    def _feature_statistics(self, like: torch.Tensor):
+    def _feature_statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """Mean and deviation of the config, `[1, C, 1, 1]` each, in the precision and on the device of `like`."""
         if self.config.feature_mean is None or self.config.feature_std is None:
             return None, None
         mean, std = (
@@ -511,7 +574,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             )
         return embeddings.masked_scatter(slots, features)
 
-    def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict) -> dict:
+    def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """
         The inputs with `mm_token_type_ids`, which placeholder ids tell as well: without them, the library falls back
         from the positions of pixels to those of text, and says nothing.
@@ -528,12 +591,15 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         if self.config.uses_transformer and self.transformer.is_cache_enabled:
             self.transformer._reset_stateful_cache()
 
-    def _check_image_inputs(self, inputs: dict) -> None:
+    def _check_image_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Raise `ValueError` when there are images among the inputs and the backbone reads text only."""
         if inputs.get("pixel_values") is not None:
             self.check_vision()
 
     def check_vision(self) -> None:
         """
+        The check of all that take images.
+
         Raises:
             ValueError: when the backbone reads text only, and was given an image.
         """

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.processing_utils import ProcessorMixin
 
 from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, read_settings
+from .configuration_blip3o import has_vision
 from .original_layout import convert_config, original_settings
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
@@ -199,10 +200,10 @@ class Blip3oProcessor(ProcessorMixin):
         template = tokenizer.chat_template
         if template and "date_string" in template:
             template = FIXED_DATE + template
-        if getattr(AutoConfig.from_pretrained(backbone), "vision_config", None) is None:
-            image_processor = Qwen2VLImageProcessorPil()
-        else:
+        if has_vision(AutoConfig.from_pretrained(backbone)):
             image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
+        else:
+            image_processor = Qwen2VLImageProcessorPil()
         return cls(image_processor, tokenizer, chat_template=template)
 
     @property

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ..objectives.latent_flow import scale_latents
+from ..objectives.latent_flow import scale_latents, vae_scale_factor
 from .image_processing_eva_clip import EvaClipImageProcessor
 from .loading import load_complete
 from .modeling_eva_clip import EvaClipVisionModel
@@ -50,11 +50,6 @@ def load_target_encoder(
     encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config, subfolder=subfolder, **settings)
     image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
     return encoder.eval().requires_grad_(False), image_processor
-
-
-def vae_scale_factor(vae: AutoencoderKL) -> int:
-    """Pixels per latent, in height and in width."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def square_image_processor(size: int) -> CLIPImageProcessorPil:

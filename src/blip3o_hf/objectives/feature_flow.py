@@ -8,6 +8,46 @@ network predicts the velocity along sigma, d x / d sigma = noise - target = -V_t
 import torch
 
 from .feature_regression import regression_loss
+from .objective import Objective
+
+
+class FeatureFlow(Objective):
+    """Flow matching: a transformer predicts the velocity at features with noise, and sampling follows it from noise.
+
+    Another flow is a subclass with a `loss` of its own, and with a `predicted_velocity` where the model predicts
+    something else than the velocity.
+    """
+
+    name = "feature_flow"
+
+    def loss(
+        self,
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        sigma: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return flow_loss(prediction, target, noise)
+
+    def add_noise(self, target: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """What the model sees at a noise level, and what sampling starts from: at sigma 1 the noise alone.
+
+        Arguments and result are those of the function `add_noise`.
+        """
+        return add_noise(target, noise, sigma)
+
+    def predicted_velocity(self, prediction: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """The velocity d x / d sigma that sampling follows, from what the model predicted.
+
+        Args:
+            prediction: [B, ...], the model's output.
+            noisy: [B, ...], what the model saw.
+            sigma: [], the noise level of `noisy`, in (0, 1].
+
+        Returns:
+            [B, ...].
+        """
+        return prediction
 
 
 def add_noise(target: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -6,8 +6,25 @@ L_MSE = ||X - W Q||^2. The projection W is a layer of the model; what arrives he
 import torch
 
 from ..names import unknown_name
+from .objective import Objective
 
 REDUCTIONS = ("mean", "none")
+
+
+class FeatureRegression(Objective):
+    """A linear head on the condition gives the features, without noise, and so the same ones each time."""
+
+    name = "feature_regression"
+    has_noise = False
+
+    def loss(
+        self,
+        prediction: torch.Tensor,
+        target: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        sigma: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return regression_loss(prediction, target)
 
 
 def regression_loss(prediction: torch.Tensor, target: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

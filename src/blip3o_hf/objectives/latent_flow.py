@@ -6,6 +6,15 @@ latents to roughly unit variance, the scale of the noise they are mixed with.
 
 import torch
 
+from .feature_flow import FeatureFlow
+
+
+class LatentFlow(FeatureFlow):
+    """The flow of `feature_flow`, on the latents of a VAE, whose decoder makes the pixels."""
+
+    name = "latent_flow"
+    is_latent = True
+
 
 def scale_latents(latents: torch.Tensor, scaling_factor: float, shift_factor: float | None = None) -> torch.Tensor:
     """Bring a VAE's latents to the scale of the noise: (latents - shift_factor) * scaling_factor.
@@ -24,3 +33,8 @@ def scale_latents(latents: torch.Tensor, scaling_factor: float, shift_factor: fl
 def unscale_latents(latents: torch.Tensor, scaling_factor: float, shift_factor: float | None = None) -> torch.Tensor:
     """Undo `scale_latents` before decoding: latents / scaling_factor + shift_factor, [B, C, H, W]."""
     return latents / scaling_factor + (shift_factor or 0.0)
+
+
+def vae_scale_factor(vae: torch.nn.Module) -> int:
+    """Pixels per latent of an `AutoencoderKL`, in height and in width (8 for SDXL)."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)

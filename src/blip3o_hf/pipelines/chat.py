@@ -302,8 +302,8 @@ class Blip3oChat:
         room = model.config.get_text_config().max_position_embeddings - int(positions.max()) - 1
         settings = {"max_new_tokens": min(MAX_NEW_TOKENS, room), "do_sample": False, "num_beams": 1, **generation}
         name = "eos_token_id" if may_draw else "suppress_tokens"
-        own = settings.get(name, getattr(model.generation_config, name))
-        settings[name] = [*(own if isinstance(own, list) else [] if own is None else [own]), start]
+        given = settings.get(name, getattr(model.generation_config, name))
+        settings[name] = [*(given if isinstance(given, list) else [] if given is None else [given]), start]
         # An answer begins with a word, or with the token that starts an image.
         settings.setdefault("begin_suppress_tokens", self._silent_tokens)
         self._ids = []  # an interrupt may leave layers of several lengths; they are read again then
@@ -334,15 +334,8 @@ class Blip3oChat:
             messages, self.pipe.processor.image_start_token, model.config.num_queries, is_read_whole=True
         )
         read, self._ids = self._ids, []
-        queries = model.queries(1).to(model.get_input_embeddings().weight.dtype)
-        following = positions.max() + 1 + torch.arange(queries.shape[1], device=ids.device)
         with torch.no_grad():
-            condition = model.get_decoder()(
-                inputs_embeds=queries,
-                position_ids=following.expand(*positions.shape[:-1], -1),
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state
+            condition = model.read_queries(self._cache, positions)
         self._crop(ids.shape[1])
         self._ids = read
         return condition
@@ -464,8 +457,8 @@ def _with_pictures(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _check_arguments(what: str, given: Mapping[str, Any], own: Sequence[str]) -> None:
-    taken = [name for name in own if name in given]
+def _check_arguments(what: str, given: Mapping[str, Any], reserved: Sequence[str]) -> None:
+    taken = [name for name in reserved if name in given]
     if taken:
         raise TypeError(
             f"A turn makes one {what}, from which the conversation goes on. Got {', '.join(taken)}. Leave it out, or "

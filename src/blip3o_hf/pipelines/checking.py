@@ -55,7 +55,7 @@ class BackboneChecker:
         asked = [processor.check_instruction.replace("{caption}", text) for text in texts]
         conversations = [chat_messages(text, [image]) for text, image in zip(asked, images, strict=True)]
         inputs = processor(
-            text=[processor.apply_chat_template(own, add_generation_prompt=True) for own in conversations],
+            text=[processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations],
             images=list(images),
             padding=True,
             padding_side="left",
@@ -125,13 +125,13 @@ def draw_until_shown(
         if kept is None:
             kept = Attempts(features, pixels, plans, [1] * num_images, scores)
         else:
-            for place, index in enumerate(pending):
+            for position, index in enumerate(pending):
                 kept.numbers[index] += 1
-                if scores[place] > kept.scores[index]:
-                    kept.features[index], kept.pixels[index] = features[place], pixels[place]
-                    kept.scores[index] = scores[place]
+                if scores[position] > kept.scores[index]:
+                    kept.features[index], kept.pixels[index] = features[position], pixels[position]
+                    kept.scores[index] = scores[position]
                     if plans is not None:
-                        kept.plans[index] = plans[place]
+                        kept.plans[index] = plans[position]
         pending = [index for index in range(num_images) if kept.scores[index] < ACCEPTED]
         if not pending:
             break

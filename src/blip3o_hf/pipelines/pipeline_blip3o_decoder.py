@@ -1,6 +1,5 @@
 """Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
 
-import inspect
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -25,20 +24,21 @@ from ..models.checkpoint_files import (
     read_tensors,
 )
 from ..models.loading import check_finite, load_complete
-from ..objectives.latent_flow import unscale_latents
+from ..objectives.latent_flow import unscale_latents, vae_scale_factor
+from .guidance import denoise_with_guidance
 from .sampling_arguments import (
+    SamplingSettings,
     check_callback_tensors,
     check_generators,
-    check_guidance_interval,
-    check_guidance_scale,
     check_latents,
     check_num_images_per_prompt,
-    check_num_inference_steps,
+    check_output_type,
 )
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NUM_INFERENCE_STEPS = 50
 GUIDANCE_SCALE = 3.0
+DEFAULT_SAMPLING = SamplingSettings(NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
 ORIGINAL_SIZE = (1024, 1024)  # the size condition of every image, whatever the size that is drawn
 CROP = (0, 0)
 
@@ -131,8 +131,8 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         kwargs["use_safetensors"] = True
         for name in missing:
             if name in _MODELS:
-                own = (part_arguments or {}).get(name, {})
-                components[name] = _load_model(_MODELS[name], folder / name, variant, kwargs | own)
+                arguments = kwargs | (part_arguments or {}).get(name, {})
+                components[name] = _load_model(_MODELS[name], folder / name, variant, arguments)
             else:
                 components[name] = load_scheduler(folder)
         pipeline = cls(**components)
@@ -142,7 +142,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent, in height and in width (8 for SDXL)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return vae_scale_factor(self.vae)
 
     @torch.no_grad()
     def __call__(
@@ -193,28 +193,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
             TypeError, ValueError: on bad input, before anything is computed.
         """
         height, width = self.image_size(height, width)
-        self.check_inputs(
-            image_features,
-            null_features,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
-            guidance_interval,
-            num_images_per_prompt,
-            generator,
-            latents,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
-        image_features = image_features.repeat_interleave(num_images_per_prompt, dim=0)
-        if null_features is not None and len(null_features) > 1:
-            null_features = null_features.repeat_interleave(num_images_per_prompt, dim=0)
-        latents = self.prepare_latents(len(image_features), height, width, generator, latents)
-        latents = self.denoise(
-            latents,
-            image_features,
-            null_features,
+        sampling = SamplingSettings(
             num_inference_steps,
             guidance_scale,
             guidance_interval,
@@ -222,6 +201,14 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
+        self.check_inputs(
+            image_features, null_features, height, width, sampling, num_images_per_prompt, latents, output_type
+        )
+        image_features = image_features.repeat_interleave(num_images_per_prompt, dim=0)
+        if null_features is not None and len(null_features) > 1:
+            null_features = null_features.repeat_interleave(num_images_per_prompt, dim=0)
+        latents = self.prepare_latents(len(image_features), height, width, generator, latents)
+        latents = self.denoise(latents, image_features, null_features, **vars(sampling))
         images = latents
         if output_type != "latent":
             images = self.image_processor.postprocess(self.decode_latents(latents), output_type=output_type)
@@ -230,10 +217,11 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
 
     def image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Height and width in pixels, with the UNet's own size for what is left out."""
-        own = self.unet.config.sample_size
-        own = (own, own) if own is None or isinstance(own, int) else own
+        latent_sizes = self.unet.config.sample_size
+        if latent_sizes is None or isinstance(latent_sizes, int):
+            latent_sizes = (latent_sizes, latent_sizes)
         sizes = []
-        for name, given, latent_size in zip(("height", "width"), (height, width), own, strict=True):
+        for name, given, latent_size in zip(("height", "width"), (height, width), latent_sizes, strict=True):
             if given is None and latent_size is None:
                 raise ValueError(
                     f"`{name}` must be given when the UNet's config names no `sample_size`. Got None. Pass it in "
@@ -244,51 +232,41 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
-        image_features,
-        null_features,
-        height,
-        width,
-        num_inference_steps,
-        guidance_scale,
-        guidance_interval,
-        num_images_per_prompt,
-        generator,
-        latents,
-        output_type,
-        callback_on_step_end_tensor_inputs,
+        image_features: torch.Tensor,
+        null_features: torch.Tensor | None,
+        height: int,
+        width: int,
+        sampling: SamplingSettings,
+        num_images_per_prompt: int,
+        latents: torch.Tensor | None,
+        output_type: str,
     ) -> None:
         """Raise one clear error for the first argument of `__call__` that breaks its contract."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}. Got {output_type!r}. Use 'pil' for PIL "
-                f"images."
-            )
-        self.check_sampling(height, width, num_inference_steps, guidance_scale, guidance_interval)
+        check_output_type(output_type, OUTPUT_TYPES)
+        self.check_sampling(height, width, sampling)
         self.check_features(image_features, null_features)
-        if guidance_scale > 1 and null_features is None:
+        if sampling.guidance_scale > 1 and null_features is None:
             raise ValueError(
                 f"Guidance needs `null_features`, the features that the model generates for its null prompt. Got "
-                f"guidance_scale={guidance_scale} and no null features. Pass those of "
+                f"guidance_scale={sampling.guidance_scale} and no null features. Pass those of "
                 f"`Blip3oPipeline.prepare_null_features()`, or guidance_scale=1."
             )
         check_num_images_per_prompt(num_images_per_prompt)
-        check_generators(generator, len(image_features), num_images_per_prompt)
+        check_generators(sampling.generator, len(image_features), num_images_per_prompt)
         check_latents(latents, self._latents_shape(len(image_features) * num_images_per_prompt, height, width))
-        check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_callback_tensors(sampling.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
     def check_sampling(
         self,
         height: int,
         width: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float],
+        sampling: SamplingSettings,
+        defaults: SamplingSettings = DEFAULT_SAMPLING,
         prefix: str = "",
-        defaults: tuple[int, float] = (NUM_INFERENCE_STEPS, GUIDANCE_SCALE),
     ) -> None:
         """
-        Raise a `ValueError` for the first of these that breaks its contract. For the message: `prefix` stands before
-        the names of steps, guidance scale and guidance interval, `defaults` are steps and guidance scale.
+        Raise a `ValueError` for the first of these that breaks its contract; `defaults` and `prefix` are for the
+        message, as of [`~pipelines.sampling_arguments.SamplingSettings.check`].
         """
         for name, value in (("height", height), ("width", width)):
             if type(value) is not int or value < 1 or value % self.vae_scale_factor:
@@ -296,9 +274,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
                     f"`{name}` must be a positive multiple of {self.vae_scale_factor} pixels, the side of a latent. "
                     f"Got {value!r}. Leave it out for the decoder's own size."
                 )
-        check_num_inference_steps(num_inference_steps, defaults[0], f"{prefix}num_inference_steps")
-        check_guidance_scale(guidance_scale, defaults[1], f"{prefix}guidance_scale")
-        check_guidance_interval(guidance_interval, f"{prefix}guidance_interval")
+        sampling.check(defaults, prefix)
 
     def check_features(self, image_features: torch.Tensor, null_features: torch.Tensor | None = None) -> None:
         """
@@ -384,36 +360,28 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         tokens = feature_tokens(image_features).to(device, dtype)
         size = [side * self.vae_scale_factor for side in latents.shape[-2:]]
         time_ids = image_conditions(*size).to(device).repeat(num_images, 1)
-        plain = (tokens, time_ids)
         guided = None
         if guidance_scale > 1:
             null_tokens = feature_tokens(null_features).to(device, dtype).expand_as(tokens)
             guided = (torch.cat([tokens, null_tokens]), time_ids.repeat(2, 1))
 
+        def predict(latents: torch.Tensor, index: int) -> torch.Tensor:
+            return self._predict_noise(latents, index, tokens, time_ids)
+
+        def predict_both(latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._predict_noise(torch.cat([latents, latents]), index, *guided).chunk(2)
+
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        if hasattr(self.scheduler, "set_begin_index"):
-            self.scheduler.set_begin_index(0)
-        options = {"return_dict": False}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
-            options["generator"] = list(generator) if isinstance(generator, tuple) else generator
         latents = latents * self.scheduler.init_noise_sigma
-        low, high = guidance_interval
-        timesteps = self.scheduler.timesteps
-        noise_levels = [timestep / self.scheduler.config.num_train_timesteps for timestep in timesteps.tolist()]
-        with self.progress_bar(total=len(timesteps)) as progress:
-            for step, timestep in enumerate(timesteps):
-                scaled = self.scheduler.scale_model_input(latents, timestep)
-                if guided is not None and low <= noise_levels[step] <= high:
-                    noise, null_noise = self._predict_noise(torch.cat([scaled, scaled]), timestep, *guided).chunk(2)
-                    noise = null_noise + guidance_scale * (noise - null_noise)
-                else:
-                    noise = self._predict_noise(scaled, timestep, *plain)
-                latents = self.scheduler.step(noise, timestep, latents, **options)[0]
-                if callback_on_step_end is not None:
-                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
-                    latents = (callback_on_step_end(self, step, timestep, tensors) or {}).get("latents", latents)
-                progress.update()
-        return latents
+        sampling = SamplingSettings(
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        return denoise_with_guidance(self, latents, sampling, predict, None if guided is None else predict_both)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -433,10 +401,13 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         return images
 
     def _predict_noise(
-        self, latents: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, time_ids: torch.Tensor
+        self, latents: torch.Tensor, index: int, tokens: torch.Tensor, time_ids: torch.Tensor
     ) -> torch.Tensor:
+        """What the UNet predicts at the scheduler's timestep of this index."""
+        timestep = self.scheduler.timesteps[index]
+        scaled = self.scheduler.scale_model_input(latents, timestep)
         conditions = {"text_embeds": tokens.mean(dim=1), "time_ids": time_ids}
-        return self.unet(latents, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+        return self.unet(scaled, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
 
     def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor

@@ -33,7 +33,7 @@ class SeededSampling(LogitsProcessor):
         self.generators = generators
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        uniform = torch.stack([torch.rand(scores.shape[-1], generator=own) for own in self.generators])
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
         uniform = uniform.clamp(min=torch.finfo(uniform.dtype).tiny)
         return scores + -(-uniform.log()).log().to(scores)
 
@@ -81,13 +81,10 @@ def write_plans(
         top_p: share in (0, 1] of the likeliest words that are sampled from.
     """
     shown = images if images is not None else [[] for _ in prompts]
-    texts = [
-        processor.apply_chat_template(
-            chat_messages(processor.plan_instruction.replace("{caption}", prompt), own), add_generation_prompt=True
-        )
-        for prompt, own in zip(prompts, shown, strict=True)
-    ]
-    flat = [image for own in shown for image in own]
+    asked = [processor.plan_instruction.replace("{caption}", prompt) for prompt in prompts]
+    conversations = [chat_messages(text, pictures) for text, pictures in zip(asked, shown, strict=True)]
+    texts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations]
+    flat = [image for pictures in shown for image in pictures]
     inputs = processor(
         text=texts,
         **({"images": flat} if flat else {}),

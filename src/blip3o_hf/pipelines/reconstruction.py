@@ -95,13 +95,13 @@ class Blip3oReconstructionPipeline:
     @classmethod
     def from_pipe(cls, pipe: Blip3oPipeline, encoder: str | os.PathLike | None = None):
         """The same with a loaded pipeline; without `encoder`, its own repository is looked through."""
-        place = str(encoder or pipe.config.get("_name_or_path") or "")
-        subfolder = "" if encoder is not None or original_settings(place) is not None else _TARGET_ENCODER
+        repository = str(encoder or pipe.config.get("_name_or_path") or "")
+        subfolder = "" if encoder is not None or original_settings(repository) is not None else _TARGET_ENCODER
         try:
-            parts = load_target_encoder(place, subfolder, pipe.model.dtype, pipe.model.config.feature_size)
+            parts = load_target_encoder(repository, subfolder, pipe.model.dtype, pipe.model.config.feature_size)
         except OSError as error:
             raise ValueError(
-                f"A reconstruction needs the target encoder of the model. {place or 'This pipeline'} "
+                f"A reconstruction needs the target encoder of the model. {repository or 'This pipeline'} "
                 f"has none. Pass `encoder`, its folder or Hub id."
             ) from error
         return cls(pipe, parts[0].to(pipe.device), parts[1])

@@ -1,9 +1,57 @@
-"""The arguments that every sampling pipeline takes: one check, and one error, for each."""
+"""The arguments that every sampling pipeline takes: as one object, and one check, and one error, for each."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """
+    How noise is denoised, by either of the two diffusion stages; fields are named as the stages' arguments.
+
+    Args:
+        num_inference_steps: denoising steps, at least 1.
+        guidance_scale: strength of classifier-free guidance, at least 0.
+        guidance_interval: `(low, high)` noise levels in [0, 1] between which guidance is applied.
+        generator: one for all images, or one per image; for schedulers that draw noise at every step.
+        callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it returns
+            replace the pipeline's.
+        callback_on_step_end_tensor_inputs: which tensors the callback gets.
+    """
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    callback_on_step_end: Callable[..., dict] | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+
+    def chosen(self, **choices: Any) -> "SamplingSettings":
+        """These settings with a caller's choices in their place; `None` is no choice."""
+        return replace(self, **{name: value for name, value in choices.items() if value is not None})
+
+    def check(self, defaults: "SamplingSettings", prefix: str = "") -> None:
+        """
+        Raise a `ValueError` for the first of steps, scale and interval that breaks its contract. For the message:
+        `defaults` has the pipeline's own steps and scale, `prefix` stands before the names.
+        """
+        check_num_inference_steps(
+            self.num_inference_steps, defaults.num_inference_steps, f"{prefix}num_inference_steps"
+        )
+        check_guidance_scale(self.guidance_scale, defaults.guidance_scale, f"{prefix}guidance_scale")
+        check_guidance_interval(self.guidance_interval, f"{prefix}guidance_interval")
+
+
+def check_output_type(output_type: str, available: Sequence[str]) -> None:
+    """Raise `ValueError` unless `output_type` is among `available`."""
+    if output_type not in available:
+        raise ValueError(
+            f"`output_type` must be one of {', '.join(available)}. Got {output_type!r}. Use 'pil' for PIL images."
+        )
 
 
 def check_num_inference_steps(value: int, default: int, name: str = "num_inference_steps") -> None:
@@ -81,6 +129,7 @@ def check_callback_tensors(names: Sequence[str], available: Sequence[str]) -> No
 
 
 __all__ = [
+    "SamplingSettings",
     "check_callback_tensors",
     "check_generators",
     "check_guidance_interval",
@@ -88,4 +137,5 @@ __all__ = [
     "check_latents",
     "check_num_images_per_prompt",
     "check_num_inference_steps",
+    "check_output_type",
 ]

@@ -164,11 +164,11 @@ class Blip3oTextToImagePipeline(Pipeline):
 def open_pipeline(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor | None = None) -> Blip3oPipeline:
     """The pipeline in the repository that a model came from, or one that makes image features and no pixels."""
     source, parts = model.name_or_path, {"model": model}
-    where = {name: value for name, value in getattr(model, "hub_arguments", {}).items() if name != "subfolder"}
-    if source and has_pipeline(source, **where):
+    hub_arguments = {name: value for name, value in getattr(model, "hub_arguments", {}).items() if name != "subfolder"}
+    if source and has_pipeline(source, **hub_arguments):
         if processor is not None:
             parts["processor"] = processor
-        return Blip3oPipeline.from_pretrained(source, **parts, **where, dtype=model.dtype)
+        return Blip3oPipeline.from_pretrained(source, **parts, **hub_arguments, dtype=model.dtype)
     logger.warning(
         f"{source or 'This model'} has no {Blip3oPipeline.config_name}, so there is no decoder that makes pixels of "
         "image features. Pass output_type='features', or drawing=Blip3oPipeline(...) with a decoder."
@@ -206,7 +206,7 @@ def generate_images(
     if drawing is None:
         drawing = model._drawing = open_pipeline(model)
         drawing.set_progress_bar_config(disable=True)
-    if drawing.processor is None or (drawing.decoder is None and drawing.unet is None):
+    if drawing.processor is None or drawing.feature_decoder is None:
         raise ValueError(
             f"Drawing needs the processor and the decoder of the model's repository. "
             f"{model.name_or_path or 'This model'} lacks one. Load a whole pipeline, or use Blip3oPipeline with "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...objectives.phrases import phrase_loss
 from ...shapes import MAX_OBJECTS
 from ...shapes.dataset import ShapesDataset
 from ...shapes.tasks import Phrases, ShapesPhrases
@@ -53,8 +54,9 @@ class AlignmentStage(JointStage):
         return {**prompts, "phrase_ids": self._phrase_ids([own[:MAX_OBJECTS] for own in texts])}
 
     def loss(self, model, batch, generators):
-        output = model(**batch)
-        return self.weights[0] * output.text_loss + self.weights[1] * output.loss
+        phrase_ids = batch.pop("phrase_ids")
+        output = model(**batch, output_query_logits=True)
+        return self.weights[0] * output.text_loss + self.weights[1] * phrase_loss(output.query_logits, phrase_ids)
 
     def validate(self, model):
         """Losses of answers about pictures and of phrases, on the tiny world's held-out scenes."""
@@ -63,5 +65,7 @@ class AlignmentStage(JointStage):
         batch = self.collate([pairs[index] for index in range(len(pairs))])
         conversations = {name: tensor.to(model.device) for name, tensor in batch.pop("conversations").items()}
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        output = model(**batch, conversations=conversations)
-        return {"loss_of_answers": output.text_loss.item(), "loss_of_phrases": output.loss.item()}
+        phrase_ids = batch.pop("phrase_ids")
+        output = model(**batch, conversations=conversations, output_query_logits=True)
+        of_phrases = phrase_loss(output.query_logits, phrase_ids)
+        return {"loss_of_answers": output.text_loss.item(), "loss_of_phrases": of_phrases.item()}

@@ -15,13 +15,13 @@ from ...models.target_encoder import (
     normalize,
     square_image_processor,
 )
-from ...pipelines.pipeline_blip3o import ORIGINAL_DECODER
 from ...pipelines.pipeline_blip3o_decoder import (
     Blip3oDecoderPipeline,
     feature_tokens,
     has_decoder,
     image_conditions,
 )
+from ...pipelines.published_pipeline import ORIGINAL_DECODER
 from .base import Stage
 
 # The training noise of the published decoder (Emu2's and SDXL's).

@@ -21,6 +21,7 @@ from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import crop, extract_features, feature_channels, load_target_encoder, normalize
 from ...names import check_keys
+from ...objectives.phrases import phrase_loss
 from ...shapes.dataset import ShapesDataset
 from ...shapes.tasks import ShapesPictures
 from ..conversations import IGNORED
@@ -368,9 +369,17 @@ class GenerationStage(Stage):
 
     def loss(self, model, batch, generators):
         batch = self._with_features(batch)
+        phrase_ids = batch.pop("phrase_ids", None)
         generator = generators[: len(batch["target_features"])]
-        output = model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator)
-        return output.loss + self.caption_weight * output.text_loss if self.caption_weight else output.loss
+        output = model(
+            **batch,
+            num_noise_draws=self.arguments.noise_draws,
+            generator=generator,
+            output_query_logits=phrase_ids is not None,
+        )
+        if phrase_ids is None:
+            return output.loss
+        return output.loss + self.caption_weight * phrase_loss(output.query_logits, phrase_ids)
 
     def validate(self, model):
         """The loss on held-out records; of the flow objectives by noise level, on fixed noise."""

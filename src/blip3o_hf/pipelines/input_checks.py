@@ -1,0 +1,171 @@
+"""What `Blip3oPipeline` refuses before it computes anything: one clear error for each argument."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from ..data.images import as_input_image
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from .decoders import DECODER_ARGUMENTS
+from .sampling_arguments import (
+    SamplingSettings,
+    check_callback_tensors,
+    check_generators,
+    check_latents,
+    check_num_images_per_prompt,
+    check_output_type,
+)
+
+
+def check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> None:
+    """Raise `ValueError` unless the model embeds every token of the processor's tokenizer."""
+    largest = max(processor.tokenizer.get_vocab().values())
+    size = model.get_input_embeddings().num_embeddings  # of a weight that an engine partitioned, too
+    if largest >= size:
+        raise ValueError(
+            f"The model must embed every token of the processor's tokenizer. The tokenizer's largest id is "
+            f"{largest}, and the model has {size} embeddings. Use the tokenizer that was saved with the model."
+        )
+
+
+class Blip3oInputChecksMixin:
+    """The checks of `Blip3oPipeline.__call__`."""
+
+    _output_types: ClassVar[tuple[str, ...]]
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]]
+
+    def check_inputs(
+        self,
+        prompts: Sequence[str] | None,
+        sampling: SamplingSettings,
+        num_images_per_prompt: int,
+        latents: torch.Tensor | None,
+        condition: torch.Tensor | None,
+        image_features: torch.Tensor | None,
+        output_type: str,
+        strength: float | None = None,
+    ) -> None:
+        """
+        Raise one clear error for the first argument of `__call__` that breaks its contract.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        inputs = {"prompt": prompts, "condition": condition, "image_features": image_features}
+        if strength is not None:
+            self._check_start(inputs.pop("image_features"), strength)
+        given = [name for name, value in inputs.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"Exactly one of `prompt`, `condition` and `image_features` must be given. Got "
+                f"{' and '.join(given) or 'none'}. Pass a prompt or its condition to generate, or features to decode."
+            )
+        check_output_type(output_type, self._output_types)
+        if output_type != "features" and self.feature_decoder is None:
+            raise ValueError(
+                "This pipeline has no decoder, so it makes image features and no pixels. Got "
+                f"output_type={output_type!r}. Pass output_type='features', or load a repository with a decoder."
+            )
+        if image_features is not None and strength is None:
+            return
+        self._check_prompts(prompts, condition)
+        sampling.check(self.default_sampling)
+        check_num_images_per_prompt(num_images_per_prompt)
+        num_inputs = len(prompts if condition is None else condition)
+        check_generators(sampling.generator, num_inputs, num_images_per_prompt)
+        num_images = num_inputs * num_images_per_prompt
+        check_latents(latents, (num_images, *self.feature_shape))
+        if strength is not None and len(image_features) != num_images:
+            raise ValueError(
+                f"`image_features` to start from must be one for each image to make. Got {len(image_features)} for "
+                f"{num_images}. Repeat them with `repeat_interleave`."
+            )
+        check_callback_tensors(sampling.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+
+    def _check_prompts(self, prompts: Sequence[str] | None, condition: torch.Tensor | None) -> None:
+        if condition is not None:
+            expected = (self.model.config.num_queries, self.model.config.hidden_size)
+            if not isinstance(condition, torch.Tensor) or condition.shape[1:] != expected or not len(condition):
+                received = list(condition.shape) if isinstance(condition, torch.Tensor) else type(condition).__name__
+                raise ValueError(
+                    f"`condition` must be a tensor of shape [batch, {', '.join(map(str, expected))}]. Got {received}. "
+                    f"`encode_prompt` makes it."
+                )
+        elif not isinstance(prompts, (list, tuple)) or not prompts:
+            raise TypeError(
+                f"`prompt` must be a string or a list of strings. Got {type(prompts).__name__} {prompts!r:.60}. "
+                f"Example: pipe('two red circles')."
+            )
+        elif self.processor is None:
+            raise ValueError(
+                f"Only a processor can read a prompt. Got {prompts[0]!r:.60}, and this pipeline has none. Load it "
+                f"with processor=Blip3oProcessor.from_pretrained(...), or pass `condition`."
+            )
+
+    def _check_start(self, image_features: Any, strength: Any) -> None:
+        """Raise `ValueError` unless a flow can start from these features at this noise level."""
+        if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+            raise ValueError(f"`strength` must be a noise level in (0, 1]. Got {strength!r}. 0.6 is a place to begin.")
+        if not self.model.objective.has_noise:
+            raise ValueError(
+                f"Only a flow starts from features. Got `strength` {strength}, and this model's objective is "
+                f"{self.model.config.objective!r}. Leave it out."
+            )
+        if not isinstance(image_features, torch.Tensor) or tuple(image_features.shape[1:]) != self.feature_shape:
+            received = getattr(image_features, "shape", None)
+            received = type(image_features).__name__ if received is None else list(received)
+            raise ValueError(
+                f"`strength` asks for `image_features` of shape [batch, {', '.join(map(str, self.feature_shape))}] to "
+                f"start from. Got {received}. `Blip3oReconstructionPipeline.encode_images` makes them."
+            )
+
+    def check_images(self, image: Any, prompts: Sequence[str] | None) -> list[list[Image.Image]]:
+        """
+        The input images of each prompt, upright and in RGB.
+
+        Raises:
+            TypeError, ValueError: when there are no prompts, not one entry for each, or an image is none.
+        """
+        if prompts is None:
+            raise ValueError("`image` is what a prompt speaks of. Got an image and no prompt. Say what to do with it.")
+        self.model.check_vision()
+        if len(prompts) == 1 and not (isinstance(image, (list, tuple)) and image and isinstance(image[0], list)):
+            image = [image]
+        if not isinstance(image, (list, tuple)) or len(image) != len(prompts):
+            count = len(image) if isinstance(image, (list, tuple)) else 1
+            raise ValueError(
+                f"`image` must hold one entry for each prompt, an image or a list of images. Got {count} for "
+                f"{len(prompts)} prompts. Repeat an image that belongs to several."
+            )
+        lists = [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in image]
+        if not all(lists):
+            raise ValueError("Each prompt's list of images must hold one. Got an empty list. Leave `image` out.")
+        return [[as_input_image(picture) for picture in pictures] for pictures in lists]
+
+    def check_decoder_inputs(self, features: torch.Tensor, decoding: dict[str, Any], generator=None) -> None:
+        """
+        Raise one clear error for the first argument of `__call__` that the decoder cannot take.
+
+        Args:
+            features (`[N, C, h, w]`): given ones, or on the meta device those that will be generated.
+            decoding: arguments of `decode_features`, by name.
+            generator: of the call.
+        """
+        decoder = self.feature_decoder
+        taken = () if decoder is None else decoder.settings
+        refused = {name: called for name, called in DECODER_ARGUMENTS.items() if name not in taken}
+        given = [called for name, called in refused.items() if decoding[name] is not None]
+        if given:
+            raise ValueError(
+                f"Only a diffusion decoder takes {', '.join(refused.values())}. Got {', '.join(given)}, and this "
+                f"pipeline has none. Leave them out, or load a pipeline with `unet`, `vae` and "
+                f"`decoder_scheduler`."
+            )
+        if decoder is not None:
+            decoder.check_inputs(features, **decoder.taken({**decoding, "generator": generator}))
+
+
+__all__ = ["Blip3oInputChecksMixin", "check_vocabulary"]
