@@ -85,6 +85,15 @@ class Source(RowReader):
         is_short = rng.random() < self.settings.short_caption_rate
         return self.complete(self.record(*self._fields(shard, position), is_short))
 
+    def content(self, index: int) -> Mapping[str, Any]:
+        """
+        The values of an item by the names of its columns or keys, as they are before anything is made of them.
+
+        Raises:
+            BadItem: when they cannot be read.
+        """
+        return self._fields(*self.locate(index))[1]
+
     def variants(self, index: int) -> list[Record]:
         """
         An item with each of its captions, the long and the short one, its images still encoded.

@@ -64,21 +64,24 @@ class HubSource(TableSource):
     def __init__(self, settings: SourceSettings):
         path = settings.path if isinstance(settings.path, str) else None
         folders: list[Path] = []
+        splits: list[str] = []
         if path and any(Path(path, name).is_file() for name in ("state.json", "dataset_dict.json")):
-            table, folders = _saved(path, settings.split), [Path(path)]
+            table, splits = _saved(path, settings.split)
+            folders = [Path(path)]
         elif path and not (Path(path).exists() or ending(Path(path)) == "parquet"):
             table = _of_split(settings, path, settings.name)
         else:
             files: dict[str, list[Path]] = {}
             for given in expand_paths(settings.path):
-                splits = _splits_of_folder(given, settings.name) if given.is_dir() else {"train": [given]}
-                for split, paths in splits.items():
+                found = _splits_of_folder(given, settings.name) if given.is_dir() else {"train": [given]}
+                for split, paths in found.items():
                     files.setdefault(split, []).extend(paths)
                     folders += [given if given.is_dir() else given.parent, *(file.parent for file in paths)]
             if not files:
                 raise FileNotFoundError(
                     f"A table is .parquet files. There is none in {settings.path}. Check the path."
                 )
+            splits = list(files)
             names = {split: [escape(str(file)) for file in paths] for split, paths in files.items()}
             table = _of_split(settings, "parquet", data_files=names)
         named = {key: getattr(settings, key) for key in ("image", "caption", "target", "short_caption")}
@@ -87,18 +90,20 @@ class HubSource(TableSource):
             if column not in (None, defaults[key]):
                 check_keys([column], table.column_names, f"`{key}` of {settings.path}, which names a column")
         super().__init__(table, settings, list(dict.fromkeys(folders)))
+        if len(splits) > 1:
+            self.note(f"split={settings.split} of {', '.join(splits)}")
 
 
-def _saved(path: str, split: str) -> "datasets.Dataset":
-    """What `save_to_disk` wrote: a dataset, or the split of a `DatasetDict`."""
+def _saved(path: str, split: str) -> tuple["datasets.Dataset", list[str]]:
+    """What `save_to_disk` wrote: a dataset, or the split of a `DatasetDict` and the names of all."""
     import datasets
 
     saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.DatasetDict):
         check_split(split, list(saved), path)
-        return saved[split]
+        return saved[split], list(saved)
     check_split(split, ["train", *([str(saved.split)] if saved.split else [])], path)
-    return saved
+    return saved, []
 
 
 def _of_split(settings: SourceSettings, *name: str | None, **files: dict[str, list[str]]) -> "datasets.Dataset":
