@@ -181,3 +181,61 @@ def test_paths_in_tables_are_looked_for_beside_the_table(folder, tmp_path_factor
     monkeypatch.chdir(folder)
     with pytest.raises(BadItem, match=r"\[2\]: no image file at .*saved/top.png"):
         source[2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\nfile_name;caption\r\ntop.png;three\r\n",
+        " file_name , caption\r\ntop.png,three\r\n",
+        "file_name,caption\r\n\r\n,,\r\ntop.png,three,more\r\n",
+        "file_name,caption\rtop.png,three\r",
+        '"file_name"\t"caption"\n"top.png"\t"three"\n',
+    ],
+)
+def test_tables_as_programs_write_them_are_read(folder, text):
+    (folder / "metadata.csv").write_bytes(text.encode())
+    assert open_source({"path": str(folder)})[2].prompt == "three"
+
+
+def test_an_empty_table_says_nothing(folder):
+    (folder / "metadata.csv").write_bytes(b"")
+    (folder / "top.txt").write_text("three")
+    assert open_source({"path": str(folder)})[2].prompt == "three"
+
+
+def test_metadata_in_parquet_is_metadata(folder):
+    from datasets import Dataset
+
+    rows = {"file_name": ["in.png", "..\\top.png"], "target": ["out.png", None], "caption": ["brighter", "three"]}
+    Dataset.from_dict(rows).to_parquet(str(folder / "sub" / "metadata.parquet"))
+    assert told(folder) == [(1, 2, "brighter"), (3, "three")]
+    (folder / "sub" / "metadata.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"A table must be parquet. .*metadata.parquet is not: "):
+        open_source({"path": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (
+            {"image": "https://a/b.png", "caption": "a"},
+            "an image must be a path, not an address such as 'https://a/b.png';",
+        ),
+        (
+            {"image": "data:image/png;base64,AAAA", "caption": "a"},
+            "not an address such as 'data:image/png;base64,AAAA'",
+        ),
+        ({"image": "top.png", "caption": ["a"]}, "no text under 'caption', but a value of the type list; there is"),
+    ],
+)
+def test_reasons_say_what_is_there(folder, row, reason):
+    write(folder / "a.jsonl", row)
+    with pytest.raises(BadItem) as caught:
+        open_source({"path": str(folder / "a.jsonl")})[0]
+    assert reason in str(caught.value)
+
+
+def test_a_folder_is_no_file_of_json(folder):
+    with pytest.raises(IsADirectoryError, match=r"JSON is read from files. .* is a folder. Name them, as .*\*.jsonl."):
+        open_source({"path": str(folder), "format": "json"})

@@ -38,7 +38,7 @@ def test_captions_under_the_one_usual_name_are_read_and_said(folder, capsys):
         for source in (path, folder):
             assert check(source) == 0
             printed = capsys.readouterr().out
-            assert f"note: there is no 'caption', so captions are read from '{name}'\n" in printed
+            assert f"note: captions are read from '{name}' where there is no 'caption'\n" in printed
             assert f"next: blip3o-hf finetune --data {source} --output runs/mine\n" in printed
 
 

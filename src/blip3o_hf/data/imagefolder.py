@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .paths import IMAGE_ENDINGS, UNREAD_ENDINGS, ending, files_of_split, find_file, visible_files
+from .paths import IMAGE_ENDINGS, UNREAD_ENDINGS, ending, files_of_split, find_file, is_metadata, visible_files
 from .records import BadItem
 from .rows import SourceSettings, given
 from .sources import Source
 from .texts import decode_text, parse_json
 
-METADATA = ("metadata.csv", "metadata.jsonl")
 DELIMITERS = (",", ";", "\t")
 """What programs for spreadsheets write between columns; the first under which there is a `file_name` is taken."""
 
 
 class FolderSource(Source):
     """
-    A folder of images. The caption is that of `metadata.jsonl` or `metadata.csv` (key `file_name`), as in Hugging Face
-    `imagefolder`; else the text of the `.txt` file of the same name; else what `prompt_template` makes of the folder.
+    A folder of images. The caption is that of `metadata.jsonl`, `.csv` or `.parquet` (key `file_name`), as in Hugging
+    Face `imagefolder`; else the text of the `.txt` file of the same name; else what `prompt_template` makes of the
+    folder.
 
     Further images that a row names, as inputs or target, are looked for beside the file with the row, then in the
     folder; they are no items of their own, unless they have a row or a `.txt`. Where subfolders are named `train` and
@@ -38,7 +38,7 @@ class FolderSource(Source):
         self._rows: dict[Path, list[dict[str, Any]]] = {}
         self._named: set[Path] = set()
         for table in files:
-            if table.name.lower() in METADATA:
+            if is_metadata(table):
                 self._rows |= self._read_table(table, known)
         images -= {path for path in self._named - self._rows.keys() if _caption_file(path) is None}
         images |= self._rows.keys()
@@ -58,7 +58,8 @@ class FolderSource(Source):
             path = beside(name) or find_file(name, folders)
             return known.get(os.path.abspath(path), path)
 
-        for number, row in enumerate(_csv_rows(table) if ending(table) == "csv" else _json_rows(table), start=1):
+        read = {"csv": _csv_rows, "jsonl": _json_rows, "parquet": _parquet_rows}[ending(table)]
+        for number, row in enumerate(read(table), start=1):
             if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
                 raise ValueError(f"Rows must have a `file_name`. Row {number} of {table} has none. Add it.")
             for key, value in row.items():
@@ -114,15 +115,27 @@ def _caption_file(path: Path) -> Path | None:
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = decode_text(path.read_bytes(), keep_bad_bytes=True)
+        first, _, rest = text.partition("\n")
+        if first.strip().lower() in ("sep=,", "sep=;", "sep=\t", "sep="):  # a line for Excel alone
+            text = rest
         for delimiter in DELIMITERS:
-            rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-            if "file_name" in (rows.fieldnames or ()):
+            rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+            names = [name.strip() for name in next(rows, [])]
+            if "file_name" in names:
                 break
-        else:
-            rows = csv.DictReader(io.StringIO(text, newline=""))
-        yield from rows
+        yield from (dict(zip(names, row, strict=False)) for row in rows if any(map(str.strip, row)))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"A table must be CSV in UTF-8. {path} is not: {error}. Correct it.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        yield from parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"A table must be parquet. {path} is not: {error}. Save it again.") from error
 
 
 def _json_rows(path: Path) -> Iterator[Any]:

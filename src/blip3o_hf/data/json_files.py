@@ -21,6 +21,9 @@ class JsonSource(Source):
         super().__init__(settings)
         self.files = expand_paths(settings.path)
         self.num_shards = len(self.files)
+        for path in self.files:
+            if path.is_dir():
+                raise IsADirectoryError(f"JSON is read from files. {path} is a folder. Name them, as {path}/*.jsonl.")
         check_split(settings.split, ("train",), settings.path)
         self._recoded: dict[Path, bytes] = {}
         self._loaded: dict[int, Any] = {}

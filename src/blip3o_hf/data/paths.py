@@ -26,6 +26,11 @@ def ending(path: PurePath) -> str:
     return path.suffix.lower()[1:]
 
 
+def is_metadata(path: PurePath) -> bool:
+    """Whether a file tells of the images in its folder, and is no data by itself."""
+    return path.stem.lower() == "metadata" and ending(path) in ("csv", "jsonl", "parquet")
+
+
 def is_hidden(path: str | PurePath) -> bool:
     """Whether a file is one that a system or an editor put there: `.DS_Store`, `._a.png`, `.ipynb_checkpoints/`."""
     parts = re.split(r"[/\\]", str(path))

@@ -1,6 +1,7 @@
 """A row of any table as a record: which of its columns is the image, the caption, the conversation."""
 
 import logging
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -165,8 +166,10 @@ class RowReader:
         found = [name for name in CAPTION_NAMES if is_text(content.get(name))]
         if len(found) != 1 or not self._other_names(content):
             advice = f"; set caption={found[0]}" if found else ""
-            raise BadItem(key, f"no text under '{self.settings.caption}'; there is {_names(content)}{advice}")
-        self.note(f"there is no 'caption', so captions are read from '{found[0]}'")
+            value = given(content.get(self.settings.caption))
+            kind = "" if value is None else f", but a value of the type {type(value).__name__}"
+            raise BadItem(key, f"no text under '{self.settings.caption}'{kind}; there is {_names(content)}{advice}")
+        self.note(f"captions are read from '{found[0]}' where there is no 'caption'")
         return content[found[0]]
 
     def _image(self, key: str, value) -> EncodedImage:
@@ -175,6 +178,8 @@ class RowReader:
         if value is None:
             raise BadItem(key, f"no image under '{self.settings.image}'")
         if isinstance(value, str):
+            if re.match(r"\w+://|data:", value):
+                raise BadItem(key, f"an image must be a path, not an address such as {value[:60]!r}; download it")
             value = self._image_file(key, value)
         elif not isinstance(value, bytes | Image.Image) and not callable(value):
             raise BadItem(key, f"an image must be a path, encoded bytes or a PIL image, not {type(value).__name__}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..names import check_keys, find_class
 from .images import decoded
-from .paths import IMAGE_ENDINGS, ending, expand_paths, walk
+from .paths import IMAGE_ENDINGS, ending, expand_paths, is_metadata, walk
 from .records import BadItem, Record
 from .rows import RowReader, SourceSettings
 
@@ -133,7 +133,10 @@ def guess_format(path: str | list[str]) -> str:
     if first.is_dir() and any((first / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return "hub"
     inside = walk(first) if first.is_dir() else [first]
-    endings = {ending(file) for file in itertools.islice(inside, 10_000)}
+    files = list(itertools.islice(inside, 10_000))
+    if first.is_dir() and any(ending(file) in IMAGE_ENDINGS for file in files):
+        files = [file for file in files if not is_metadata(file)]
+    endings = {ending(file) for file in files}
     for name, form in (("tar", "webdataset"), ("parquet", "hub")):
         if name in endings:
             return form
