@@ -33,13 +33,13 @@ class FolderSource(Source):
         super().__init__(settings)
         self.folder = Path(settings.path)
         files = visible_files(self.folder)
-        known = {os.path.abspath(path): path for path in files if ending(path) in IMAGE_ENDINGS}
-        images = set(known.values())
+        images = {path for path in files if ending(path) in IMAGE_ENDINGS}
+        tables = list(filter(is_metadata, files))
+        known = {os.path.abspath(path): path for path in images} if tables else {}
         self._rows: dict[Path, list[dict[str, Any]]] = {}
         self._named: set[Path] = set()
-        for table in files:
-            if is_metadata(table):
-                self._rows |= self._read_table(table, known)
+        for table in tables:
+            self._rows |= self._read_table(table, known)
         images -= {path for path in self._named - self._rows.keys() if _caption_file(path) is None}
         images |= self._rows.keys()
         paths = files_of_split(images, self.folder, settings.split)

@@ -33,15 +33,18 @@ def is_metadata(path: PurePath) -> bool:
 
 def is_hidden(path: str | PurePath) -> bool:
     """Whether a file is one that a system or an editor put there: `.DS_Store`, `._a.png`, `.ipynb_checkpoints/`."""
-    parts = re.split(r"[/\\]", str(path))
-    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in parts)
+    return any(map(_is_hidden_name, re.split(r"[/\\]", str(path))))
+
+
+def _is_hidden_name(name: str) -> bool:
+    return name == "__MACOSX" or (name.startswith(".") and name.strip(".") != "")
 
 
 def walk(folder: Path) -> Iterator[Path]:
     """The files in a folder and its subfolders that are not hidden, as they come."""
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        yield from (Path(place, name) for name in names if not is_hidden(name))
+        folders[:] = [name for name in folders if not _is_hidden_name(name)]
+        yield from (Path(place, name) for name in names if not _is_hidden_name(name))
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -109,14 +112,20 @@ def find_file(name: str, folders: Sequence[str | Path]) -> Path:
     Returns:
         Its path; in the first folder when it is in none.
     """
-    forms = [name, name.replace("\\", "/")]
-    forms += [unicodedata.normalize(form, forms[1]) for form in ("NFC", "NFD")]
-    for form in dict.fromkeys(forms):
+    for form in _forms(name):
         for folder in folders:
             path = os.path.join(folder, form)
             if os.path.isfile(path):
                 return Path(path)
     return Path(folders[0], name)
+
+
+def _forms(name: str) -> Iterator[str]:
+    """A name as it is, and only where that is not found its other forms."""
+    yield name
+    name = name.replace("\\", "/")
+    yield name
+    yield from (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
 
 
 def split_of(path: PurePath, is_in_name: bool) -> str | None:

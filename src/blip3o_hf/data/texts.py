@@ -65,7 +65,9 @@ def parse_json(data: bytes) -> Any:
 
 def clean(text: str) -> str:
     """A text without white space and byte order marks at its ends."""
-    return re.sub(r"^[\s\ufeff]+|[\s\ufeff]+$", "", text)
+    while (shorter := text.strip().strip("\ufeff")) != text:
+        text = shorter
+    return text
 
 
 def is_text(value: Any) -> bool:
@@ -81,7 +83,7 @@ def text_problem(text: str, tokens: tuple[str, ...] = CONTROL_TOKENS) -> str | N
         text: a caption, an instruction or a message.
         tokens: special tokens that must not stand in it.
     """
-    if lone := re.search("[\ud800-\udfff]", text):
+    if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
         number = ord(lone[0])
         if 0xDC80 <= number <= 0xDCFF:
             return f"not UTF-8 text (byte 0x{number - 0xDC00:02x}); save it as UTF-8"
