@@ -54,7 +54,6 @@ def pixel(data):
         ("CMYK", (0, 0, 0, 255), "TIFF", (0, 0, 0)),
         ("I;16", 65535, "PNG", (255, 255, 255)),
         ("I;16", 257 * 40, "PNG", (40, 40, 40)),
-        ("I", 257 * 40, "TIFF", (40, 40, 40)),
     ],
 )
 def test_modes_become_rgb(mode, color, image_format, expected):
@@ -115,6 +114,26 @@ def test_what_is_no_image_is_a_bad_item(tmp_path):
         decode_image(tmp_path / "none.png", "k")
     with pytest.raises(BadItem, match="floating-point pixels have no stated range"):
         decode_image(encoded(Image.new("F", (4, 4)), "TIFF"), "k")
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 2**31 - 1), (0, 100_000), (-5, 5), (0, 255), (0, 1000), (10_280, 10_280), (0, 0)]
+)
+def test_32_bit_integers_are_refused_as_floating_point_is(low, high):
+    pixels = np.linspace(low, high, 16).astype(np.int32).reshape(4, 4)
+    with pytest.raises(BadItem, match=f"32-bit integer pixels, here {low} to {high}, have no stated range; save 8 or"):
+        decode_image(encoded(Image.fromarray(pixels), "TIFF"), "k")
+    with pytest.raises(ValueError, match="32-bit integer pixels"):
+        as_input_image(Image.fromarray(pixels))
+
+
+def test_a_png_of_16_bits_is_read_also_where_pillow_opens_it_with_32(tmp_path):
+    Image.new("I;16", (4, 4), 257 * 40).save(tmp_path / "a.png")
+    opened = Image.open(tmp_path / "a.png")
+    assert as_input_image(opened).getpixel((0, 0)) == (40, 40, 40)
+    older = Image.new("I", (4, 4), 257 * 40)
+    older.format = "PNG"
+    assert as_input_image(older).getpixel((0, 0)) == (40, 40, 40)
 
 
 # What a user gives

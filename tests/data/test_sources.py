@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from blip3o_hf.data.images import decoded
+from blip3o_hf.data.paths import expand_paths
 from blip3o_hf.data.records import BadItem
-from blip3o_hf.data.sources import expand_paths, open_source
+from blip3o_hf.data.sources import open_source
 
 
 def picture(shade=0):

@@ -644,3 +644,11 @@ def test_the_code_of_cards_without_weights_here_runs_on_the_tiny_weights(tmp_pat
     names = run_quickstart(text.replace(f'"{name}"', repr(TINY)).replace('"cuda"', '"cpu"'), tmp_path)
     assert names["image"].size == (64, 64)
     assert bool(capsys.readouterr().out.strip()) == ("print(" in text)
+
+
+def test_a_card_that_begins_with_a_mark_of_windows_is_a_card(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_bytes("\ufeff---\nlicense: mit\n---\n# A painter of cafés\n\n## Training\n\nLong.\n".encode())
+    assert Origin.of_card(path).training == "Long."
+    update_card(path, license="apache-2.0")
+    assert front_matter(path)["license"] == "apache-2.0" and "cafés" in path.read_text(encoding="utf-8")

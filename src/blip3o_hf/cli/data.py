@@ -1,9 +1,10 @@
 """`blip3o-hf data check`: what is in a data source, and what is wrong with it, before a training run finds out."""
 
 import argparse
-import hashlib
-from collections import Counter
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..files import written_whole
 from .files import check_picture_path
@@ -12,7 +13,10 @@ EXAMPLES = """examples:
   blip3o-hf data check photos/
   blip3o-hf data check "shards/{000..127}.tar" --limit 5000 --histogram captions.png
   blip3o-hf data check captions.jsonl caption=long short_caption=short
+  blip3o-hf data check talks.jsonl --model Qwen/Qwen2.5-VL-3B-Instruct --max-length 1024
 """
+SHOWN = 3
+"""So many addresses of bad items with one reason are shown."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,19 +26,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="auto", help="auto, imagefolder, json, webdataset or hub (default: auto)")
     parser.add_argument("--limit", type=int, default=None, help="read so many items only, spread evenly")
     parser.add_argument("--max-bad-share", type=float, default=0.01, help="exit with 1 above (default: %(default)s)")
+    parser.add_argument("--model", default=None, help="packaged name, folder or Hub id that is to train on the data")
+    parser.add_argument(
+        "--max-length", type=int, default=None, help="`max_length` of the recipe, in tokens of --model"
+    )
+    parser.add_argument("--all", action="store_true", help="name every bad item, not only the first of each reason")
     parser.add_argument("--histogram", default=None, help="write caption lengths as a picture to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     target = check_picture_path(arguments.histogram) if arguments.histogram else None
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ValueError(f"--limit must be at least 1. Got {arguments.limit}.")
+    for name, value in (("limit", arguments.limit), ("max-length", arguments.max_length)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1. Got {value}.")
     if not 0 <= arguments.max_bad_share <= 1:
         raise ValueError(f"--max-bad-share must be in [0, 1]. Got {arguments.max_bad_share}.")
-    import yaml
-
-    from ..data.records import BadItem
+    if arguments.max_length is not None and arguments.model is None:
+        raise ValueError("--max-length counts the tokens of a model. There is no --model. Name it.")
     from ..data.sources import open_source
+    from ..data.survey import survey
+
+    settings = _settings(arguments)
+    source = open_source(settings)
+    check = None if arguments.model is None else _model_check(arguments.model, arguments.max_length)
+    num_cut = 0
+
+    def look(record) -> None:
+        nonlocal num_cut
+        if check is not None:
+            num_cut += bool(check(record).turns) and check.is_cut(record)
+
+    result = survey(source, arguments.limit, look)
+    print(f"{result.num_read} of {len(source)} items read")
+    for kind, count in sorted(result.kinds.items()):
+        _print_count(kind, count)
+    _print_count("bad", len(result.bad))
+    _print_count("duplicates", len(result.duplicates))
+    if check is not None:
+        _print_count("no answer left", sum("no room for the first answer" in item.reason for item in result.bad))
+        _print_count("answers cut", num_cut)
+    print(f"\n{'':<16}{'min':>8}{'median':>8}{'max':>8}")
+    _print_range("image width", [width for width, _ in result.sizes])
+    _print_range("image height", [height for _, height in result.sizes])
+    _print_range("caption words", result.lengths)
+    for note in source.notes:
+        print(f"note: {_printable(note)}")
+    for items in [[item] for item in result.bad] if arguments.all else result.bad_by_reason():
+        print(_printable(_bad_line(items)))
+    for key, first in result.duplicates:
+        print(_printable(f"duplicate: {key} is {first}"))
+    is_good = len(result.bad) <= arguments.max_bad_share * result.num_read
+    if line := _next_command(arguments, settings, result, is_good):
+        print(_printable(line))
+    if target:
+        _write_histogram(result.lengths, target)
+        print(target)
+    return 0 if is_good else 1
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    import yaml
 
     settings = {"path": arguments.path, "format": arguments.format}
     for override in arguments.overrides:
@@ -42,45 +93,48 @@ def run(arguments: argparse.Namespace) -> int:
         if not separator:
             raise ValueError(f"A setting must be written key=value. Got {override!r}. Example: caption=text.")
         settings[key] = yaml.safe_load(value)
-    source = open_source(settings)
-    number = min(len(source), arguments.limit or len(source))
+    return settings
 
-    kinds, sizes, lengths, bad = Counter(), [], [], []
-    first_with, duplicates = {}, []
-    for step in range(number):
-        try:
-            record = source[step * len(source) // number]
-        except BadItem as item:
-            bad.append(item)
-            continue
-        kinds[record.kind] += 1
-        if record.prompt is not None:
-            lengths.append(len(record.prompt.split()))
-        images = {id(image): image for image in (record.target, *record.images) if image is not None}.values()
-        sizes += [image.size for image in images]
-        digest = hashlib.blake2b(repr((record.prompt, record.turns)).encode(), digest_size=16)
-        for image in images:
-            digest.update(repr(image.size).encode() + image.tobytes())
-        if first_with.setdefault(digest.digest(), record.key) != record.key:
-            duplicates.append((record.key, first_with[digest.digest()]))
 
-    print(f"{number} of {len(source)} items read")
-    for kind, count in sorted(kinds.items()):
-        print(f"{kind:<16}{count:>8}")
-    print(f"{'bad':<16}{len(bad):>8}")
-    print(f"{'duplicates':<16}{len(duplicates):>8}")
-    print(f"\n{'':<16}{'min':>8}{'median':>8}{'max':>8}")
-    _print_range("image width", [width for width, _ in sizes])
-    _print_range("image height", [height for _, height in sizes])
-    _print_range("caption words", lengths)
-    for item in bad:
-        print(f"bad: {item}")
-    for key, first in duplicates:
-        print(f"duplicate: {key} is {first}")
-    if target:
-        _write_histogram(lengths, target)
-        print(target)
-    return 1 if len(bad) > arguments.max_bad_share * number else 0
+def _model_check(model: str, max_length: int | None) -> Callable:
+    """What a model that is to learn from the data refuses."""
+    from ..assets import resolve_model
+    from ..models.record_check import check_for_model
+
+    return check_for_model(resolve_model(model), max_length)
+
+
+def _bad_line(items: list) -> str:
+    first, *others = items
+    if not others:
+        return f"bad: {first}"
+    shown = ", ".join(item.key for item in others[: SHOWN - 1])
+    more = f" and {len(others) - SHOWN + 1} more" if len(others) >= SHOWN else ""
+    return f"bad: {len(items)} items for one reason, such as {first} (also {shown}{more})"
+
+
+def _next_command(arguments: argparse.Namespace, settings: dict[str, Any], result, is_good: bool) -> str | None:
+    """A command line to go on with: the check under settings that fit better, or a training run."""
+    path = shlex.quote(arguments.path)
+    given = {key: value for key, value in settings.items() if key != "path" and (key, value) != ("format", "auto")}
+    if result.proposals:
+        words = [f"{key}={value}" for key, value in {**given, **result.proposals}.items() if key != "format"]
+        words += ["--format", given["format"]] if "format" in given else []
+        return f"try: blip3o-hf data check {path} {shlex.join(words)}"
+    if not is_good or set(result.kinds) - {"generation", "editing", "reconstruction"} or not result.kinds:
+        return None
+    words = [f"data.{key}={value}" for key, value in given.items()]
+    model = ["--model", arguments.model] if arguments.model else []
+    return f"next: blip3o-hf finetune --data {path} --output runs/mine {shlex.join([*model, *words])}".rstrip()
+
+
+def _printable(text: str) -> str:
+    """A text in which names of files that are no Unicode are written with their bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _print_count(name: str, count: int) -> None:
+    print(f"{name:<16}{count:>8}")
 
 
 def _print_range(name: str, values: list[int]) -> None:

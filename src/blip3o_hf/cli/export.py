@@ -109,5 +109,5 @@ def _compute_in_full_precision(config_file: Path) -> None:
             for key, value in config.items()
         }
 
-    config = widen({"dtype": None, **json.loads(config_file.read_text())})
+    config = widen({"dtype": None, **json.loads(config_file.read_bytes())})
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -71,7 +71,7 @@ def open_picture(path: str | os.PathLike):
     try:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(
             f"The image must be a picture file. {path} is none that Pillow can read ({error}). Use PNG or JPEG."
         ) from error

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     recipes = make_recipes(arguments, resolve_model(arguments.model), output)
-    open_mixture(recipes["generation"]["data"])  # what is wrong with the data is said before anything is written
+    next(iter(open_mixture(recipes["generation"]["data"])))  # what is wrong with the data is said before all else
     for name, recipe in recipes.items():
         path = write_recipe(recipe, output / f"{name}.yaml")
         resume = arguments.resume and has_complete_checkpoint(output / name / "checkpoints")
@@ -107,7 +107,7 @@ def make_recipes(arguments: argparse.Namespace, model: str, output: Path) -> dic
 
 def _has_patch_decoder(model: str) -> bool:
     config = Path(model, "decoder", "config.json")
-    return config.is_file() and json.loads(config.read_text())["_class_name"] == "Blip3oPatchDecoder"
+    return config.is_file() and json.loads(config.read_bytes())["_class_name"] == "Blip3oPatchDecoder"
 
 
 def _is_small(model: str) -> bool:

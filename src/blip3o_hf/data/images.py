@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 from .records import BadItem, Record
 
 MAX_PIXELS = 64_000_000
+MAX_RATIO = 200
+"""How many times the longer side of an image to learn from may be the shorter one; Qwen2.5-VL reads no longer ones."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
 DECODING_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
@@ -24,10 +26,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Any mode as 8-bit RGB: transparency on white, 16 bits scaled to 8.
 
     Raises:
-        ValueError: for floating-point pixels, which have no stated range.
+        ValueError: for pixels of floating point or of 32-bit integers, which have no stated range.
     """
     if image.mode == "F":
         raise ValueError("floating-point pixels have no stated range")
+    if image.mode == "I" and image.format != "PNG":  # as which older Pillow opens a PNG of 16 bits
+        low, high = image.getextrema()
+        raise ValueError(f"32-bit integer pixels, here {low} to {high}, have no stated range; save 8 or 16 bits")
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
         return Image.fromarray((pixels.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
@@ -39,7 +44,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_image(
-    data: bytes | str | os.PathLike | Image.Image, key: str, max_pixels: int = MAX_PIXELS, min_size: int = 1
+    data: bytes | str | os.PathLike | Image.Image,
+    key: str,
+    max_pixels: int = MAX_PIXELS,
+    min_size: int = 1,
+    max_ratio: float | None = None,
 ) -> Image.Image:
     """
     The first frame as RGB, upright.
@@ -49,9 +58,10 @@ def decode_image(
         key: address for the error.
         max_pixels: larger images are refused before their pixels are read.
         min_size: the shorter side must have at least so many pixels.
+        max_ratio: the longer side may be at most so many times the shorter one; any by default.
 
     Raises:
-        BadItem: when the data is no complete image of a known format, too large or too small.
+        BadItem: when the data is no complete image of a known format, too large, too small or too long.
     """
     try:
         with warnings.catch_warnings():
@@ -63,12 +73,16 @@ def decode_image(
             raise BadItem(key, f"image of {width} x {height} pixels, more than max_pixels {max_pixels}")
         if min(width, height) < min_size:
             raise BadItem(key, f"image of {width} x {height} pixels, less than min_size {min_size}")
+        if max_ratio is not None and max(width, height) > max_ratio * min(width, height):
+            raise BadItem(key, f"image of {width} x {height} pixels, one side more than {max_ratio} times the other")
         data.load()
-        return to_rgb(ImageOps.exif_transpose(data))
+        upright = ImageOps.exif_transpose(data)
+        upright.format = data.format  # of which a copy knows nothing, and `to_rgb` asks for it
+        return to_rgb(upright)
     except FileNotFoundError as error:
         raise BadItem(key, f"no image file at {data}") from error
     except DECODING_ERRORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise BadItem(key, f"not a readable image ({reason})") from error
 
 
@@ -120,7 +134,7 @@ class EncodedImage:
     def decode(self) -> Image.Image:
         """The image; raises [`BadItem`] as [`decode_image`] does."""
         data = self.data() if callable(self.data) else self.data
-        return decode_image(data, self.key, self.max_pixels, self.min_size)
+        return decode_image(data, self.key, self.max_pixels, self.min_size, MAX_RATIO)
 
 
 def as_picture(image: Image.Image | EncodedImage | None) -> Image.Image | None:

@@ -1,6 +1,7 @@
 """A row of any table as a record: which of its columns is the image, the caption, the conversation."""
 
 import logging
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Any
 from PIL import Image
 
 from .images import MAX_PIXELS, EncodedImage, decoded
+from .paths import find_file
 from .records import BadItem, Record
+from .texts import clean, is_text, text_problem
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class SourceSettings:
         max_pixels: larger images are bad items.
         min_size: images with a shorter side below are bad items.
         name: configuration of a Hub dataset.
-        split: split of a Hub dataset.
+        split: of a dataset that has several, in the words of `datasets.load_dataset`.
         seed: of the choice between captions.
     """
 
@@ -81,7 +84,14 @@ class RowReader:
 
     def __init__(self, settings: SourceSettings):
         self.settings = settings
-        self._other_names: set[str] = set()
+        self.notes: list[str] = []
+        """What a user should know about the source as a whole."""
+
+    def note(self, text: str) -> None:
+        """Say something about the source, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            logger.warning("%s: %s.", self.settings.path, text)
 
     def record(self, key: str, content: Any, is_short: bool = False) -> Record:
         """
@@ -98,18 +108,23 @@ class RowReader:
         if not isinstance(content, Mapping):
             raise BadItem(key, f"an item must be a mapping of keys, not {type(content).__name__}")
         try:
-            return self._record(key, content, is_short)
+            record = self._record(key, content, is_short)
         except ValueError as error:
             raise BadItem(key, str(error)) from error
+        for text in (record.prompt or "", *(text for turn in record.turns for text in turn)):
+            if problem := text_problem(text):
+                raise BadItem(key, problem)
+        return record
 
     def _record(self, key: str, content: Mapping[str, Any], is_short: bool) -> Record:
         settings = self.settings
-        image, target = content.get(settings.image), content.get(settings.target) if settings.target else None
+        image = given(content.get(settings.image))
+        target = given(content.get(settings.target)) if settings.target else None
         if settings.reconstruct:
             picture = self._image(key, image if target is None else target)
             return Record(key, target=picture, images=(picture,))
         turns = conversation(key, content)
-        images = content.get("images")
+        images = given(content.get("images"))
         if not images:
             images = [] if image is None or (target is None and not turns) else image
         images = tuple(self._image(key, each) for each in (images if isinstance(images, list) else [images]))
@@ -117,39 +132,54 @@ class RowReader:
             placeholders = sum(text.count("<image>") for turn in turns for text in turn)
             if placeholders and placeholders != len(images):
                 raise BadItem(key, f"the turns hold {placeholders} times <image> and there are {len(images)} images")
-            turns = tuple(tuple(text.replace("<image>", "").strip() for text in turn) for turn in turns)
+            turns = tuple(tuple(clean(text.replace("<image>", "")) for text in turn) for turn in turns)
             return Record(key, images=images, turns=turns)
         prompt = self._prompt(key, content, is_short)
+        if settings.image not in content and target is None:
+            raise BadItem(key, f"no image under '{settings.image}'; there is {_names(content)}")
         return Record(key, self._image(key, image if target is None else target), prompt, images)
 
     def _prompt(self, key: str, content: Mapping[str, Any], is_short: bool) -> str:
         settings = self.settings
         short = content.get(settings.short_caption) if is_short and settings.short_caption else None
-        caption = short or content.get(settings.caption)
+        caption = short if is_text(short) else content.get(settings.caption)
         template = settings.prompt_template or "{caption}"
-        if "{caption}" in template and not _is_text(caption):
+        if "{caption}" in template and not is_text(caption):
             caption = self._other_caption(key, content)
         if "{folder}" in template and "folder" not in content:
             raise BadItem(key, "`prompt_template` holds {folder}, which only images of an imagefolder have")
-        return template.format(caption=(caption or "").strip(), folder=content.get("folder"))
+        caption = clean(caption) if isinstance(caption, str) else ""
+        return template.format(caption=caption, folder=content.get("folder"))
+
+    def _other_names(self, content: Mapping[str, Any]) -> list[str]:
+        """Usual names under which there is a text, where the caption has no name of its own."""
+        if self.settings.caption != SourceSettings.caption:
+            return []
+        return [name for name in CAPTION_NAMES if is_text(content.get(name))]
+
+    def has_caption(self, content: Mapping[str, Any]) -> bool:
+        """Whether a row has a caption that is read."""
+        return is_text(content.get(self.settings.caption)) or len(self._other_names(content)) == 1
 
     def _other_caption(self, key: str, content: Mapping[str, Any]) -> str:
         """The caption of a row that has none in its column: the one text under another usual name."""
-        found = [name for name in CAPTION_NAMES if _is_text(content.get(name))]
-        if len(found) != 1 or self.settings.caption != SourceSettings.caption:
+        found = [name for name in CAPTION_NAMES if is_text(content.get(name))]
+        if len(found) != 1 or not self._other_names(content):
             advice = f"; set caption={found[0]}" if found else ""
-            raise BadItem(key, f"no text under '{self.settings.caption}'; there is {_names(content)}{advice}")
-        if found[0] not in self._other_names:
-            self._other_names.add(found[0])
-            logger.info("There is no 'caption' in %s: captions are read from '%s'.", key, found[0])
+            value = given(content.get(self.settings.caption))
+            kind = "" if value is None else f", but a value of the type {type(value).__name__}"
+            raise BadItem(key, f"no text under '{self.settings.caption}'{kind}; there is {_names(content)}{advice}")
+        self.note(f"captions are read from '{found[0]}' where there is no 'caption'")
         return content[found[0]]
 
     def _image(self, key: str, value) -> EncodedImage:
         if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+            value = value.get("bytes") or given(value.get("path"))
         if value is None:
             raise BadItem(key, f"no image under '{self.settings.image}'")
         if isinstance(value, str):
+            if re.match(r"\w+://|data:", value):
+                raise BadItem(key, f"an image must be a path, not an address such as {value[:60]!r}; download it")
             value = self._image_file(key, value)
         elif not isinstance(value, bytes | Image.Image) and not callable(value):
             raise BadItem(key, f"an image must be a path, encoded bytes or a PIL image, not {type(value).__name__}")
@@ -158,7 +188,7 @@ class RowReader:
     def _image_file(self, key: str, name: str) -> Path:
         if self.settings.image_root is None:
             raise BadItem(key, f"image path {name!r} without `image_root`")
-        return Path(self.settings.image_root, name)
+        return find_file(name, [self.settings.image_root])
 
 
 def read_row(key: str, content: Mapping[str, Any]) -> Record:
@@ -171,8 +201,10 @@ def read_row(key: str, content: Mapping[str, Any]) -> Record:
     return decoded(RowReader(SourceSettings(path="")).record(key, content))
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def given(value: Any) -> Any:
+    """A value, or `None` for the other ways in which tables leave one out: a blank text, or NaN."""
+    is_left_out = (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and value != value)
+    return None if is_left_out else value
 
 
 def _names(content: Mapping[str, Any]) -> str:
@@ -191,7 +223,9 @@ def conversation(key: str, content: Mapping[str, Any]) -> tuple[tuple[str, str],
         if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
             raise BadItem(key, "turns must be a list of pairs, a user's text and its answer")
         return _texts(key, tuple(map(tuple, turns)))
-    messages = content.get("conversations") or content.get("messages") or ()
+    messages = content.get("conversations") or content.get("messages") or []
+    if not isinstance(messages, list | tuple):
+        raise BadItem(key, f"a conversation must be a list of messages, not {type(messages).__name__}")
     speakers, texts = [], []
     for message in messages:
         if not isinstance(message, Mapping):

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cached_property
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import numpy as np
 
 from ..names import check_keys, find_class
 from .images import decoded
+from .paths import IMAGE_ENDINGS, ending, expand_paths, is_metadata, walk
 from .records import BadItem, Record
 from .rows import RowReader, SourceSettings
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
-FOLDER_ENDINGS = (*IMAGE_ENDINGS, "bmp", "gif", "tif", "tiff", "avif")
 FORMATS = {
     "hub": "blip3o_hf.data.tables:HubSource",
     "imagefolder": "blip3o_hf.data.imagefolder:FolderSource",
@@ -28,33 +26,6 @@ FORMATS = {
 # Settings that decide which images are an item's, and which of them are bad.
 IMAGE_SETTINGS = ("path", "format", "image", "target", "image_root", "reconstruct", "max_pixels", "min_size")
 IMAGE_SETTINGS += ("name", "split")
-
-
-def expand_paths(path: str | list[str]) -> list[Path]:
-    """
-    The existing files that globs and braces stand for, in a fixed order.
-
-    Raises:
-        FileNotFoundError: when a name or pattern stands for no file.
-
-    Example:
-        >>> expand_paths("shards/{000..002}.tar")  # doctest: +SKIP
-        [PosixPath('shards/000.tar'), PosixPath('shards/001.tar'), PosixPath('shards/002.tar')]
-    """
-    if not isinstance(path, str | Path):
-        return [file for entry in path for file in expand_paths(entry)]
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", str(path))
-    if braces:
-        first, last, words = braces.groups()
-        if words is None:
-            words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        else:
-            words = words.split(",")
-        return expand_paths([path[: braces.start()] + word + path[braces.end() :] for word in words])
-    files = [Path(path)] if Path(path).exists() else sorted(map(Path, glob(str(path), recursive=True)))
-    if not files:
-        raise FileNotFoundError(f"A source must be files that exist. There is none at {path}. Check the path.")
-    return files
 
 
 class Source(RowReader):
@@ -114,6 +85,15 @@ class Source(RowReader):
         is_short = rng.random() < self.settings.short_caption_rate
         return self.complete(self.record(*self._fields(shard, position), is_short))
 
+    def content(self, index: int) -> Mapping[str, Any]:
+        """
+        The values of an item by the names of its columns or keys, as they are before anything is made of them.
+
+        Raises:
+            BadItem: when they cannot be read.
+        """
+        return self._fields(*self.locate(index))[1]
+
     def variants(self, index: int) -> list[Record]:
         """
         An item with each of its captions, the long and the short one, its images still encoded.
@@ -147,17 +127,20 @@ def guess_format(path: str | list[str]) -> str:
         ValueError: when files say nothing.
     """
     if isinstance(path, str) and not Path(path).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        is_file = Path(path).suffix in (".tar", ".json", ".jsonl", ".parquet")
+        is_file = ending(Path(path)) in ("tar", "json", "jsonl", "parquet")
         return guess_format([path]) if is_file else "hub"
     first = expand_paths(path)[0]
-    if first.is_dir() and (first / "state.json").is_file():
+    if first.is_dir() and any((first / name).is_file() for name in ("state.json", "dataset_dict.json")):
         return "hub"
-    inside = first.rglob("*") if first.is_dir() else [first]
-    endings = {file.suffix.lower()[1:] for file in itertools.islice(inside, 10_000)}
-    for ending, name in (("tar", "webdataset"), ("parquet", "hub")):
-        if ending in endings:
-            return name
-    if first.is_dir() and endings & set(FOLDER_ENDINGS):
+    inside = walk(first) if first.is_dir() else [first]
+    files = list(itertools.islice(inside, 10_000))
+    if first.is_dir() and any(ending(file) in IMAGE_ENDINGS for file in files):
+        files = [file for file in files if not is_metadata(file)]
+    endings = {ending(file) for file in files}
+    for name, form in (("tar", "webdataset"), ("parquet", "hub")):
+        if name in endings:
+            return form
+    if first.is_dir() and endings & set(IMAGE_ENDINGS):
         return "imagefolder"
     if endings & {"json", "jsonl"} and not first.is_dir():
         return "json"

@@ -1,7 +1,9 @@
 """Items in tables of the library `datasets`: of the Hub, in parquet files, saved on disk, in memory, or a stream."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +12,10 @@ from torch.utils.data import IterableDataset
 from ..names import check_keys
 from .images import decoded
 from .mixture import MixtureDataset
+from .paths import check_split, ending, expand_paths, find_file
 from .records import BadItem, Record
 from .rows import CAPTION_NAMES, RowReader, SourceSettings
-from .sources import Source, expand_paths
+from .sources import Source
 from .tolerance import BadItemCounter, TolerantSource
 
 if TYPE_CHECKING:
@@ -29,11 +32,13 @@ class TableSource(Source):
     Args:
         table: images stay encoded until they are read.
         settings: which column is what; its `path` is the table's name in addresses.
+        folders: where images are looked for that a row names by a relative path, where there is no `image_root`.
     """
 
-    def __init__(self, table: "datasets.Dataset", settings: SourceSettings):
+    def __init__(self, table: "datasets.Dataset", settings: SourceSettings, folders: Sequence[Path] = (Path(),)):
         super().__init__(settings)
         self.table = table.with_format("arrow")
+        self.folders = folders if settings.image_root is None else (settings.image_root,)
 
     def _count(self, shard: int) -> int:
         return len(self.table)
@@ -42,31 +47,91 @@ class TableSource(Source):
         return f"{self.settings.path}[{position}]", self.table[position].to_pylist()[0]
 
     def _image_file(self, key: str, name: str) -> Path:
-        return Path(self.settings.image_root or "", name)
+        if not self.folders and not Path(name).is_absolute():
+            return super()._image_file(key, name)
+        return find_file(name, self.folders or (Path(),))
 
 
 class HubSource(TableSource):
-    """A dataset of the Hub, parquet files, or a folder written by `Dataset.save_to_disk`, through `datasets`."""
+    """
+    A dataset of the Hub, parquet files, or a folder written by `save_to_disk`, through `datasets`.
+
+    Of several splits, that of the setting `split` is read. A folder of parquet files has the splits that
+    `datasets.load_dataset` finds in it; files that are named one by one are `train`. Relative paths of images are
+    looked for in the folder and beside the parquet files.
+    """
 
     def __init__(self, settings: SourceSettings):
-        import datasets
-
         path = settings.path if isinstance(settings.path, str) else None
-        if path and Path(path, "state.json").is_file():
-            table = datasets.load_from_disk(path)
-        elif path and not (Path(path).exists() or path.endswith(".parquet")):
-            table = datasets.load_dataset(path, settings.name, split=settings.split)
+        folders: list[Path] = []
+        splits: list[str] = []
+        if path and any(Path(path, name).is_file() for name in ("state.json", "dataset_dict.json")):
+            table, splits = _saved(path, settings.split)
+            folders = [Path(path)]
+        elif path and not (Path(path).exists() or ending(Path(path)) == "parquet"):
+            table = _of_split(settings, path, settings.name)
         else:
-            files = [
-                f for p in expand_paths(settings.path) for f in (sorted(p.rglob("*.parquet")) if p.is_dir() else [p])
-            ]
-            table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+            files: dict[str, list[Path]] = {}
+            for given in expand_paths(settings.path):
+                found = _splits_of_folder(given, settings.name) if given.is_dir() else {"train": [given]}
+                for split, paths in found.items():
+                    files.setdefault(split, []).extend(paths)
+                    folders += [given if given.is_dir() else given.parent, *(file.parent for file in paths)]
+            if not files:
+                raise FileNotFoundError(
+                    f"A table is .parquet files. There is none in {settings.path}. Check the path."
+                )
+            splits = list(files)
+            names = {split: [escape(str(file)) for file in paths] for split, paths in files.items()}
+            table = _of_split(settings, "parquet", data_files=names)
         named = {key: getattr(settings, key) for key in ("image", "caption", "target", "short_caption")}
         defaults = {field.name: field.default for field in fields(SourceSettings)}
         for key, column in named.items():
             if column not in (None, defaults[key]):
                 check_keys([column], table.column_names, f"`{key}` of {settings.path}, which names a column")
-        super().__init__(table, settings)
+        super().__init__(table, settings, list(dict.fromkeys(folders)))
+        if len(splits) > 1:
+            self.note(f"split={settings.split} of {', '.join(splits)}")
+
+
+def _saved(path: str, split: str) -> tuple["datasets.Dataset", list[str]]:
+    """What `save_to_disk` wrote: a dataset, or the split of a `DatasetDict` and the names of all."""
+    import datasets
+
+    saved = datasets.load_from_disk(path)
+    if isinstance(saved, datasets.DatasetDict):
+        check_split(split, list(saved), path)
+        return saved[split], list(saved)
+    check_split(split, ["train", *([str(saved.split)] if saved.split else [])], path)
+    return saved, []
+
+
+def _of_split(settings: SourceSettings, *name: str | None, **files: dict[str, list[str]]) -> "datasets.Dataset":
+    """The split of a dataset that `datasets.load_dataset` opens by these arguments."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(*name, **files, split=settings.split)
+    except ValueError as error:
+        unknown = re.match(r"Unknown split .*Should be one of \[(.*)\]", str(error))
+        if unknown is None:
+            raise
+        check_split(settings.split, re.findall(r"'([^']*)'", unknown[1]), settings.path)
+        raise
+
+
+def _splits_of_folder(folder: Path, name: str | None) -> dict[str, list[Path]]:
+    """The parquet files in a folder by their splits, as `datasets.load_dataset(folder, name)` finds them."""
+    import datasets
+
+    card = folder / "README.md"
+    if card.is_file() and re.search(rb"^configs:", card.read_bytes(), re.MULTILINE):
+        builder = datasets.load_dataset_builder(str(folder), name)
+    else:
+        builder = datasets.load_dataset_builder("parquet", data_dir=escape(str(folder)))
+    splits = {str(split): map(Path, map(str, files)) for split, files in builder.config.data_files.items()}
+    splits = {split: [file for file in files if ending(file) == "parquet"] for split, files in splits.items()}
+    return {split: files for split, files in splits.items() if files}
 
 
 class TableStream(IterableDataset):
@@ -121,10 +186,13 @@ def open_table(table: Any, name: str) -> MixtureDataset | TableStream:
         name: for addresses, such as `train_dataset`.
 
     Raises:
-        ValueError: when it has no caption and no conversation, or no rows.
+        ValueError: when it has no caption and no conversation, no rows, or several splits.
     """
     import datasets
 
+    if isinstance(table, datasets.DatasetDict | datasets.IterableDatasetDict):
+        splits = ", ".join(map(repr, table)) or "none"
+        raise ValueError(f"A dataset must be one split. {name} holds {splits}. Pass dataset['train'], or another.")
     check_columns(table.column_names)
     settings = SourceSettings(path=name)
     if isinstance(table, datasets.IterableDataset):

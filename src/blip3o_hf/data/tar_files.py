@@ -1,7 +1,6 @@
 """Items in tars, in the layout of webdataset."""
 
 import contextlib
-import json
 import os
 import re
 import tarfile
@@ -12,24 +11,46 @@ from typing import Any
 
 import numpy as np
 
+from .paths import (
+    IMAGE_ENDINGS,
+    UNREAD_ENDINGS,
+    check_split,
+    ending,
+    expand_paths,
+    files_of_split,
+    is_hidden,
+    visible_files,
+)
 from .records import BadItem
 from .rows import SourceSettings
-from .sources import IMAGE_ENDINGS, Source, expand_paths
+from .sources import Source
+from .texts import decode_text, is_text, parse_json
 
 
 class WebDatasetSource(Source):
     """
     Plain tars in the webdataset layout: members of one name before the first dot are one item.
 
-    `jpg`, `jpeg`, `png` or `webp` is the image, `txt` the caption, `json` any further keys, which win over `txt`. Of
-    named images such as `0001.target.png` and `0001.input.png`, `target` is the target and the others are inputs.
-    A tar is a shard; only its headers are read to find the items, and nothing is ever unpacked to disk.
+    `jpg`, `png` or another ending of an image is the image, `txt` the caption, `json` any further keys, which win over
+    `txt`. Of named images such as `0001.target.png` and `0001.input.png`, `target` is the target and the others are
+    inputs. Hidden members are left out. A tar is a shard; only its headers are read to find the items, and nothing is
+    ever unpacked to disk. Where the tars of a folder are named `train` and `test` or `validation`, those of the
+    setting `split` are read.
     """
 
     def __init__(self, settings: SourceSettings):
         super().__init__(settings)
-        paths = expand_paths(settings.path)
-        self.files = [f for path in paths for f in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
+        self.files: list[Path] = []
+        for path in expand_paths(settings.path):
+            if path.is_dir():
+                tars = [file for file in visible_files(path) if ending(file) == "tar"]
+                taken = files_of_split(tars, path, settings.split, is_in_name=True) if tars else []
+                if len(taken) < len(tars):
+                    self.note(f"split={settings.split}: {len(taken)} of {len(tars)} tars, by their names")
+                self.files += taken
+            else:
+                check_split(settings.split, ("train",), path)
+                self.files.append(path)
         if not self.files:
             raise FileNotFoundError(f"A webdataset is .tar files. There is none in {settings.path}. Check the path.")
         self.num_shards = len(self.files)
@@ -44,7 +65,7 @@ class WebDatasetSource(Source):
                     with contextlib.suppress(tarfile.TarError):  # where it breaks off, an item cannot be read
                         for member in tar:
                             name = _split_name(member.name)[0]
-                            if not member.isdir():
+                            if not _is_left_out(member):
                                 starts += [member.offset] if name != last else []
                                 last = name
                     file.seek(tar.offset)
@@ -68,8 +89,8 @@ class WebDatasetSource(Source):
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    name, ending = _split_name(member.name)
-                    if member.isdir():
+                    name, form = _split_name(member.name)
+                    if _is_left_out(member):
                         continue
                     if key is not None and key != f"{path}:{name}":
                         break
@@ -78,12 +99,12 @@ class WebDatasetSource(Source):
                         raise BadItem(key, f"member {member.name!r} leaves the archive")
                     if not member.isfile() or member.issparse():
                         raise BadItem(key, f"member {member.name!r} is no regular file")
-                    if ending in members:
+                    if form in members:
                         raise BadItem(key, f"two members of the name {member.name!r}")
                     if not 0 <= member.size <= end - member.offset_data:
                         raise BadItem(key, f"the tar ends within {member.name!r}")
                     read = partial(_read_part, path, member.offset_data, member.size)
-                    members[ending] = read if ending.rpartition(".")[2] in IMAGE_ENDINGS else read()
+                    members[form] = read if form.rpartition(".")[2] in IMAGE_ENDINGS else read()
         if key is None:
             raise BadItem(f"{path}@{start}", "broken tar, nothing after this byte can be read")
         return key, self._content(key, members)
@@ -91,23 +112,35 @@ class WebDatasetSource(Source):
     def _content(self, key: str, members: Mapping[str, bytes | Callable[[], bytes]]) -> dict[str, Any]:
         content: dict[str, Any] = {}
         if "txt" in members:
-            content[self.settings.caption] = members["txt"].decode("utf-8", errors="replace")
+            try:
+                content[self.settings.caption] = decode_text(members["txt"])
+            except ValueError as error:
+                raise BadItem(key, f"member txt is {error}") from error
         if "json" in members:
             try:
-                further = json.loads(members["json"])
+                further = parse_json(members["json"])
             except ValueError as error:
                 raise BadItem(key, f"member json is not valid JSON ({error})") from error
             if not isinstance(further, dict):
                 raise BadItem(key, "member json must be a mapping")
+            if "txt" in members and not is_text(further.get(self.settings.caption)):
+                further.pop(self.settings.caption, None)
             content.update(further)
         inputs = []
-        for ending, data in sorted(members.items()):
-            name, _, image_format = ending.rpartition(".")
+        for form, data in sorted(members.items()):
+            name, _, image_format = form.rpartition(".")
             if image_format in IMAGE_ENDINGS and name in ("", self.settings.target):
                 content[name or self.settings.image] = data
             elif image_format in IMAGE_ENDINGS:
                 inputs.append(data)
+        unread = [form for form in members if form.rpartition(".")[2] in UNREAD_ENDINGS]
+        if unread and not inputs and not {self.settings.image, self.settings.target} & content.keys():
+            raise BadItem(key, f"a .{unread[0]} image is not read; convert it to JPEG or PNG")
         return content | ({"images": inputs} if inputs else {})
+
+
+def _is_left_out(member: tarfile.TarInfo) -> bool:
+    return member.isdir() or is_hidden(member.name)
 
 
 def _read_part(path: Path, start: int, size: int) -> bytes:

@@ -8,8 +8,8 @@ from .sources import Source
 logger = logging.getLogger(__name__)
 
 
-class TooManyBadItems(RuntimeError):
-    """The share of bad items is past what was tolerated."""
+class TooManyBadItems(ValueError, RuntimeError):
+    """The share of bad items is past what was tolerated: an error in a user's data, which commands say in one line."""
 
 
 class BadItemCounter:

@@ -290,7 +290,7 @@ def _hub_entry_problems(folder: Path, results: list[EvalResult]) -> Iterator[str
     }
     found = set()
     for path in sorted((folder / EVAL_RESULTS).glob("*.yaml")):
-        content = path.read_text()
+        content = path.read_text(encoding="utf-8-sig", errors="replace")
         if _TOKEN.search(content):
             yield f"{EVAL_RESULTS}/{path.name} shows what looks like an access token. Delete it, and revoke it."
         try:

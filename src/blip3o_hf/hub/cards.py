@@ -109,7 +109,7 @@ class Origin:
         if not Path(path).is_file():
             return cls()
         data = front_matter(path)
-        own = dict(sections(Path(path).read_text(encoding="utf-8"), 2))
+        own = dict(sections(Path(path).read_text(encoding="utf-8-sig"), 2))
         return cls(
             training=own.get("Training", "").partition("\n")[2].strip(),
             data=own.get("Data", "").partition("\n")[2].strip(),
@@ -257,7 +257,7 @@ def update_card(
         ValueError: when the front matter does not parse.
     """
     path = Path(path)
-    if problem := front_matter_problem(path.read_text(encoding="utf-8")):
+    if problem := front_matter_problem(path.read_text(encoding="utf-8-sig")):
         raise ValueError(f"A card is changed by its front matter. That of {path} cannot be read: {problem}")
     card = ModelCard.load(path)
     before = _licence(card.data)
@@ -337,7 +337,7 @@ def _licence(data: CardData) -> str:
 
 def _block(name: str, **variables: Any) -> str:
     """A block of the template by itself."""
-    template = jinja2.Template(TEMPLATE.read_text())
+    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
     return "".join(template.blocks[name](template.new_context(variables)))
 
 

@@ -208,4 +208,4 @@ class Features:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_bytes()) if path.is_file() else {}

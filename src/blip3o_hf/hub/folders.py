@@ -170,7 +170,7 @@ def _is_adapter(path: Path) -> bool:
 
 def _json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except ValueError:
         content = None
     if not isinstance(content, dict):

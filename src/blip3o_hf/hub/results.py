@@ -96,7 +96,7 @@ class Evaluation:
             OSError: when it cannot be read.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_bytes())
             scores = tuple(_score(**row) for row in content.pop("scores"))
             return cls(scores=scores, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

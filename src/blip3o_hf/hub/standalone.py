@@ -167,7 +167,7 @@ def check_pipeline(folder: str | os.PathLike) -> dict:
     """
     folder = Path(folder)
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = json.loads((folder / "model_index.json").read_bytes())
     except ValueError:
         index = None
     if not isinstance(index, dict):
@@ -228,7 +228,7 @@ def add_code(folder: str | os.PathLike) -> None:
         ("processor_config.json", {"auto_map": {"AutoProcessor": AUTO_MAP["AutoProcessor"]}}),
     ):
         if (folder / name).is_file():
-            _write_json(folder / name, json.loads((folder / name).read_text()) | entries)
+            _write_json(folder / name, json.loads((folder / name).read_bytes()) | entries)
 
 
 def _write_json(path: Path, settings: dict) -> None:
