@@ -31,6 +31,7 @@ _EXPORTS = {
     "interpolate": "pipelines.reconstruction",
     "Blip3oTrainer": "training.trainer",
     "Blip3oTrainingArguments": "training.arguments",
+    "finetune": "training.finetune",
     "register_objective": "objectives",
     "packaged_model_path": "assets",
     "push_folder": "hub.push",

@@ -25,8 +25,6 @@ from blip3o_hf.hub.results import Evaluation, Figure, Score
 from blip3o_hf.hub.sections import code_blocks, sections
 from blip3o_hf.training.feature_cache import ShardWriter, write_index
 from blip3o_hf.training.recipes import load_recipe
-from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer
 
 ROOT = Path(__file__).parents[2]
 MODEL_CARDS = sorted((ROOT / "model_cards").glob("*.md"))
@@ -211,7 +209,7 @@ def test_the_quickstart_of_adapters_runs(trained):
 def test_training_again_keeps_the_card_of_a_person(trained, tmp_path):
     """PEFT by itself would change it."""
     (tmp_path / "README.md").write_text("A person wrote this.")
-    Blip3oTrainer(build_stage(load_recipe(trained / "adapters.yaml", [f"output_dir={tmp_path}"]))).save_result()
+    load_recipe(trained / "adapters.yaml", [f"output_dir={tmp_path}"]).trainer().save_result()
     assert (tmp_path / "README.md").read_text() == "A person wrote this."
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,8 @@ TAKEN_FOR_GRANTED = {
     "docs/lora.md": """
 from peft import get_peft_model
 from blip3o_hf.models.adapters import lora_config, save_lora
-other = Blip3oForConditionalGeneration.from_pretrained(PUBLISHED, dtype=torch.bfloat16)
+other = Blip3oForConditionalGeneration.from_pretrained(packaged_model_path("blip3o-tiny"))
 save_lora(get_peft_model(other, lora_config(other, parts=("transformer",), rank=4)), "my-cat-lora")
-base = Blip3oForConditionalGeneration.from_pretrained(PUBLISHED, dtype=torch.bfloat16)
-size = base.config.feature_size
-batches = [(["a cat", "a dog"], torch.randn(2, base.config.feature_dim, size, size))]
 """,
     "docs/doors.md": """
 from blip3o_hf.cli import main
@@ -65,6 +63,9 @@ def photos(tmp_path, make_image):
     for number in range(3):
         make_image(number).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"picture {number}")
+    captioned = shutil.copytree(folder, tmp_path / "captioned", ignore=shutil.ignore_patterns("*.txt"))
+    rows = [f"{number}.png,picture {number}" for number in range(3)]
+    (captioned / "metadata.csv").write_text("\n".join(["file_name,caption", *rows]) + "\n")
     return str(folder)
 
 

@@ -12,10 +12,12 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, Qwen3Config, get_sche
 from blip3o_hf.data.sources import SourceSettings
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
+from blip3o_hf.names import find_class
 from blip3o_hf.objectives import OBJECTIVES
+from blip3o_hf.shapes.recipe_data import ShapesData
 from blip3o_hf.training.chain import load_chain
-from blip3o_hf.training.recipes import load_recipe
-from blip3o_hf.training.stages import STAGES, GenerationStage, build_stage
+from blip3o_hf.training.recipes import STAGES, load_recipe
+from blip3o_hf.training.stages import GenerationStage
 
 ROOT = Path(__file__).parents[2]
 CHAIN = ROOT / "recipes" / "tiny" / "chain.yaml"
@@ -34,7 +36,11 @@ def built(path, tmp_path, *overrides):
     for name in recipe.inputs:
         (tmp_path / name).mkdir(exist_ok=True)
         recipe.inputs[name] = str(tmp_path / name)
-    return build_stage(recipe)
+    return recipe.open_stage()
+
+
+def stage_class(name):
+    return find_class(name, STAGES, "a test")
 
 
 def parameters(function):
@@ -50,8 +56,8 @@ def test_recipe_gives_a_stage(path, tmp_path):
     stage = built(path, tmp_path)
     assert stage.name == load_recipe(path).stage
     assert Path(stage.arguments.output_dir).parent == tmp_path
-    if stage.is_world:
-        assert len(stage.scenes()) > 0
+    if isinstance(stage.data, ShapesData):
+        assert len(stage.data.scenes()) > 0
         return
     data = stage.recipe.data
     for mixture in (data["pictures"], data["conversations"]) if stage.name == "joint" else (data,):
@@ -76,7 +82,7 @@ def test_nested_model_keys_are_known(path):
         assert ("text" in recipe.model) == ("encoder" in recipe.inputs)
         assert set(recipe.model.get("text", {})) <= parameters(Qwen3Config)
     elif "model" in recipe.inputs:
-        assert not set(recipe.model) & set(STAGES[recipe.stage].size_keys)
+        assert not set(recipe.model) & set(stage_class(recipe.stage).size_keys)
     else:
         assert set(recipe.model.get("transformer", {})) <= parameters(Blip3oTransformer2DModel)
         assert recipe.model.get("objective", "feature_flow") in OBJECTIVES
@@ -86,7 +92,9 @@ def test_nested_model_keys_are_known(path):
 def test_inputs_are_what_other_recipes_leave(path):
     others = [load_recipe(other) for other in RECIPES if other.parent == path.parent]
     left = {other.output_dir for other in others}
-    left |= {f"{other.output_dir}/pipeline" for other in others if issubclass(STAGES[other.stage], GenerationStage)}
+    left |= {
+        f"{other.output_dir}/pipeline" for other in others if issubclass(stage_class(other.stage), GenerationStage)
+    }
     for name, value in load_recipe(path).inputs.items():
         assert value in left or (HUB_ID.fullmatch(value) and path.parent.name != "tiny"), name
 
@@ -140,7 +148,7 @@ def test_overrides_replace_values(tmp_path):
     stage = built(GENERATION, tmp_path, "training.max_steps=2", "data.family_weights.colors=9", "data.seed=7")
     assert stage.arguments.max_steps == 2
     assert stage.recipe.data["family_weights"]["colors"] == 9
-    assert stage.scenes().seed == 7
+    assert stage.data.scenes().seed == 7
 
 
 @pytest.mark.parametrize(
@@ -206,4 +214,4 @@ def test_required_keys(key, tmp_path):
 def test_a_missing_input_says_what_to_run(tmp_path):
     recipe = load_recipe(GENERATION, [f"inputs.model={tmp_path / 'none'}"])
     with pytest.raises(FileNotFoundError, match=r"starts from 'model' in .*Run the stage that writes it first"):
-        build_stage(recipe)
+        recipe.open_stage()

@@ -1,11 +1,11 @@
 """What the earlier stages leave, for runs of the generation stage."""
 
 import pytest
-import torch
 from tests.training.test_trainer import MODEL, SmallDataset
 
+from blip3o_hf.shapes import recipe_data
+from blip3o_hf.shapes.stages import encoder
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage, encoder, understanding
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def inputs(tmp_path_factory):
     root = tmp_path_factory.mktemp("inputs")
     folders = {"encoder": "encoder", "decoder": "decoder", "understanding": "backbone"}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (encoder, understanding):
+        for module in (encoder, recipe_data):
             patch.setattr(module, "ShapesDataset", SmallDataset)
         for name, folder in folders.items():
             needed = {} if name == "encoder" else {"encoder": str(root / "encoder")}
@@ -26,7 +26,6 @@ def inputs(tmp_path_factory):
                 data={"length": 4},
                 training={"use_cpu": True, "report_to": "none"},
             )
-            torch.manual_seed(0)
-            stage = build_stage(recipe)
-            stage.save(stage.build(), root / folder)
+            trainer = recipe.trainer()
+            trainer.task.save(trainer.model, root / folder)
     return root

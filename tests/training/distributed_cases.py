@@ -99,4 +99,5 @@ def make_recipe(inputs: Path, folder: Path, case: Case) -> Recipe:
         },
         data={"length": GLOBAL_BATCH * STEPS_PER_EPOCH, "seed": 1},
         training=training,
+        evaluation={"benchmark": None},
     )

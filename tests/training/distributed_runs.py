@@ -15,14 +15,13 @@ from accelerate.utils import DistributedType
 from tests.processes import fork_ranks, wait
 from tests.training.distributed_cases import CASES, make_recipe
 
-from blip3o_hf.cli.stage_evaluation import build_pipeline
-from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback
+from blip3o_hf.training.callbacks import SpikeCallback
+from blip3o_hf.training.trainer import Blip3oTrainer
 
 
-def draw(stage, model) -> float:
+def draw(trainer: Blip3oTrainer) -> float:
     """The norm of sampled features."""
-    pipeline = build_pipeline(stage, model)
+    pipeline = trainer.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "generator": generator}
@@ -32,11 +31,11 @@ def draw(stage, model) -> float:
 def train(inputs: Path, out: Path, name: str) -> None:
     """One process of one case."""
     case = CASES[name]
-    stage = build_stage(make_recipe(inputs, out / name, case))
+    stage = make_recipe(inputs, out / name, case).open_stage()
     if case.engine == "fsdp2":
         # accelerate knows FSDP on accelerators only, although it runs on gloo.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    trainer = Blip3oTrainer(stage)
+    trainer = stage.trainer()
     if case.spoiled is not None:
         plain = trainer.compute_loss
         trainer.compute_loss = lambda *args, **kwargs: (
@@ -47,7 +46,8 @@ def train(inputs: Path, out: Path, name: str) -> None:
         checkpoint = out / case.resumes[0] / "checkpoints" / f"checkpoint-{case.resumes[1]}"
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if case.resumes is None and case.spoiled is None:
-        trainer.run_evaluation(lambda model, step: {"drawn": draw(stage, model)})
+        trainer.evaluate_with(lambda trainer: {"drawn": draw(trainer)})
+        trainer.evaluate()
     trainer.save_result()
     if trainer.is_world_process_zero():
         spikes = next(one for one in trainer.callback_handler.callbacks if isinstance(one, SpikeCallback))

@@ -21,7 +21,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer
 import torch
 from tests.processes import fork_ranks, wait
 
-import blip3o_hf.cli.stage_evaluation  # what the command imports late
+import blip3o_hf.training.runs  # what the command imports late
 import blip3o_hf.training.trainer  # noqa: F401
 from blip3o_hf.cli import main
 from blip3o_hf.training.checkpoints import COMPLETE

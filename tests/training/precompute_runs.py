@@ -21,11 +21,11 @@ def in_processes(model: Path, out: Path) -> dict:
 
 def compute(model: str, out: Path):
     """Fill the cache with 24 scenes and 3 for validation."""
+    from blip3o_hf.shapes import recipe_data
     from blip3o_hf.training.precompute import precompute
     from blip3o_hf.training.recipes import Recipe
-    from blip3o_hf.training.stages import generation
 
-    generation.VALIDATION_RECORDS = 3
+    recipe_data.HELD_OUT = 3
     recipe = Recipe(
         stage="generation",
         output_dir=str(out / "unused"),

@@ -8,8 +8,6 @@ import torch
 from tests.processes import fork_ranks, wait
 
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer
 
 STEPS = 7
 NUM_DRAWN = 6
@@ -45,7 +43,7 @@ def make_trainer(images: Path, folder: Path, num_workers: int = 0, data: dict | 
         },
         training=settings,
     )
-    return Blip3oTrainer(build_stage(recipe))
+    return recipe.trainer()
 
 
 def draw(images: Path, out: Path) -> None:

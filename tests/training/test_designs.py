@@ -19,7 +19,6 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from blip3o_hf.assets import packaged_model_path
-from blip3o_hf.cli.stage_evaluation import build_pipeline, finish_result
 from blip3o_hf.data.records import Record
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import CHAT_TEMPLATE, Blip3oProcessor
@@ -30,8 +29,7 @@ from blip3o_hf.shapes.dataset import ShapesDataset
 from blip3o_hf.training.checkpoints import last_complete_checkpoint
 from blip3o_hf.training.conversations import Conversations
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer, seeded_generator
+from blip3o_hf.training.trainer import seeded_generator
 
 ENCODER = str(Path(packaged_model_path("blip3o-tiny")) / "target_encoder")
 LLAMA_TEMPLATE = (
@@ -141,7 +139,7 @@ def make_trainer(root):
             data or {"length": 6},
             settings,
         )
-        return Blip3oTrainer(build_stage(recipe))
+        return recipe.trainer()
 
     return make
 
@@ -271,13 +269,12 @@ def test_what_trains_in_each_design(design):
 def test_every_design_is_validated_on_held_out_records(design):
     name, trainer, _, _ = design
     with torch.no_grad():
-        losses = trainer.stage.validate(trainer.model.eval())
-    assert len(losses) == (1 if name == "regression" else 5) and np.isfinite(list(losses.values())).all()
+        losses = trainer.task.validate(trainer.model.eval(), trainer.eval_dataset)
+    assert len(losses) == (2 if name == "regression" else 6) and np.isfinite(list(losses.values())).all()
 
 
 def test_every_design_draws_from_the_folder_it_left(design, tmp_path):
-    name, trainer, _, folder = design
-    finish_result(trainer.stage, folder)
+    name, _, _, folder = design
     pipe = Blip3oPipeline.from_pretrained(folder / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     if name == "latents":
@@ -318,7 +315,7 @@ def test_the_recipe_limits_prompts_and_input_images(make_trainer, backbones, tmp
         "generation", tmp_path, {"backbone": backbones["qwen"], "encoder": ENCODER}, {**DESIGNS["flow"], **limits}
     )
     image = make_image().resize((200, 100))
-    batch = trainer.stage.collate([Record("a", image, "a very long caption " * 50), Record("b", image, "c", (image,))])
+    batch = trainer.task.collate([Record("a", image, "a very long caption " * 50), Record("b", image, "c", (image,))])
     assert batch["input_ids"].shape[1] <= 196
     assert batch["image_grid_thw"].prod() * 8 * 8 <= 1024
 
@@ -336,7 +333,7 @@ def test_frozen_parts_may_be_in_half_precision_and_activations_recomputed(make_t
         assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
         trainer.train()
         with torch.no_grad():
-            assert np.isfinite(list(trainer.stage.validate(trainer.model.eval()).values())).all()
+            assert np.isfinite(list(trainer.task.validate(trainer.model.eval(), trainer.eval_dataset).values())).all()
         found.append(trainer.state.log_history[0]["loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-2)
 
@@ -355,14 +352,14 @@ def test_generation_editing_and_reconstruction_train_in_one_batch(make_trainer, 
         Record("reconstruction", images[2], images=(images[2],)),
     ]
     assert [record.kind for record in records] == ["generation", "editing", "reconstruction"]
-    stage, model = trainer.stage, trainer.model.train()
+    task, model = trainer.task, trainer.model.train()
     model.config.condition_dropout = 0.0
-    batch = stage.collate(records)
+    batch = task.collate(records)
     assert len(batch["image_grid_thw"]) == 3
 
     def gradients(records, numbers):
         model.zero_grad()
-        stage.loss(model, dict(stage.collate(records)), [seeded_generator(number) for number in numbers]).backward()
+        task.loss(model, dict(task.collate(records)), [seeded_generator(number) for number in numbers]).backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     together = gradients(records, range(3))
@@ -400,7 +397,7 @@ def decoder_run(make_decoder_trainer, root):
 def test_the_decoder_trains_its_unet_alone_and_leaves_a_decoder(decoder_run, vae):
     trainer, before, folder = decoder_run
     assert moved(trainer.model, before) == set(before)
-    for part in trainer.stage.frozen_parts:
+    for part in trainer.task.frozen_parts:
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
     decoder = Blip3oDecoderPipeline.from_pretrained(folder)
     decoder.set_progress_bar_config(disable=True)
@@ -424,19 +421,19 @@ def test_the_decoder_goes_on_from_a_decoder_and_resumes_exactly(decoder_run, mak
 
 def test_the_noise_of_training_is_that_of_sampling(decoder_run, assert_close):
     """What the sampler hands to the UNet at a step is what training hands to it at that timestep."""
-    stage = decoder_run[0].stage
-    sampler = EulerDiscreteScheduler.from_config(stage.scheduler.config)
+    task = decoder_run[0].task
+    sampler = EulerDiscreteScheduler.from_config(task.scheduler.config)
     sampler.set_timesteps(50)
     latents, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for timestep in sampler.timesteps[[0, 20, 49]]:
         sampler._step_index = None
         noisy = sampler.scale_model_input(sampler.add_noise(latents, noise, timestep[None]), timestep)
-        expected = stage.noise_schedule.add_noise(latents, noise, timestep.long().repeat(3))
+        expected = task.noise_schedule.add_noise(latents, noise, timestep.long().repeat(3))
         assert_close(noisy, expected)
 
 
 def test_the_loss_of_the_decoder_is_the_error_of_the_noise_given_features_or_null(decoder_run, assert_close):
-    stage = decoder_run[0].stage
+    task = decoder_run[0].task
     records = [Record(str(index), shape(index), "x") for index in range(3)]
     calls = []
 
@@ -447,16 +444,16 @@ def test_the_loss_of_the_decoder_is_the_error_of_the_noise_given_features_or_nul
             return self
 
     def loss(numbers, dropout, rows=slice(None)):
-        stage.dropout = dropout
+        task.feature_dropout = dropout
         generators = [seeded_generator(number) for number in numbers]
-        value = stage.loss(Unet(), stage.collate(records[rows]), generators)
-        stage.dropout = 0.1
+        value = task.loss(Unet(), task.collate(records[rows]), generators)
+        task.feature_dropout = 0.1
         return value.item()
 
     noise = torch.stack([torch.randn(4, 8, 8, generator=seeded_generator(number)) for number in range(3)])
     assert loss(range(3), 0.0) == pytest.approx(noise.square().mean().item(), rel=1e-5)
-    images = normalize(stage.image_processor, crop(stage.image_processor, [record.target for record in records]))
-    features = extract_features(stage.encoder, images).flatten(2).transpose(1, 2)
+    images = task.target_encoder.pixel_values([record.target for record in records])
+    features = extract_features(task.target_encoder.model, images).flatten(2).transpose(1, 2)
     assert_close(calls[0][2], features)
     assert_close(calls[0][3]["text_embeds"], features.mean(dim=1))
     assert torch.equal(calls[0][3]["time_ids"].long(), image_conditions(64, 64).expand(3, -1))
@@ -464,18 +461,18 @@ def test_the_loss_of_the_decoder_is_the_error_of_the_noise_given_features_or_nul
     assert_close(calls[1][0], calls[0][0][1:2])
     assert calls[1][1].item() == calls[0][1][1].item()
     loss(range(3), 1.0)
-    null = extract_features(stage.encoder, torch.zeros(1, 3, 64, 64)).flatten(2).transpose(1, 2)
+    null = extract_features(task.target_encoder.model, torch.zeros(1, 3, 64, 64)).flatten(2).transpose(1, 2)
     assert_close(calls[2][2], null.expand(3, -1, -1))
 
 
 def test_the_loss_of_one_batch_falls(decoder_run):
     trainer, _, _ = decoder_run
-    stage, unet = trainer.stage, trainer.model.train()
-    batch = stage.collate([Record(str(index), shape(index), "x") for index in range(4)])
+    task, unet = trainer.task, trainer.model.train()
+    batch = task.collate([Record(str(index), shape(index), "x") for index in range(4)])
     optimizer = torch.optim.Adam(unet.parameters(), 5e-3)
     losses = []
     for _ in range(25):
-        loss = stage.loss(unet, dict(batch), [seeded_generator(7, index) for index in range(4)])
+        loss = task.loss(unet, dict(batch), [seeded_generator(7, index) for index in range(4)])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -506,7 +503,7 @@ def test_recomputed_activations_give_the_same_gradients(make_decoder_trainer, de
 def test_a_decoder_stage_without_its_parts_is_refused(inputs, model, message, tmp_path):
     recipe = Recipe("diffusion_decoder", "x", dict.fromkeys(inputs, str(tmp_path)), model, source="r.yaml")
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 def test_a_decoder_that_predicts_something_else_is_refused(make_decoder_trainer, decoder_run, tmp_path):
@@ -514,13 +511,13 @@ def test_a_decoder_that_predicts_something_else_is_refused(make_decoder_trainer,
     EulerDiscreteScheduler.from_pretrained(
         copy, subfolder="scheduler", prediction_type="v_prediction"
     ).save_pretrained(copy / "scheduler")
-    with pytest.raises(ValueError, match=r"This stage trains decoders that predict noise\. The scheduler in"):
+    with pytest.raises(ValueError, match=r"This stage trains decoders that predict noise\. The scheduler of this"):
         make_decoder_trainer(tmp_path / "out", {"encoder": ENCODER, "decoder": copy}, {"image_size": 64})
 
 
 def test_a_result_can_have_a_diffusion_decoder(make_trainer, backbones, decoder_run, tmp_path):
     inputs = {"backbone": backbones["qwen"], "encoder": ENCODER, "decoder": decoder_run[2]}
     trainer = make_trainer("generation", tmp_path, inputs, DESIGNS["flow"])
-    pipe = build_pipeline(trainer.stage, trainer.model.eval())
+    pipe = trainer.pipeline()
     assert pipe.decoder is None and pipe.decoder_pipeline is not None
     assert isinstance(pipe.decoder_scheduler, EulerDiscreteScheduler)

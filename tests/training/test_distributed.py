@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from blip3o_hf.models.adapters import export_lora, read_lora
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
+from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.training.arguments import Blip3oTrainingArguments
 from blip3o_hf.training.distributed import check_engine
 
@@ -47,7 +48,8 @@ def last(name):
 
 
 def weights(folder):
-    (path,) = (folder / name for name in ("model.safetensors", PEFT_WEIGHT_NAME) if (folder / name).exists())
+    names = ("model.safetensors", "model/model.safetensors", PEFT_WEIGHT_NAME)
+    (path,) = (folder / name for name in names if (folder / name).exists())
     return load_file(path)
 
 
@@ -92,6 +94,11 @@ def test_checkpoints_and_result_are_whole_repositories(runs, inputs, out, name):
     backbone = AutoModelForImageTextToText.from_pretrained(inputs / "backbone")
     for key, value in backbone.state_dict().items():
         assert torch.equal(average.backbone.state_dict()[key], value)
+    for folder in (last(name), "pipeline"):
+        pipe = Blip3oPipeline.from_pretrained(out / name / folder)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe("a red circle", num_inference_steps=1).images[0].size == (64, 64)
+        assert (out / name / folder / "README.md").is_file() and (out / name / folder / "target_encoder").is_dir()
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -12,10 +12,9 @@ from tests.training.test_trainer import MODEL, SmallDataset
 from blip3o_hf.data.records import RECONSTRUCT
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import message_images
-from blip3o_hf.shapes import shows_scene
+from blip3o_hf.shapes import recipe_data, shows_scene
 from blip3o_hf.training.recipes import Recipe, load_recipe
-from blip3o_hf.training.stages import GenerationStage, alignment, base, build_stage, generation, joint
-from blip3o_hf.training.trainer import Blip3oTrainer
+from blip3o_hf.training.stages import GenerationStage
 
 TINY = Path(__file__).parents[2] / "recipes" / "tiny"
 SMALL = (
@@ -32,10 +31,8 @@ SMALL = (
 @pytest.fixture(scope="module", autouse=True)
 def _small_corpora():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (alignment, base, generation, joint):
-            patch.setattr(module, "ShapesDataset", SmallDataset)
-        for module in (generation, alignment, joint):
-            patch.setattr(module, "VALIDATION_RECORDS", 6)
+        patch.setattr(recipe_data, "ShapesDataset", SmallDataset)
+        patch.setattr(recipe_data, "HELD_OUT", 6)
         yield
 
 
@@ -50,9 +47,8 @@ def start(inputs, root):
     folders = {name: str(inputs / name) for name in ("backbone", "encoder")}
     settings = {"use_cpu": True, "report_to": "none"}
     recipe = Recipe("generation", str(root / "start"), folders, MODEL["generation"], {"length": 4}, settings)
-    torch.manual_seed(0)
-    stage = build_stage(recipe)
-    stage.save(stage.build(), root / "start")
+    trainer = recipe.trainer()
+    trainer.task.save(trainer.model, root / "start")
     return root / "start"
 
 
@@ -62,7 +58,7 @@ def train(name, model, inputs, folder, *overrides):
     recipe = load_recipe(TINY / name, [f"output_dir={folder}", *SMALL, *overrides])
     recipe.inputs = {"model": str(model), **{key: str(inputs / key) for key in keys}}
     recipe.model = {key: value for key, value in recipe.model.items() if key not in GenerationStage.size_keys}
-    trainer = Blip3oTrainer(build_stage(recipe))
+    trainer = recipe.trainer()
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.train()
     return trainer, before, trainer.save_result()
@@ -104,19 +100,18 @@ def test_alignment_goes_on_from_a_whole_model(aligned, start):
 
 def test_alignment_is_validated_on_every_task(aligned):
     with torch.no_grad():
-        found = aligned[0].stage.validate(aligned[0].model.eval())
-    assert set(found) == {"loss_of_answers", "loss_of_phrases"} and np.isfinite(list(found.values())).all()
+        found = aligned[0].task.validate(aligned[0].model.eval(), aligned[0].eval_dataset)
+    assert set(found) == {"loss", "loss_of_answers", "loss_of_phrases"} and np.isfinite(list(found.values())).all()
 
 
 def test_an_alignment_batch_holds_images_histories_and_both_kinds_of_words(aligned):
-    stage = aligned[0].stage
-    pairs = stage.dataset()
+    task, pairs = aligned[0].task, aligned[0].train_dataset
     plans = [pairs[index].picture for index in range(30)]
     assert any(plan.images for plan in plans) and any(plan.history for plan in plans)
-    batch = stage._collate_pictures(plans)
+    batch = task.collate_pictures(plans)
     num_images = sum(len(plan.images) + len(message_images(plan.history)) for plan in plans)
     assert len(batch["pixel_values"]) == num_images > 10
-    assert (batch["input_ids"] == stage.processor.image_token_id).sum() == 64 * num_images
+    assert (batch["input_ids"] == task.processor.image_token_id).sum() == 64 * num_images
     conversations = [pairs[index].conversation for index in range(30)]
     assert {len(record.images) for record in conversations} == {0, 1, 2}
 
@@ -127,13 +122,12 @@ def test_generation_learns_edits_reconstructions_and_histories(drawing):
     assert {name.partition(".")[0] for name in moved(trainer, before)} == {"queries", "transformer"}
     Blip3oForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
-        found = trainer.stage.validate(trainer.model.eval())
-    assert len(found) == 5 and np.isfinite(list(found.values())).all()
+        found = trainer.task.validate(trainer.model.eval(), trainer.eval_dataset)
+    assert len(found) == 6 and np.isfinite(list(found.values())).all()
 
 
 def test_a_generation_batch_is_what_its_records_say(drawing):
-    stage = drawing[0].stage
-    data = stage.dataset()
+    task, data = drawing[0].task, drawing[0].train_dataset
     records = [data[index] for index in range(40)]
     for index, record in enumerate(records):
         assert shows_scene(record.target, data.task(index).scene)
@@ -144,21 +138,20 @@ def test_a_generation_batch_is_what_its_records_say(drawing):
         message["content"] for record in shown for message in record.history if isinstance(message["content"], str)
     ]
     # Pictures that were drawn before were asked for in the words of the processor.
-    opening = stage.processor.instruction.partition("{caption}")[0]
+    opening = task.processor.instruction.partition("{caption}")[0]
     assert any(request.startswith(opening) for request in requests)
-    batch = stage.collate(records[:8])
+    batch = task.collate(records[:8])
     images = [(*message_images(record.history), *record.images) for record in records[:8]]
-    pixels = stage.processor.image_processor([image for own in images for image in own], return_tensors="pt")
+    pixels = task.processor.image_processor([image for own in images for image in own], return_tensors="pt")
     assert torch.equal(batch["pixel_values"], pixels["pixel_values"])
-    assert (batch["input_ids"] == stage.processor.image_token_id).sum(-1).tolist() == [64 * len(own) for own in images]
+    assert (batch["input_ids"] == task.processor.image_token_id).sum(-1).tolist() == [64 * len(own) for own in images]
 
 
 def test_what_is_shown_reaches_the_gradient_of_the_queries(drawing):
     """The flow's loss of an edit depends on the picture that is edited."""
-    stage, model = drawing[0].stage, drawing[0].model.eval()
-    data = stage.dataset()
+    task, model, data = drawing[0].task, drawing[0].model.eval(), drawing[0].train_dataset
     record = next(record for record in map(data.__getitem__, range(40)) if record.images)
-    batch = stage.collate([record])
+    batch = task.collate([record])
     with torch.no_grad():
         names = ("input_ids", "attention_mask", "pixel_values")
         given = {name: batch[name] for name in names}
@@ -172,7 +165,7 @@ def test_tasks_of_other_stages_are_unknown_keys(inputs, tmp_path):
         "decoder", str(tmp_path), {"encoder": str(inputs / "encoder")}, MODEL["decoder"], {"edit_rate": 0.5}, {}
     )
     with pytest.raises(ValueError, match="Unknown key 'edit_rate' in section 'data'"):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +178,7 @@ def test_tasks_of_other_stages_are_unknown_keys(inputs, tmp_path):
 def test_settings_that_a_recipe_changes_in_a_whole_model_are_checked(start, inputs, tmp_path, settings, message):
     folders = {"model": str(start), "encoder": str(inputs / "encoder")}
     arguments = {"use_cpu": True, "report_to": "none"}
-    stage = build_stage(Recipe("generation", str(tmp_path), folders, settings, {"length": 4}, arguments))
+    stage = Recipe("generation", str(tmp_path), folders, settings, {"length": 4}, arguments).open_stage()
     with pytest.raises(ValueError, match=re.escape(message)):
         stage.build()
 
@@ -193,6 +186,6 @@ def test_settings_that_a_recipe_changes_in_a_whole_model_are_checked(start, inpu
 def test_rates_that_are_no_shares_are_refused_by_the_stage(start, inputs, tmp_path):
     folders = {"model": str(start), "encoder": str(inputs / "encoder")}
     data = {"length": 4, "edit_rate": 0.7, "reconstruction_rate": 0.7}
-    stage = build_stage(Recipe("generation", str(tmp_path), folders, {}, data, {"use_cpu": True, "report_to": "none"}))
+    stage = Recipe("generation", str(tmp_path), folders, {}, data, {"use_cpu": True, "report_to": "none"}).open_stage()
     with pytest.raises(ValueError, match="`edit_rate` and `reconstruction_rate` are shares of the records"):
-        stage.dataset()
+        stage.trainer()

@@ -12,8 +12,6 @@ from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_m
 from blip3o_hf.cli import main
 from blip3o_hf.objectives.phrases import phrase_loss
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage
-from blip3o_hf.training.trainer import Blip3oTrainer
 
 PACKAGED = packaged_model_path("blip3o-tiny")
 
@@ -61,7 +59,7 @@ def weights(model):
 
 @pytest.mark.parametrize("train", [["queries", "transformer"], ["transformer"], ["queries"]])
 def test_only_the_parts_that_train_move(make_recipe, train):
-    trainer = Blip3oTrainer(build_stage(make_recipe({"train": train})))
+    trainer = make_recipe({"train": train}).trainer()
     before = weights(trainer.model)
     trainer.train()
     moved = {name.partition(".")[0] for name, value in weights(trainer.model).items() if (value != before[name]).any()}
@@ -71,11 +69,11 @@ def test_only_the_parts_that_train_move(make_recipe, train):
 
 
 def test_frozen_parts_may_be_in_bfloat16(make_recipe):
-    trainer = Blip3oTrainer(build_stage(make_recipe({"frozen_dtype": "bfloat16"}, bf16=True)))
+    trainer = make_recipe({"frozen_dtype": "bfloat16"}, bf16=True).trainer()
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         assert parameter.dtype is (torch.float32 if parameter.requires_grad else torch.bfloat16), name
-    assert trainer.stage.encoder.dtype is torch.bfloat16
+    assert trainer.task.target_encoder.model.dtype is torch.bfloat16
     assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
 
 
@@ -88,10 +86,10 @@ def test_edits_and_reconstructions_train_beside_captions(make_recipe, photos, tm
     edits = {"path": str(tmp_path / "edits.jsonl"), "image_root": str(photos)}
     sources = [edits, {"path": str(photos)}, {"path": str(photos), "reconstruct": True}]
     recipe = make_recipe(sources=sources, max_steps=1, per_device_train_batch_size=10)
-    trainer = Blip3oTrainer(build_stage(recipe))
+    trainer = recipe.trainer()
     records = [trainer.train_dataset[index] for index in range(10)]
     assert {record.kind for record in records} == {"editing", "generation", "reconstruction"}
-    assert len(trainer.stage.collate(records)["image_grid_thw"]) == sum(len(record.images) for record in records)
+    assert len(trainer.task.collate(records)["image_grid_thw"]) == sum(len(record.images) for record in records)
     trainer.train()
     assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["train_loss"]))
 
@@ -99,21 +97,20 @@ def test_edits_and_reconstructions_train_beside_captions(make_recipe, photos, tm
 def test_queries_of_a_backbone_that_trains_learn_to_say_captions(make_recipe, photos):
     everything = ["queries", "transformer", "backbone"]
     recipe = make_recipe({"train": everything, "caption_weight": 0.5}, max_steps=12, learning_rate=3e-3)
-    trainer = Blip3oTrainer(build_stage(recipe))
-    stage, records = trainer.stage, [trainer.train_dataset[index] for index in range(2)]
-    batch = {**stage.collate(records)}
-    words = stage.processor.tokenizer(f" {records[0].prompt}", add_special_tokens=False)["input_ids"]
+    trainer = recipe.trainer()
+    task, records = trainer.task, [trainer.train_dataset[index] for index in range(2)]
+    batch = {**task.collate(records)}
+    words = task.processor.tokenizer(f" {records[0].prompt}", add_special_tokens=False)["input_ids"]
     assert batch["phrase_ids"][0, 0, : len(words)].tolist() == words
-    batch["target_features"] = stage.features(batch.pop("target_pixel_values"))
-
+    batch = task.with_features(batch)
     features_and_words = {name: tensor for name, tensor in batch.items() if name != "phrase_ids"}
 
     def losses():
-        """Of features, of captions, and of both as the stage adds them up."""
+        """Of features, of captions, and of both as the task adds them up."""
         generators = [[torch.Generator().manual_seed(n) for n in range(2)] for _ in range(2)]
         with torch.no_grad():
             output = trainer.model.eval()(**features_and_words, generator=generators[0], output_query_logits=True)
-            whole = stage.loss(trainer.model, {**batch}, generators[1])
+            whole = task.loss(trainer.model, {**batch}, generators[1])
         return output.loss, phrase_loss(output.query_logits, batch["phrase_ids"]), whole
 
     of_features, of_captions, whole = losses()
@@ -124,12 +121,12 @@ def test_queries_of_a_backbone_that_trains_learn_to_say_captions(make_recipe, ph
 
 def test_a_frozen_backbone_cannot_learn_captions(make_recipe):
     with pytest.raises(ValueError, match=r"Only a backbone that trains learns to say captions\. .* Add 'backbone' to"):
-        build_stage(make_recipe({"caption_weight": 0.5}))
+        make_recipe({"caption_weight": 0.5}).trainer()
 
 
 def test_answers_are_refused_by_name(make_recipe, tmp_path):
     (tmp_path / "chat.jsonl").write_text(json.dumps({"turns": [["1 + 1?", "2"]]}) + "\n")
-    trainer = Blip3oTrainer(build_stage(make_recipe(sources=[{"path": str(tmp_path / "chat.jsonl")}])))
+    trainer = make_recipe(sources=[{"path": str(tmp_path / "chat.jsonl")}]).trainer()
     with pytest.raises(ValueError, match=r"Generation learns from images with captions\. .*chat\.jsonl:1 is a record"):
         trainer.train()
 
@@ -169,9 +166,10 @@ def test_a_small_backbone_stays_frozen_where_it_is_told_to(photos, tmp_path, ove
 
 
 def test_curves_and_samples_go_to_tensorboard(make_recipe, tmp_path):
-    trainer = Blip3oTrainer(build_stage(make_recipe(report_to="tensorboard", logging_steps=1)))
+    trainer = make_recipe(report_to="tensorboard", logging_steps=1).trainer()
     trainer.train()
-    trainer.run_evaluation(lambda model, step: {"score": 0.5, "samples": Image.new("RGB", (24, 16), "red")})
+    trainer.evaluate_with(lambda trainer: {"score": 0.5, "samples": Image.new("RGB", (24, 16), "red")})
+    trainer.evaluate()
     (events,) = {path.parent for path in tmp_path.rglob("events.out.*")}
     board = EventAccumulator(str(events)).Reload()
     assert "train/loss" in board.Tags()["scalars"]
@@ -185,9 +183,10 @@ def test_samples_go_to_weights_and_biases(make_recipe, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    trainer = Blip3oTrainer(build_stage(make_recipe(report_to="wandb")))
+    trainer = make_recipe(report_to="wandb").trainer()
     trainer.train()
-    trainer.run_evaluation(lambda model, step: {"score": 0.5, "samples": Image.new("RGB", (24, 16), "red")})
+    trainer.evaluate_with(lambda trainer: {"score": 0.5, "samples": Image.new("RGB", (24, 16), "red")})
+    trainer.evaluate()
     wandb.finish()
     (samples,) = tmp_path.rglob("media/images/eval/samples_*.png")
     assert Image.open(samples).size == (24, 16)

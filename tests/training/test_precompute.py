@@ -16,11 +16,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from blip3o_hf.hub.cards import card_problems, update_card
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
+from blip3o_hf.models.target_encoder import TargetEncoder
+from blip3o_hf.shapes import recipe_data
 from blip3o_hf.training.feature_cache import FeatureCache
 from blip3o_hf.training.precompute import precompute
 from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import build_stage, generation
-from blip3o_hf.training.trainer import Blip3oTrainer
+from blip3o_hf.training.stages import generation
 
 TOWER = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 ONLY_TRANSFORMER = {"train": ["transformer"], "condition_dropout": 0.2}
@@ -47,7 +48,7 @@ WORLD = {"length": 12, "seed": 1}
 @pytest.fixture(scope="module", autouse=True)
 def _little_validation():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "VALIDATION_RECORDS", 3)
+        patch.setattr(recipe_data, "HELD_OUT", 3)
         patch.setattr(generation, "STATISTICS_IMAGES", 6)
         yield
 
@@ -119,11 +120,11 @@ def make_recipe(inputs, tmp_path):
 
 def trained(recipe):
     """Losses of training and validation, and the weights."""
-    trainer = Blip3oTrainer(build_stage(recipe))
+    trainer = recipe.trainer()
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     with torch.no_grad():
-        held_out = trainer.stage.validate(trainer.model.eval())
+        held_out = trainer.task.validate(trainer.model.eval(), trainer.eval_dataset)
     return [*losses, *held_out.values()], trainer.model.state_dict()
 
 
@@ -150,7 +151,7 @@ def test_with_cached_targets_training_is_the_same_without_the_encoder(make_recip
     model = NEW_MODEL if start == "backbone" else {}
     expected = trained(make_recipe(WORLD, model, start))
     precompute(make_recipe(WORLD, model, start), tmp_path / "cache")
-    forbid(monkeypatch, generation, "load_target_encoder")
+    forbid(monkeypatch, TargetEncoder, "load")
     cached = make_recipe({**WORLD, "cache": str(tmp_path / "cache")}, model, start)
     assert_same_training(trained(cached), expected)
 
@@ -169,7 +170,7 @@ def test_with_cached_conditions_neither_backbone_nor_images_are_read(
     expected = trained(recipe())
     summary = precompute(recipe(), tmp_path / "cache", batch_size=4)
     assert len(summary.bad) == 1 and summary.bad[0].startswith(f"{photos / 'lines.jsonl'}:10: not a readable image")
-    forbid(monkeypatch, generation, "load_target_encoder")
+    forbid(monkeypatch, TargetEncoder, "load")
     forbid(monkeypatch, Blip3oForConditionalGeneration, "encode_condition")
     for picture in photos.rglob("[0-9]*.png"):
         picture.write_bytes(b"")
@@ -178,13 +179,13 @@ def test_with_cached_conditions_neither_backbone_nor_images_are_read(
 
 def test_cached_conditions_are_those_of_images_and_histories(make_recipe, tmp_path, monkeypatch):
     data = {**WORLD, "edit_rate": 0.4, "reconstruction_rate": 0.2, "history_rate": 0.6}
-    records = [build_stage(make_recipe(data)).dataset()[index] for index in range(12)]
+    records = [make_recipe(data).trainer().train_dataset[index] for index in range(12)]
     kinds = {(bool(record.images), bool(record.history)) for record in records}
     assert kinds >= {(False, True), (True, False), (True, True)}
     expected = trained(make_recipe(data))
     summary = precompute(make_recipe(data), tmp_path / "cache", batch_size=4)
     assert summary.computed["conditions"] == summary.computed["targets"] == 15
-    forbid(monkeypatch, generation, "load_target_encoder")
+    forbid(monkeypatch, TargetEncoder, "load")
     forbid(monkeypatch, Blip3oForConditionalGeneration, "encode_condition")
     assert_same_training(trained(make_recipe({**data, "cache": str(tmp_path / "cache")})), expected)
 
@@ -192,7 +193,7 @@ def test_cached_conditions_are_those_of_images_and_histories(make_recipe, tmp_pa
 @pytest.mark.parametrize("rates", [{"edit_rate": 0.4, "history_rate": 0.6}, {"history_rate": 0.5}, {}])
 def test_a_cache_of_other_tasks_is_not_taken(make_recipe, tmp_path, rates):
     precompute(make_recipe({**WORLD, "history_rate": 0.6}), tmp_path / "cache", ["targets"])
-    data = build_stage(make_recipe({**WORLD, **rates, "cache": str(tmp_path / "cache")})).dataset()
+    data = make_recipe({**WORLD, **rates, "cache": str(tmp_path / "cache")}).trainer().train_dataset
     with pytest.raises(ValueError, match="has no targets of shapes/train/1/0 "):
         data[0]
 
@@ -201,7 +202,7 @@ def test_a_stream_gives_the_same_records_in_the_same_order(make_recipe, tmp_path
     data = {**photo_data, "streaming": True}
     precompute(make_recipe(data), tmp_path / "cache")
     plain, cached = (
-        list(islice(build_stage(make_recipe({**data, **more})).dataset(), 40))
+        list(islice(make_recipe({**data, **more}).trainer().train_dataset, 40))
         for more in ({}, {"cache": str(tmp_path / "cache")})
     )
     assert [(record.key, record.prompt) for record in cached] == [(record.key, record.prompt) for record in plain]
@@ -211,9 +212,9 @@ def test_a_stream_gives_the_same_records_in_the_same_order(make_recipe, tmp_path
 
 def test_conditions_of_queries_that_train_are_left_alone(make_recipe, tmp_path):
     precompute(make_recipe(WORLD), tmp_path / "cache")
-    stage = build_stage(make_recipe({**WORLD, "cache": str(tmp_path / "cache")}, model={}))
-    assert stage.cached_kinds == ("targets",)
-    assert Blip3oTrainer(stage).model.queries.weight.requires_grad
+    stage = make_recipe({**WORLD, "cache": str(tmp_path / "cache")}, model={}).open_stage()
+    assert stage.cached.kinds == ("targets",)
+    assert stage.trainer().model.queries.weight.requires_grad
 
 
 def test_conditions_alone_leave_the_targets_to_the_encoder(make_recipe, tmp_path, monkeypatch):
@@ -223,8 +224,8 @@ def test_conditions_alone_leave_the_targets_to_the_encoder(make_recipe, tmp_path
     recipe = make_recipe({**WORLD, "cache": str(tmp_path / "cache")})
     assert_same_training(trained(recipe), expected)
     recipe.model.pop("train")
-    with pytest.raises(ValueError, match=r"A cache of conditions alone is for frozen queries\. r\.yaml trains them"):
-        build_stage(recipe).build()
+    with pytest.raises(ValueError, match=r"A cache of conditions alone is for frozen queries\. The queries train"):
+        recipe.trainer()
 
 
 # What is stored
@@ -271,7 +272,7 @@ def test_targets_now_and_conditions_later(make_recipe, tmp_path):
     first = precompute(make_recipe(WORLD), tmp_path / "cache", ["targets"])
     second = precompute(make_recipe(WORLD), tmp_path / "cache")
     assert first.computed["targets"] > 0 and second.computed["targets"] == 0 and second.computed["conditions"] > 0
-    assert build_stage(make_recipe({**WORLD, "cache": str(tmp_path / "cache")})).cached_kinds == (
+    assert make_recipe({**WORLD, "cache": str(tmp_path / "cache")}).open_stage().cached.kinds == (
         "targets",
         "conditions",
     )
@@ -281,7 +282,7 @@ def test_bfloat16_rows_are_the_others_rounded(make_recipe, tmp_path):
     for dtype in ("float32", "bfloat16"):
         precompute(make_recipe(WORLD), tmp_path / dtype, dtype=dtype)
     exact, rounded = (
-        [build_stage(make_recipe({**WORLD, "cache": str(tmp_path / dtype)})).dataset()[i] for i in range(3)]
+        [make_recipe({**WORLD, "cache": str(tmp_path / dtype)}).trainer().train_dataset[i] for i in range(3)]
         for dtype in ("float32", "bfloat16")
     )
     for one, other in zip(exact, rounded, strict=True):
@@ -335,20 +336,20 @@ def test_another_encoder_or_backbone_is_named(make_recipe, inputs, tmp_path):
     shutil.copytree(inputs / "model", other)
     recipe = make_recipe({**WORLD, "cache": str(tmp_path / "cache")})
     recipe.inputs["model"] = str(other)
-    build_stage(recipe).build()
+    recipe.trainer()
 
     processor = Blip3oProcessor.from_pretrained(other)
     processor.instruction = "Draw {caption}"
     processor.save_pretrained(other)
     with pytest.raises(
-        ValueError, match=r"Cached conditions must be those .*cache does not fit r\.yaml: processor was"
+        ValueError, match=r"Cached conditions must be those .*cache does not fit this run: processor was"
     ):
-        build_stage(recipe).build()
+        recipe.trainer()
 
     write_encoder(other / "target_encoder", seed=1)
     message = "Cached targets must be those of the recipe. .*: weights of the target encoder was '.*' and is now"
     with pytest.raises(ValueError, match=message):
-        build_stage(recipe).build()
+        recipe.trainer()
     with pytest.raises(
         ValueError, match=r"A cache holds the targets of one model.* weights of the target encoder was"
     ):
@@ -361,14 +362,14 @@ def test_another_encoder_or_backbone_is_named(make_recipe, inputs, tmp_path):
 
 def test_a_record_that_is_missing_says_what_to_run(make_recipe, tmp_path):
     precompute(make_recipe(WORLD), tmp_path / "cache")
-    data = build_stage(make_recipe({**WORLD, "length": 20, "cache": str(tmp_path / "cache")})).dataset()
+    data = make_recipe({**WORLD, "length": 20, "cache": str(tmp_path / "cache")}).trainer().train_dataset
     data[11]
     message = "every record must be in the cache. .* has no targets of shapes/train/1/12 .* Run `blip3o-hf precompute`"
     with pytest.raises(ValueError, match=message):
         data[12]
     other = {**WORLD, "family_weights": {"counting": 9}, "cache": str(tmp_path / "cache")}
     with pytest.raises(ValueError, match="has no targets of shapes/train/1/0 "):
-        build_stage(make_recipe(other)).dataset()[0]
+        make_recipe(other).trainer().train_dataset[0]
 
 
 def test_statistics_must_be_in_the_cache(make_recipe, tmp_path):
@@ -376,16 +377,16 @@ def test_statistics_must_be_in_the_cache(make_recipe, tmp_path):
     precompute(make_recipe(WORLD, plain, "backbone"), tmp_path / "cache")
     recipe = make_recipe({**WORLD, "cache": str(tmp_path / "cache")}, NEW_MODEL, "backbone")
     with pytest.raises(ValueError, match=r"With `model.standardize_features`, the cache must hold the statistics"):
-        build_stage(recipe).build()
+        recipe.trainer()
     precompute(recipe)
-    assert build_stage(recipe).build().config.feature_mean is not None
+    assert recipe.trainer().model.config.feature_mean is not None
 
 
 def test_a_damaged_shard_is_named(make_recipe, tmp_path):
     precompute(make_recipe(WORLD), tmp_path / "cache", ["targets"])
     (shard,) = (tmp_path / "cache").glob("targets-*.safetensors")
     shard.write_bytes(shard.read_bytes()[:50])
-    data = build_stage(make_recipe({**WORLD, "cache": str(tmp_path / "cache")})).dataset()
+    data = make_recipe({**WORLD, "cache": str(tmp_path / "cache")}).trainer().train_dataset
     message = f"{re.escape(str(shard))} is .*damaged .*Delete .* run `blip3o-hf precompute` again"
     with pytest.raises(ValueError, match=message):
         data[0]
@@ -426,7 +427,7 @@ def test_what_cannot_be_precomputed_is_refused(make_recipe, tmp_path, change, ar
 def test_a_folder_that_is_no_cache_is_named(make_recipe, tmp_path):
     recipe = make_recipe({**WORLD, "cache": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match=r"There is no .*manifest.json. Run the command on this recipe first."):
-        build_stage(recipe).build()
+        recipe.trainer()
     joint = Recipe("joint", "x", inputs={"model": str(tmp_path)}, data={"cache": "c"}, source="r.yaml")
     with pytest.raises(ValueError, match=r"Unknown key 'cache' in section 'data' of r.yaml"):
-        build_stage(joint)
+        joint.open_stage()

@@ -16,28 +16,22 @@ from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
 from blip3o_hf.models.target_encoder import crop, extract_features, load_target_encoder, normalize, stack_images
+from blip3o_hf.names import find_class
 from blip3o_hf.objectives.phrases import phrase_loss
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+from blip3o_hf.shapes import recipe_data
 from blip3o_hf.shapes.dataset import ShapesDataset
-from blip3o_hf.training import checkpoints
-from blip3o_hf.training import trainer as trainer_module
+from blip3o_hf.shapes.stages import encoder
+from blip3o_hf.training import callbacks, checkpoints
+from blip3o_hf.training.callbacks import SpikeCallback
 from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
 from blip3o_hf.training.conversations import IGNORED, Conversations
-from blip3o_hf.training.recipes import Recipe
-from blip3o_hf.training.stages import (
-    STAGES,
-    GenerationStage,
-    alignment,
-    base,
-    build_stage,
-    encoder,
-    generation,
-    joint,
-    understanding,
-)
-from blip3o_hf.training.stages.decoder import recolor
-from blip3o_hf.training.trainer import Blip3oTrainer, SpikeCallback, seeded_generator, trainable_summary
+from blip3o_hf.training.recipes import STAGES, Recipe
+from blip3o_hf.training.stages import generation
+from blip3o_hf.training.tasks import GenerationTask
+from blip3o_hf.training.tasks.decoder import recolor
+from blip3o_hf.training.trainer import seeded_generator, trainable_summary
 
 NAMES = ("encoder", "decoder", "understanding", "alignment", "generation", "joint")
 INPUTS = {
@@ -110,7 +104,7 @@ class StepCallback(TrainerCallback):
 @pytest.fixture(scope="module", autouse=True)
 def _small_corpora():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (alignment, base, encoder, generation, joint, understanding):
+        for module in (encoder, recipe_data):
             patch.setattr(module, "ShapesDataset", SmallDataset)
         patch.setattr(generation, "STATISTICS_IMAGES", 40)
         yield
@@ -153,7 +147,7 @@ def results(make_recipe):
     """All four stages, trained one after the other for four steps."""
     runs = {}
     for name in NAMES:
-        trainer = Blip3oTrainer(build_stage(make_recipe(name)))
+        trainer = make_recipe(name).trainer()
         start = parameters_of(trainer.model)
         trainer.train()
         runs[name] = SimpleNamespace(trainer=trainer, start=start, folder=trainer.save_result())
@@ -213,12 +207,12 @@ def test_the_understanding_stage_goes_on_from_a_backbone(make_recipe, results, t
     recipe = make_recipe("understanding", tmp_path)
     recipe.inputs = {"backbone": str(results["understanding"].folder)}
     recipe.model = {"max_length": 900}
-    stage = build_stage(recipe)
+    trainer = recipe.trainer()
     kept = AutoModelForImageTextToText.from_pretrained(results["understanding"].folder)
-    assert_same_tensors(parameters_of(stage.build()), parameters_of(kept))
-    stage.save(kept, tmp_path / "again")
+    assert_same_tensors(parameters_of(trainer.model), parameters_of(kept))
+    trainer.task.save(kept, tmp_path / "again")
     prompt = Blip3oProcessor.from_pretrained(tmp_path / "again").render_prompt("a red circle")
-    assert prompt == results["understanding"].trainer.stage.processor.render_prompt("a red circle")
+    assert prompt == results["understanding"].trainer.task.processor.render_prompt("a red circle")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +233,7 @@ def test_the_understanding_stage_wants_one_backbone(make_recipe, results, tmp_pa
         del recipe.model["text"]
     message = f"r.yaml has the inputs {received}. Name 'inputs.backbone' alone, or 'inputs.encoder' with the sizes"
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 def test_the_generation_stage_leaves_a_model_that_draws(results):
@@ -290,13 +284,13 @@ def test_the_frozen_backbone_gets_no_gradient_and_is_the_understanding_stage_s(r
 def test_the_target_encoder_stays_as_it_was(results):
     trained, _ = load_target_encoder(str(results["encoder"].folder))
     for name in ("decoder", "generation", "joint"):
-        assert_same_tensors(parameters_of(results[name].trainer.stage.encoder), parameters_of(trained))
+        assert_same_tensors(parameters_of(results[name].trainer.task.target_encoder.model), parameters_of(trained))
 
 
 def test_joint_training_adds_the_losses_of_both_tasks(results, assert_close):
-    stage, model = results["joint"].trainer.stage, results["joint"].trainer.model.eval()
-    dataset = stage.dataset()
-    batch = stage.collate([dataset[index] for index in range(2)])
+    trainer = results["joint"].trainer
+    task, model, dataset = trainer.task, trainer.model.eval(), trainer.train_dataset
+    batch = task.collate([dataset[index] for index in range(2)])
     assert len(batch["input_ids"]) == 1 and len(batch["conversations"]["input_ids"]) == 1
 
     def gradients(loss):
@@ -304,9 +298,9 @@ def test_joint_training_adds_the_losses_of_both_tasks(results, assert_close):
         loss.backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    both = gradients(stage.loss(model, dict(batch), [seeded_generator(0)]))
+    both = gradients(task.loss(model, dict(batch), [seeded_generator(0)]))
     conversations = batch.pop("conversations")
-    pictures = gradients(GenerationStage.loss(stage, model, dict(batch), [seeded_generator(0)]))
+    pictures = gradients(GenerationTask.loss(task, model, dict(batch), [seeded_generator(0)]))
     answers = gradients(model(**conversations).loss)
     assert not any(name.startswith(("queries", "transformer", "backbone.model.visual")) for name in answers)
     assert both.keys() == pictures.keys() | answers.keys()
@@ -315,11 +309,11 @@ def test_joint_training_adds_the_losses_of_both_tasks(results, assert_close):
 
 
 def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(results, assert_close):
-    stage, model = results["alignment"].trainer.stage, results["alignment"].trainer.model.eval()
-    pairs = stage.dataset()
+    trainer = results["alignment"].trainer
+    task, model, pairs = trainer.task, trainer.model.eval(), trainer.train_dataset
     plans = [pairs[index].picture for index in range(6)]
-    batch = stage._collate_pictures(plans)
-    tokenizer = stage.processor.tokenizer
+    batch = task.collate_pictures(plans)
+    tokenizer = task.processor.tokenizer
     with torch.no_grad():
         condition = model.encode_condition(batch["input_ids"], batch["attention_mask"])
         shares = model.get_output_embeddings()(condition).log_softmax(-1)
@@ -337,27 +331,25 @@ def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(r
 def test_joint_training_wants_both_kinds_in_every_batch(make_recipe, results, tmp_path, rate):
     message = f"`data.understanding_rate` {rate} of 2 records leaves none of one kind. Choose a share between 0 and 1"
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(make_recipe("joint", tmp_path, data={"understanding_rate": rate}))
+        make_recipe("joint", tmp_path, data={"understanding_rate": rate}).open_stage()
 
 
 def test_noise_draws_multiply_the_transformer_s_batch_alone(make_recipe, results, tmp_path):
-    stage = build_stage(make_recipe("generation", tmp_path, noise_draws=3))
-    model = stage.build()
+    trainer = make_recipe("generation", tmp_path, noise_draws=3).trainer()
+    task, model, dataset = trainer.task, trainer.model, trainer.train_dataset
     batches = []
     model.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: batches.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
-    dataset = stage.dataset()
-    stage.loss(model, dict(stage.collate([dataset[0], dataset[1]])), [seeded_generator(0), seeded_generator(1)])
+    task.loss(model, dict(task.collate([dataset[0], dataset[1]])), [seeded_generator(0), seeded_generator(1)])
     assert batches == [6]
 
 
 def test_standardized_features_have_mean_zero_and_deviation_one(make_recipe, results, tmp_path):
-    stage = build_stage(make_recipe("generation", tmp_path, model={"standardize_features": True}))
-    model = stage.build()
-    data = ShapesDataset(40, seed=2)
-    pixels = normalize(stage.image_processor, stack_images([data[index].image for index in range(40)]))
-    features = model.normalize_features(extract_features(stage.encoder, pixels))
+    trainer = make_recipe("generation", tmp_path, model={"standardize_features": True}).trainer()
+    data, target_encoder = ShapesDataset(40, seed=2), trainer.task.target_encoder
+    pixels = target_encoder.pixel_values([Image.fromarray(data[index].image) for index in range(40)])
+    features = trainer.model.normalize_features(target_encoder.features(pixels))
     torch.testing.assert_close(features.mean((0, 2, 3)), torch.zeros(16), rtol=0, atol=1e-3)
     torch.testing.assert_close(features.std((0, 2, 3)), torch.ones(16), rtol=0, atol=1e-3)
 
@@ -379,7 +371,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(results, make_recipe, tmp_pa
     whole = results[name].trainer
     recipe = make_recipe(name, tmp_path / name)
     shutil.copytree(f"{whole.args.output_dir}/checkpoint-2", tmp_path / name / "checkpoints" / "checkpoint-2")
-    resumed = Blip3oTrainer(build_stage(recipe))
+    resumed = recipe.trainer()
     resumed.train(resume_from_checkpoint=last_complete_checkpoint(resumed.args.output_dir))
     assert resumed.state.global_step == 4
     assert_same_tensors(parameters_of(resumed.model), parameters_of(whole.model))
@@ -390,10 +382,10 @@ def test_a_resumed_run_equals_the_uninterrupted_one(results, make_recipe, tmp_pa
 
 
 def test_the_same_recipe_starts_from_the_same_weights(make_recipe, results, tmp_path):
-    first = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path / "a", seed=7)))
+    first = make_recipe("decoder", tmp_path / "a", seed=7).trainer()
     torch.rand(3)
-    again = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path / "b", seed=7)))
-    other = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path / "c", seed=8)))
+    again = make_recipe("decoder", tmp_path / "b", seed=7).trainer()
+    other = make_recipe("decoder", tmp_path / "c", seed=8).trainer()
     assert_same_tensors(parameters_of(again.model), parameters_of(first.model))
     assert not torch.equal(other.model.proj_in.weight, first.model.proj_in.weight)
 
@@ -457,7 +449,7 @@ def test_a_deletion_that_is_cut_off_leaves_nothing_that_looks_complete(tmp_path,
 def test_an_older_checkpoint_is_deleted_only_once_the_newer_one_is_complete(
     make_recipe, results, tmp_path, monkeypatch
 ):
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, save_total_limit=1)))
+    trainer = make_recipe("decoder", tmp_path, save_total_limit=1).trainer()
     folder = tmp_path / "checkpoints"
 
     def mark(checkpoint):
@@ -466,12 +458,12 @@ def test_an_older_checkpoint_is_deleted_only_once_the_newer_one_is_complete(
             raise KeyboardInterrupt
         mark_complete(checkpoint)
 
-    monkeypatch.setattr(trainer_module, "mark_complete", mark)
+    monkeypatch.setattr(callbacks, "mark_complete", mark)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-2")
     monkeypatch.undo()
-    resumed = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, save_total_limit=1)))
+    resumed = make_recipe("decoder", tmp_path, save_total_limit=1).trainer()
     resumed.train(resume_from_checkpoint=True)
     assert steps_in(folder) == [4]
     assert_same_tensors(parameters_of(resumed.model), parameters_of(results["decoder"].trainer.model))
@@ -480,7 +472,7 @@ def test_an_older_checkpoint_is_deleted_only_once_the_newer_one_is_complete(
 def test_a_finished_run_that_is_resumed_takes_no_further_step(make_recipe, results, tmp_path):
     """Four steps end in the middle of a pass over the data."""
     whole = results["decoder"].trainer
-    resumed = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path)))
+    resumed = make_recipe("decoder", tmp_path).trainer()
     resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-4")
     assert resumed.state.global_step == 4
     assert_same_tensors(parameters_of(resumed.model), parameters_of(whole.model))
@@ -491,7 +483,7 @@ def test_a_finished_run_that_is_resumed_takes_no_further_step(make_recipe, resul
 def test_the_average_must_be_in_the_checkpoint(make_recipe, results, tmp_path):
     shutil.copytree(f"{results['decoder'].trainer.args.output_dir}/checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2" / "ema.safetensors").unlink()
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path)))
+    trainer = make_recipe("decoder", tmp_path).trainer()
     message = f"There is no {tmp_path}/checkpoint-2/ema.safetensors. Resume as the checkpoint was written, or without"
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -499,7 +491,7 @@ def test_the_average_must_be_in_the_checkpoint(make_recipe, results, tmp_path):
 
 def test_what_a_killed_run_was_writing_is_deleted(make_recipe, results, tmp_path):
     (tmp_path / ".partial-x.png").touch()
-    Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=1, save_strategy="no"))).train()
+    make_recipe("decoder", tmp_path, max_steps=1, save_strategy="no").trainer().train()
     assert not any(tmp_path.glob(".*"))
 
 
@@ -526,7 +518,7 @@ def moved(model, start):
 
 
 def test_the_generation_stage_goes_on_from_a_whole_model(make_tuning_recipe, results, tmp_path):
-    trainer = Blip3oTrainer(build_stage(make_tuning_recipe(tmp_path, max_steps=2, save_strategy="no")))
+    trainer = make_tuning_recipe(tmp_path, max_steps=2, save_strategy="no").trainer()
     start = parameters_of(trainer.model)
     assert_same_tensors(
         start, parameters_of(Blip3oForConditionalGeneration.from_pretrained(results["generation"].folder))
@@ -538,7 +530,7 @@ def test_the_generation_stage_goes_on_from_a_whole_model(make_tuning_recipe, res
 def test_lora_trains_adapters_and_leaves_what_a_pipeline_loads(make_tuning_recipe, results, tmp_path):
     lora = {"parts": ["transformer", "backbone"], "rank": 2, "alpha": 4, "dropout": 0.1, "train_queries": True}
     rates = {"learning_rates": {"queries": 1e-3}}
-    trainer = Blip3oTrainer(build_stage(make_tuning_recipe(tmp_path, lora, **rates)))
+    trainer = make_tuning_recipe(tmp_path, lora, **rates).trainer()
     start = parameters_of(trainer.model)
     trainer.train()
     trained = moved(trainer.model, start)
@@ -563,7 +555,7 @@ def test_lora_trains_adapters_and_leaves_what_a_pipeline_loads(make_tuning_recip
     with torch.no_grad():
         torch.testing.assert_close(pipeline.model.encode_condition(**inputs), model.encode_condition(**inputs))
 
-    resumed = Blip3oTrainer(build_stage(make_tuning_recipe(tmp_path / "b", lora, **rates)))
+    resumed = make_tuning_recipe(tmp_path / "b", lora, **rates).trainer()
     resumed.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
     assert_same_tensors(parameters_of(resumed.model), parameters_of(trainer.model))
 
@@ -589,7 +581,7 @@ def test_a_lora_recipe_that_cannot_be_is_refused(make_tuning_recipe, tmp_path, c
     recipe = make_tuning_recipe(tmp_path, {"rank": 2})
     change(recipe)
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 # Spikes
@@ -603,7 +595,7 @@ def spoil(trainer, monkeypatch, factors):
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
 def test_an_update_that_is_not_finite_is_left_out(make_recipe, results, tmp_path, monkeypatch, factor):
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=3, lr_scheduler_type="constant")))
+    trainer = make_recipe("decoder", tmp_path, max_steps=3, lr_scheduler_type="constant").trainer()
     spoil(trainer, monkeypatch, [1.0, factor, 1.0])
     seen = []
     trainer.add_callback(StepCallback(lambda: seen.append(parameters_of(trainer.model))))
@@ -614,7 +606,7 @@ def test_an_update_that_is_not_finite_is_left_out(make_recipe, results, tmp_path
 
 
 def test_a_spike_is_left_out_and_does_not_move_the_median(make_recipe, results, tmp_path, monkeypatch):
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=14, spike_factor=20.0)))
+    trainer = make_recipe("decoder", tmp_path, max_steps=14, spike_factor=20.0).trainer()
     spoil(trainer, monkeypatch, [*[1.0] * 11, 1e4, 1e4, 1.0])
     spikes = next(c for c in trainer.callback_handler.callbacks if isinstance(c, SpikeCallback))
     trainer.train()
@@ -622,7 +614,7 @@ def test_a_spike_is_left_out_and_does_not_move_the_median(make_recipe, results, 
 
 
 def test_training_that_has_diverged_stops(make_recipe, results, tmp_path, monkeypatch):
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_skipped_steps=2)))
+    trainer = make_recipe("decoder", tmp_path, max_skipped_steps=2).trainer()
     spoil(trainer, monkeypatch, [1.0, *[float("nan")] * 3])
     message = "2 updates in a row had none, the last at step 3 with a norm of nan. Lower the learning rate"
     with pytest.raises(RuntimeError, match=re.escape(message)):
@@ -650,13 +642,15 @@ def test_the_summary_tells_what_trains(results):
 
 def test_validation_losses_are_the_same_at_every_call_and_change_nothing(results):
     run = results["generation"]
-    model, stage = run.trainer.model.eval(), run.trainer.stage
+    model, task, held_out = run.trainer.model.eval(), run.trainer.task, run.trainer.eval_dataset
     state = torch.random.get_rng_state()
     with torch.no_grad():
-        losses = stage.validate(model)
-        assert stage.validate(model) == losses
+        losses = task.validate(model, held_out)
+        assert task.validate(model, held_out) == losses
     assert torch.equal(torch.random.get_rng_state(), state)
+    total = losses.pop("loss")
     assert set(losses) == {f"loss_at_noise_{sigma}" for sigma in (0.1, 0.3, 0.5, 0.7, 0.9)}
+    assert total == pytest.approx(np.mean(list(losses.values())))
     assert all(0 < loss < 10 for loss in losses.values())
     assert len(set(losses.values())) == 5
 
@@ -679,7 +673,7 @@ def test_four_batches_of_one_train_like_one_batch_of_four(make_recipe, results, 
             save_strategy="no",
             **settings,
         )
-        trainer = Blip3oTrainer(build_stage(recipe))
+        trainer = recipe.trainer()
         start = trainer.model.proj_out.weight.detach().clone()
         trainer.train()
         assert (trainer.model.proj_out.weight - start).abs().max() > 1e-4
@@ -706,7 +700,7 @@ def test_the_average_is_applied_within_its_block_alone(results):
 
 
 def test_without_a_decay_no_average_is_kept(make_recipe, results, tmp_path):
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, ema_decay=None)))
+    trainer = make_recipe("decoder", tmp_path, ema_decay=None).trainer()
     assert trainer.average is None
     raw = parameters_of(trainer.model)
     with trainer.averaged():
@@ -714,13 +708,14 @@ def test_without_a_decay_no_average_is_kept(make_recipe, results, tmp_path):
 
 
 def test_evaluation_runs_on_the_average_and_changes_no_training(make_recipe, results, tmp_path):
-    plain = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path / "plain")))
+    plain = make_recipe("decoder", tmp_path / "plain").trainer()
     plain.train()
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, evaluation_steps=2)))
+    trainer = make_recipe("decoder", tmp_path, evaluation_steps=2).trainer()
     seen, histories = [], []
 
-    def evaluate(model, step):
-        assert model is trainer.model
+    def evaluate(of):
+        assert of is trainer
+        model, step = of.model, of.state.global_step
         assert not model.training
         assert not torch.is_grad_enabled()
         shadow = trainer.average.average
@@ -740,8 +735,8 @@ def test_evaluation_runs_on_the_average_and_changes_no_training(make_recipe, res
 
 
 def test_evaluation_steps_of_zero_never_interrupt_training(make_recipe, results, tmp_path):
-    trainer = Blip3oTrainer(build_stage(make_recipe("decoder", tmp_path, max_steps=2)))
-    trainer.evaluate_with(lambda model, step: pytest.fail("evaluated"))
+    trainer = make_recipe("decoder", tmp_path, max_steps=2).trainer()
+    trainer.evaluate_with(lambda trainer: pytest.fail("evaluated"))
     trainer.train()
 
 
@@ -770,13 +765,12 @@ class Painter(torch.nn.Module):
 
 
 def test_decoder_targets_are_white_at_one_and_black_at_minus_one(make_recipe, results, tmp_path):
-    stage = build_stage(make_recipe("decoder", tmp_path))
-    stage.build()
-    record = stage.dataset()[0]
+    trainer = make_recipe("decoder", tmp_path).trainer()
+    task, record = trainer.task, trainer.train_dataset[0]
     painted = torch.from_numpy(np.asarray(record.target).copy()).permute(2, 0, 1)[None] / 127.5 - 1
     assert painted.abs().max() == 1.0
-    assert stage.loss(Painter(painted), stage.collate([record]), []) < 1e-12
-    assert stage.loss(Painter(painted + 0.5), stage.collate([record]), []).item() == pytest.approx(0.25)
+    assert task.loss(Painter(painted), task.collate([record]), []) < 1e-12
+    assert task.loss(Painter(painted + 0.5), task.collate([record]), []).item() == pytest.approx(0.25)
 
 
 def test_recoloring_keeps_greys_range_and_the_sum_of_channels():
@@ -791,13 +785,12 @@ def test_recoloring_keeps_greys_range_and_the_sum_of_channels():
 
 
 def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(results):
-    stage = results["understanding"].trainer.stage
-    dataset = stage.dataset()
+    task, dataset = results["understanding"].trainer.task, results["understanding"].trainer.train_dataset
     records = [dataset[index] for index in range(8)]
     assert {len(record.images) for record in records} == {0, 1}
-    batch = stage.collate(records)
-    tokenizer = stage.processor.tokenizer
-    shown = (batch["input_ids"] == stage.processor.image_token_id).sum(-1)
+    batch = task.collate(records)
+    tokenizer = task.processor.tokenizer
+    shown = (batch["input_ids"] == task.processor.image_token_id).sum(-1)
     assert shown.tolist() == [64 * len(record.images) for record in records]
     assert len(batch["pixel_values"]) == sum(len(record.images) for record in records)
     for index, record in enumerate(records):
@@ -811,7 +804,7 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
             messages[0]["content"] = slots + messages[0]["content"]
         real = batch["attention_mask"][index].bool()
         text = tokenizer.decode(batch["input_ids"][index][real])
-        assert text + "\n" == stage.processor.apply_chat_template(messages).lower()  # as the tokenizer reads it
+        assert text + "\n" == task.processor.apply_chat_template(messages).lower()  # as the tokenizer reads it
         labels = batch["labels"][index]
         learned = tokenizer.decode(labels[labels != IGNORED])
         assert learned == "".join(answer + "<|im_end|>" for _, answer in record.turns)
@@ -819,13 +812,13 @@ def test_conversations_are_the_chat_template_s_and_only_answers_are_learned(resu
 
 
 def test_a_batch_of_text_alone_is_collated(results):
-    stage = results["understanding"].trainer.stage
+    task = results["understanding"].trainer.task
     records = [Record(f"r:{i}", turns=(("What is 1 + 1?", "2"),)) for i in range(2)]
-    assert torch.isfinite(stage.loss(results["understanding"].trainer.model, stage.collate(records), []))
+    assert torch.isfinite(task.loss(results["understanding"].trainer.model, task.collate(records), []))
 
 
 def test_a_conversation_without_room_for_its_images_is_named(results):
-    processor = results["understanding"].trainer.stage.processor
+    processor = results["understanding"].trainer.task.processor
     record = Record("a.jsonl:7", images=(Image.new("RGB", (64, 64)),), turns=(("What?", "Nothing."),))
     message = "The images of a conversation must fit `max_length`, 50 tokens. Those of a.jsonl:7 do not."
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -860,7 +853,7 @@ def test_a_conversation_without_room_for_its_images_is_named(results):
 def test_a_stage_without_its_inputs_is_refused(name, inputs, message, tmp_path):
     recipe = Recipe(stage=name, output_dir="x", inputs=dict.fromkeys(inputs, str(tmp_path)), source="r.yaml")
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 @pytest.mark.parametrize(
@@ -868,16 +861,16 @@ def test_a_stage_without_its_inputs_is_refused(name, inputs, message, tmp_path):
     [
         (
             {"train": ["queries", "transfomer"]},
-            "Unknown key 'transfomer' in key 'model.train' of r.yaml. Did you",
+            "Unknown key 'transfomer' in `train`. Did you mean 'transformer'?",
         ),
-        ({"frozen_dtype": "float16"}, "Unknown key 'float16' in key 'model.frozen_dtype' of r.yaml. Did you mean"),
+        ({"frozen_dtype": "float16"}, "Unknown key 'float16' in `frozen_dtype`. Did you mean"),
         ({"num_queries": 8}, "A model that is trained further keeps its sizes. r.yaml sets 'model.num_queries' and"),
     ],
 )
 def test_settings_that_a_trained_model_does_not_take_are_refused(model, message, tmp_path):
     recipe = Recipe("generation", "x", inputs={"model": str(tmp_path)}, model=model, source="r.yaml")
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 def test_an_unknown_stage_names_the_nearest_one():
@@ -886,7 +879,7 @@ def test_an_unknown_stage_names_the_nearest_one():
         "diffusion_decoder, encoder, generation, joint, understanding, vae."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        build_stage(Recipe(stage="decodr", output_dir="x", source="r.yaml"))
+        Recipe(stage="decodr", output_dir="x", source="r.yaml").open_stage()
 
 
 def test_an_input_folder_that_does_not_exist_is_named(tmp_path):
@@ -896,9 +889,9 @@ def test_an_input_folder_that_does_not_exist_is_named(tmp_path):
         "writes it first, or name a Hub repository."
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
-        build_stage(recipe)
+        recipe.open_stage()
 
 
 def test_every_stage_is_known_by_its_name():
     assert set(STAGES) == {*NAMES, "vae", "diffusion_decoder"}
-    assert all(stage.name == name for name, stage in STAGES.items())
+    assert all(find_class(name, STAGES, "a test").name == name for name in STAGES)

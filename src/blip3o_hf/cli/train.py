@@ -24,35 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from ..evaluation.sheets import curves
-    from ..training.chain import summarize
-    from ..training.checkpoints import last_complete_checkpoint
-    from ..training.stages import build_stage
-    from ..training.trainer import Blip3oTrainer
-    from .stage_evaluation import evaluation_for, finish_result
+    from ..training.runs import run_recipe
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    stage = build_stage(recipe)
-    folder = Path(recipe.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = Blip3oTrainer(stage)
-    evaluate = evaluation_for(stage, folder)
-    if evaluate is not None:
-        trainer.evaluate_with(evaluate)
-    trainer.on_log_history(lambda history: curves(history, folder / "curves.png"))
-
-    checkpoint = last_complete_checkpoint(trainer.args.output_dir) if arguments.resume else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    spent = trainer.clock_of_run.spent
-    if evaluate is not None:
-        trainer.run_evaluation(evaluate)
-    trainer.save_result()
-    if not trainer.is_world_process_zero():
-        return 0
-    finish_result(stage, folder, trainer.origin)
-    summary = summarize(trainer, spent, torch.get_num_threads())
-    summary.write(folder)
-    print(f"{recipe.stage}: {summary.steps} steps, {summary.times}")
-    print(folder.absolute())
+    summary = run_recipe(recipe, resume=arguments.resume)
+    if summary is not None:
+        print(f"{recipe.stage}: {summary.steps} steps, {summary.times}")
+        print(Path(recipe.output_dir).absolute())
     return 0

@@ -1,8 +1,9 @@
 """Items in tables of the library `datasets`: of the Hub, in parquet files, saved on disk, in memory, or a stream."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,24 @@ CONVERSATIONS = ("turns", "conversations", "messages")
 """Columns that hold what user and assistant say."""
 
 
-class TableSource(Source):
+class TableReader(RowReader):
+    """Rows of a table in memory or of a stream: paths of images are those that a program can open as they are."""
+
+    folders: Sequence[Path] = (Path(),)
+    """Where images are looked for that a row names by a relative path."""
+
+    def __init__(self, settings: SourceSettings):
+        super().__init__(settings)
+        if settings.image_root is not None:
+            self.folders = (settings.image_root,)
+
+    def _image_file(self, key: str, name: str) -> Path:
+        if not self.folders and not Path(name).is_absolute():
+            return super()._image_file(key, name)
+        return find_file(name, self.folders or (Path(),))
+
+
+class TableSource(TableReader, Source):
     """
     A table in memory or on disk.
 
@@ -38,18 +56,14 @@ class TableSource(Source):
     def __init__(self, table: "datasets.Dataset", settings: SourceSettings, folders: Sequence[Path] = (Path(),)):
         super().__init__(settings)
         self.table = table.with_format("arrow")
-        self.folders = folders if settings.image_root is None else (settings.image_root,)
+        if settings.image_root is None:
+            self.folders = folders
 
     def _count(self, shard: int) -> int:
         return len(self.table)
 
     def _fields(self, shard: int, position: int):
         return f"{self.settings.path}[{position}]", self.table[position].to_pylist()[0]
-
-    def _image_file(self, key: str, name: str) -> Path:
-        if not self.folders and not Path(name).is_absolute():
-            return super()._image_file(key, name)
-        return find_file(name, self.folders or (Path(),))
 
 
 class HubSource(TableSource):
@@ -141,10 +155,16 @@ class TableStream(IterableDataset):
     Args:
         table: read anew by each epoch.
         settings: which column is what; its `path` is the table's name in addresses.
+        complete: makes what is given of a record whose images are still encoded.
     """
 
-    def __init__(self, table: "datasets.IterableDataset", settings: SourceSettings):
-        self.table, self.reader = table, RowReader(settings)
+    def __init__(
+        self,
+        table: "datasets.IterableDataset",
+        settings: SourceSettings,
+        complete: Callable[[Record], Any] = decoded,
+    ):
+        self.table, self.reader, self.complete = table, TableReader(settings), complete
         self.bad_items = BadItemCounter()
 
     def set_epoch(self, epoch: int) -> None:
@@ -155,7 +175,7 @@ class TableStream(IterableDataset):
         for number, row in enumerate(self.table):
             self.bad_items.num_read += 1
             try:
-                yield decoded(self.reader.record(f"{self.reader.settings.path}[{number}]", row))
+                yield self.complete(self.reader.record(f"{self.reader.settings.path}[{number}]", row))
             except BadItem as item:
                 self.bad_items.count(item)
 
@@ -176,7 +196,9 @@ def check_columns(columns: list[str] | None) -> None:
     )
 
 
-def open_table(table: Any, name: str) -> MixtureDataset | TableStream:
+def open_table(
+    table: Any, name: str, complete: Callable[[str, Record], Any] | None = None
+) -> MixtureDataset | TableStream:
     """
     A table of `datasets` as a dataset of records.
 
@@ -184,6 +206,7 @@ def open_table(table: Any, name: str) -> MixtureDataset | TableStream:
         table (`datasets.Dataset` or `datasets.IterableDataset`): with `image` and `caption`, or the other columns of a
             source.
         name: for addresses, such as `train_dataset`.
+        complete: as in [`~data.mixture.open_mixture`].
 
     Raises:
         ValueError: when it has no caption and no conversation, no rows, or several splits.
@@ -199,5 +222,8 @@ def open_table(table: Any, name: str) -> MixtureDataset | TableStream:
         encoded = [key for key, kind in (table.features or {}).items() if isinstance(kind, datasets.Image)]
         for column in encoded:
             table = table.cast_column(column, datasets.Image(decode=False))
-        return TableStream(table, settings)
-    return MixtureDataset([TolerantSource(TableSource(table, settings))])
+        return TableStream(table, settings, decoded if complete is None else partial(complete, name))
+    source = TableSource(table, settings)
+    if complete is not None:
+        source.complete = partial(complete, name)
+    return MixtureDataset([TolerantSource(source)])

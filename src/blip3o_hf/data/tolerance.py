@@ -32,15 +32,16 @@ class BadItemCounter:
 
     def count(self, item: BadItem) -> None:
         """
-        One more.
+        One more; one that was met before, in an earlier pass over the data, counts once.
 
         Raises:
             TooManyBadItems: when that is too many.
         """
+        if item.key in self.bad_items:
+            return
         self.num_bad += 1
-        if item.key not in self.bad_items:
-            self.bad_items[item.key] = item.reason
-            logger.warning("Bad item %s", item)
+        self.bad_items[item.key] = item.reason
+        logger.warning("Bad item %s", item)
         self.check(max(self.num_read, self.min_items))
 
     def check(self, num_items: int | None = None) -> None:

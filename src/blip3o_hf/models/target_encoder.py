@@ -1,7 +1,10 @@
 """Target features: what a CLIP-style vision tower or a VAE says of an image, on the grid the model generates."""
 
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,42 @@ from .image_processing_eva_clip import EvaClipImageProcessor
 from .loading import load_complete
 from .modeling_eva_clip import EvaClipVisionModel
 from .original_layout import original_settings
+
+
+@dataclass
+class TargetEncoder:
+    """
+    A frozen encoder, and the image processor that prepares its images (paper section 3.1).
+
+    Args:
+        model: a vision tower, or an `AutoencoderKL`.
+        image_processor: of that encoder.
+        feature_size: height and width of the grid of features.
+    """
+
+    model: PreTrainedModel | AutoencoderKL
+    image_processor: Any
+    feature_size: int = 8
+
+    @classmethod
+    def load(
+        cls, folder: str, subfolder: str = "", dtype: torch.dtype | None = None, feature_size: int = 8
+    ) -> "TargetEncoder":
+        """As [`load_target_encoder`]."""
+        return cls(*load_target_encoder(folder, subfolder, dtype, feature_size), feature_size)
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """RGB images of any size as the encoder takes them, `[B, 3, H, W]`."""
+        return normalize(self.image_processor, crop(self.image_processor, images))
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Target features `[B, C, feature_size, feature_size]` of what `pixel_values` returned."""
+        return extract_features(self.model, pixel_values.to(self.model.device), self.feature_size)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write both."""
+        self.model.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
 
 def load_target_encoder(
@@ -40,7 +79,7 @@ def load_target_encoder(
     settings = {} if dtype is None else {"dtype": dtype}
     if original_settings(folder) is not None:
         encoder = EvaClipVisionModel.from_pretrained(folder, **settings)
-        return encoder.eval().requires_grad_(False), EvaClipImageProcessor()
+        return encoder.eval().requires_grad_(False), load_image_processor(folder)
     stored, _ = PreTrainedConfig.get_config_dict(folder, subfolder=subfolder)
     if stored.get("_class_name") == AutoencoderKL.__name__:
         vae, _ = load_complete(AutoencoderKL.from_pretrained, folder, subfolder=subfolder or None, **settings)
@@ -48,8 +87,14 @@ def load_target_encoder(
     config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
     config = getattr(config, "vision_config", config)
     encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config, subfolder=subfolder, **settings)
-    image_processor = AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
-    return encoder.eval().requires_grad_(False), image_processor
+    return encoder.eval().requires_grad_(False), load_image_processor(folder, subfolder)
+
+
+def load_image_processor(folder: str, subfolder: str = "") -> Any:
+    """The image processor of a vision tower, as [`load_target_encoder`] finds it."""
+    if original_settings(folder) is not None:
+        return EvaClipImageProcessor()
+    return AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
 
 
 def square_image_processor(size: int) -> CLIPImageProcessorPil:

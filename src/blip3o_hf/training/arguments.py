@@ -1,8 +1,14 @@
-"""Training arguments: those of transformers, and the few a BLIP3-o stage adds."""
+"""Training arguments: those of transformers, and the few that training a BLIP3-o adds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
+
+from ..names import check_keys
+
+PARTS = ("queries", "transformer", "backbone")
+FROZEN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -23,9 +29,18 @@ class Blip3oTrainingArguments(TrainingArguments):
             left out; `None` leaves out only those that are not finite, as DeepSpeed, which updates by itself, always
             does.
         max_skipped_steps: the run stops when so many updates in a row were left out.
-        evaluation_steps: steps between two runs of the stage's own evaluation; 0 evaluates at the end only.
+        evaluation_steps: steps between two evaluations, beside those of `eval_strategy`; 0 for none.
         global_batch_size: records of a step over all processes and micro-batches. It sets nothing: a run that would
             have another is refused at its start.
+        train: the parts of a BLIP3-o that train, of `queries`, `transformer` and `backbone` (its text stack without
+            the output layer). By default those of the task: in `generation` queries and transformer, as in the paper.
+        frozen_dtype: `float32` or `bfloat16`, of the parts that do not train.
+        caption_weight: weight of a second loss of `generation`, by which every query learns to say all words of its
+            caption; for a backbone that trains, too.
+        max_length: longest prompt with its queries, or longest conversation, in tokens; by default the tokenizer's.
+        max_input_pixels: images in prompts are scaled down to so many pixels.
+        feature_cache: folder that `blip3o-hf precompute` wrote: target features come from there, and conditions where
+            nothing of theirs trains.
     """
 
     muon_learning_rate: float | None = field(default=None)
@@ -37,6 +52,14 @@ class Blip3oTrainingArguments(TrainingArguments):
     max_skipped_steps: int = field(default=10)
     evaluation_steps: int = field(default=0)
     global_batch_size: int | None = field(default=None)
+    train: list[str] | None = field(default=None)
+    frozen_dtype: str = field(default="float32")
+    caption_weight: float = field(default=0.0)
+    max_length: int | None = field(default=None)
+    max_input_pixels: int | None = field(default=None)
+    feature_cache: str | None = field(default=None)
+    remove_unused_columns: bool = field(default=False)
+    """A collator of records needs all columns; `True` is refused."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,8 +78,23 @@ class Blip3oTrainingArguments(TrainingArguments):
                 f"`max_grad_norm` must be above 0, since every stage clips its gradients. Got {self.max_grad_norm}. "
                 f"The paper's code uses 1.0."
             )
+        if self.remove_unused_columns:
+            raise ValueError(
+                "`remove_unused_columns` must be False: the columns of captions and images are no arguments of the "
+                "model, and would be removed. Got True. Leave it out."
+            )
+        check_keys([self.frozen_dtype], FROZEN_DTYPES, "`frozen_dtype`")
+        check_keys(self.train or (), PARTS, "`train`")
         if self.noise_draws < 1:
             raise ValueError(f"`noise_draws` must be at least 1. Got {self.noise_draws}. Use 1 for the plain loss.")
+
+    @classmethod
+    def of(cls, arguments: TrainingArguments) -> "Blip3oTrainingArguments":
+        """The same settings as arguments of this class; what it adds gets its defaults."""
+        if isinstance(arguments, cls):
+            return arguments
+        given = {f.name: getattr(arguments, f.name) for f in fields(arguments) if f.init}
+        return cls(**{**given, "remove_unused_columns": False})
 
     def check_global_batch_size(self) -> None:
         """

@@ -63,7 +63,7 @@ def summarize(trainer: Any, spent: dict[str, float], threads: int) -> Summary:
         spent: its `clock_of_run.spent`.
         threads: of the CPU.
     """
-    recipe, scores = trainer.stage.recipe, {}
+    recipe, scores = trainer.recipe, {}
     for entry in trainer.state.log_history:
         scores |= {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
     size = trainer.args.train_batch_size * trainer.args.world_size * trainer.args.gradient_accumulation_steps

@@ -1,9 +1,11 @@
 """Checkpoints are whole: which one to resume from, and which ones to delete."""
 
+import re
 import shutil
 from pathlib import Path
 
 COMPLETE = "COMPLETE"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_complete(checkpoint: str | Path) -> None:
@@ -12,8 +14,10 @@ def mark_complete(checkpoint: str | Path) -> None:
 
 
 def _by_step(folder: str | Path) -> list[Path]:
-    """All checkpoints in `folder`, the newest last."""
-    return sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    """All checkpoints in `folder`, the newest last; what a person put beside them is none."""
+    steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
+    found = {path: int(match[1]) for path, match in steps.items() if match}
+    return sorted(found, key=found.__getitem__)
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -33,11 +37,17 @@ def delete_incomplete(folder: str | Path) -> None:
             _delete(checkpoint)
 
 
-def keep_newest(folder: str | Path, number: int | None) -> None:
-    """Delete the oldest complete checkpoints until `number` (at least 1) are left; `None` keeps all."""
+def keep_newest(folder: str | Path, number: int | None, best: str | Path | None = None) -> None:
+    """
+    Delete the oldest complete checkpoints until `number` (at least 1) are left; `None` keeps all.
+
+    Args:
+        best: one that stays in any case.
+    """
     complete = [checkpoint for checkpoint in _by_step(folder) if _is_complete(checkpoint)]
     for checkpoint in complete[: -max(number, 1)] if number is not None else []:
-        _delete(checkpoint)
+        if best is None or checkpoint.resolve() != Path(best).resolve():
+            _delete(checkpoint)
 
 
 def has_complete_checkpoint(folder: str | Path) -> bool:

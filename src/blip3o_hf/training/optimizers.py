@@ -79,5 +79,9 @@ def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
     matrices = [p for name, p in trainable.items() if _is_hidden_matrix(name, p, embeddings)]
     chosen = {id(p) for p in matrices}
     others = _by_rate({name: p for name, p in trainable.items() if id(p) not in chosen}, rates)
-    muon = torch.optim.Muon(matrices, lr=arguments.muon_learning_rate, weight_decay=arguments.weight_decay)
-    return CombinedOptimizer([muon, torch.optim.AdamW(others, **adamw)])
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts.append(torch.optim.Muon(matrices, lr=arguments.muon_learning_rate, weight_decay=arguments.weight_decay))
+    if others:
+        parts.append(torch.optim.AdamW(others, **adamw))
+    return CombinedOptimizer(parts)

@@ -1,132 +1,138 @@
 """What a training run knows of the weights that it leaves, and `precompute` of its features, for their cards."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import datasets
 import yaml
+from peft import PeftModel
 
-from ..assets import packaged_models
-from ..hub.cards import Origin, base_of, is_hub_id
-from ..hub.provenance import code_version, public_name
-from .stages import Stage
+from ..assets import packaged_model_path, packaged_models
+from ..hub.cards import Origin, base_of
+from ..hub.provenance import code_version
+from .arguments import Blip3oTrainingArguments
+from .recipes import Recipe
+from .training_data import TrainingData, place_in_words
 
-_MADE = {False: "Trained", True: "Adapters, trained"}
+if TYPE_CHECKING:
+    from .trainer import Blip3oTrainer
+
 STARTS = ("model", "backbone")
 """Inputs of which the result is a further trained form; the others are used or packed beside it."""
+MACHINE = ("output_dir", "logging_dir", "hub_token", "push_to_hub_token", "local_rank", "use_cpu", "run_name")
+"""Arguments that tell about a machine or a user, and not about the weights."""
 
 
-def origin_of(stage: Stage, num_steps: int, what_trains: str) -> Origin:
-    """
-    Args:
-        stage: that has trained.
-        num_steps: so far.
-        what_trains: from [`~training.trainer.trainable_summary`].
-    """
-    recipe = stage.recipe
-    is_adapter = bool(recipe.model.get("lora"))
-    starts = [recipe.inputs[name] for name in STARTS if name in recipe.inputs]
-    bases = [base_of(place) for place in starts]
+def origin_of(trainer: "Blip3oTrainer") -> Origin:
+    """What the weights of a Trainer come from, with or without a recipe."""
+    recipe, data = trainer.recipe, trainer.data
+    is_adapter = isinstance(trainer.unwrapped_model, PeftModel)
+    inputs = (
+        {"model": trainer.source} if recipe is None and trainer.source else {} if recipe is None else recipe.inputs
+    )
+    bases = [base_of(inputs[name]) for name in STARTS if name in inputs]
     is_further = any(found or not is_known for found, is_known in bases)
-    prompts = recipe.evaluation.get("prompts") or (["two red circles"] if stage.is_world else [])
+    prompts = [] if recipe is None else recipe.evaluation.get("prompts", [])
+    prompt = prompts[0] if prompts else None if data is None else data.prompt
+    by = f"`Blip3oTrainer` (task `{trainer.task.name}`)" if recipe is None else f"the training stage `{recipe.stage}`"
     return Origin(
-        summary=f"{_MADE[is_adapter]} by the training stage `{recipe.stage}` of `blip3o_hf`.",
-        training=_training(stage, num_steps, what_trains),
-        data=_data(stage),
-        made_from={name: _source(place) for name, place in recipe.inputs.items()},
+        summary=f"{'Adapters, trained' if is_adapter else 'Trained'} by {by} of `blip3o_hf`.",
+        training=_training(trainer),
+        data=_described(trainer.given_dataset) if data is None else data.describe(),
+        made_from={name: _weights_in_words(place) for name, place in inputs.items()},
         base_model=tuple(dict.fromkeys(name for found, _ in bases for name in found)),
         relation="adapter" if is_adapter else "finetune" if is_further else None,
-        datasets=_datasets(stage),
-        language=("en",) if stage.is_world else (),
+        datasets=() if data is None else data.hub_ids,
+        language=() if data is None else data.language,
         is_trained=True,
-        **({"prompt": prompts[0]} if prompts else {}),
+        **({} if prompt is None else {"prompt": prompt}),
     )
 
 
-def origin_of_features(stage: Stage) -> Origin:
+def origin_of_features(recipe: Recipe, data: TrainingData) -> Origin:
     """
     Args:
-        stage: whose frozen parts have computed them.
+        recipe: whose frozen parts have computed them.
+        data: of that recipe.
     """
     command = f"By blip3o_hf {code_version()} from this recipe (`blip3o-hf precompute`):"
     return Origin(
         summary="Computed by `blip3o-hf precompute` of `blip3o_hf`.",
-        training="\n".join((command, "", *_written(stage))),
-        data=_data(stage),
-        made_from={name: _source(place) for name, place in stage.recipe.inputs.items()},
-        datasets=_datasets(stage),
-        language=("en",) if stage.is_world else (),
+        training="\n".join((command, "", *_recipe(recipe))),
+        data=data.describe(),
+        made_from={name: _weights_in_words(place) for name, place in recipe.inputs.items()},
+        datasets=data.hub_ids,
+        language=data.language,
     )
 
 
-def _datasets(stage: Stage) -> tuple[str, ...]:
-    """Hub ids among the sources."""
-    return tuple(dict.fromkeys(place for place in _sources(stage.recipe.data) if is_hub_id(place)))
+def _weights_in_words(place: str) -> str:
+    packaged = next((name for name in packaged_models() if place in (name, packaged_model_path(name))), None)
+    return f"`{packaged}`, which ships with `blip3o_hf`" if packaged else place_in_words(place)
 
 
-def _source(place: str) -> str:
-    if place in packaged_models():
-        return f"`{place}`, which ships with `blip3o_hf`"
-    return f"[{place}](https://huggingface.co/{place})" if is_hub_id(place) else f"the folder `{public_name(place)}`"
-
-
-def _training(stage: Stage, num_steps: int, what_trains: str) -> str:
-    arguments = stage.arguments
+def _training(trainer: "Blip3oTrainer") -> str:
+    arguments, num_steps = trainer.args, trainer.state.global_step
     size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    settings = "these arguments" if trainer.recipe is None else "this recipe (`blip3o-hf train`)"
     return "\n".join(
         (
             f"{num_steps:,} {'step' if num_steps == 1 else 'steps'} of {size} records on {arguments.world_size} "
             f"{'process' if arguments.world_size == 1 else 'processes'} ({arguments.device.type}), with blip3o_hf "
-            f"{code_version()} and this recipe (`blip3o-hf train`):",
+            f"{code_version()} and {settings}:",
             "",
-            *_written(stage),
+            *(_arguments(arguments) if trainer.recipe is None else _recipe(trainer.recipe)),
             "",
             "What trained:",
             "",
             "```text",
-            what_trains,
+            trainer.what_trains,
             "```",
         )
     )
 
 
-def _written(stage: Stage) -> tuple[str, str, str]:
+def _recipe(recipe: Recipe) -> tuple[str, str, str]:
     """The recipe as a block of Markdown."""
-    recipe = {name: value for name, value in asdict(stage.recipe).items() if name != "source" and value}
-    return "```yaml", yaml.safe_dump(_without_machine(recipe), sort_keys=False, width=100).strip(), "```"
+    return _yaml({name: value for name, value in asdict(recipe).items() if name != "source" and value})
 
 
-def _data(stage: Stage) -> str:
-    if stage.is_world:
-        return (
-            "Pictures, captions and questions of the tiny world of coloured shapes, drawn by a program "
-            "(`blip3o_hf.shapes`): no photograph, no text from the web, no output of another model."
-        )
-    places = dict.fromkeys(_sources(stage.recipe.data))
-    lines = [f"- {_source(place)}" for place in places]
-    return "\n".join(("The licences of these data were not looked up:", "", *lines))
+def _arguments(arguments: Blip3oTrainingArguments) -> tuple[str, str, str]:
+    """The arguments that differ from the defaults, as a block of Markdown."""
+    changed = {}
+    for item in fields(arguments):
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        value = getattr(arguments, item.name)
+        is_plain = isinstance(value, str | int | float | list | dict)
+        if item.init and is_plain and value != default and item.name not in MACHINE and "token" not in item.name:
+            changed[item.name] = value.value if hasattr(value, "value") else value
+    return _yaml(changed)
 
 
-def _sources(data: Any) -> Iterator[str]:
-    """Places of all sources of a recipe's data, whatever they are nested in."""
-    if isinstance(data, Mapping):
-        path = data.get("path", ())
-        yield from [path] if isinstance(path, str) else path
-        for value in data.values():
-            yield from _sources(value)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _sources(value)
+def _yaml(settings: Mapping[str, Any]) -> tuple[str, str, str]:
+    return "```yaml", yaml.safe_dump(_without_machine(settings), sort_keys=False, width=100).strip(), "```"
 
 
 def _without_machine(value: Any) -> Any:
-    """A recipe without absolute paths, which tell about the machine that ran it."""
+    """Settings without absolute paths, which tell about the machine that ran them."""
     if isinstance(value, Mapping):
-        return {key: _without_machine(own) for key, own in value.items()}
+        return {key: _without_machine(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_machine(own) for own in value]
+        return [_without_machine(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _described(dataset: Any) -> str:
+    """What is known of a dataset that was passed to the Trainer."""
+    if isinstance(dataset, str | os.PathLike):
+        return f"The licence of these data was not looked up: {place_in_words(os.fspath(dataset))}."
+    number = f"{len(dataset):,} records" if hasattr(dataset, "__len__") else "A stream of records"
+    info = dataset.info if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else None
+    name = f" of `{info.dataset_name}`" if info is not None and info.dataset_name else ""
+    return f"{number}{name}. Their licence was not looked up."
 
 
 __all__ = ["origin_of", "origin_of_features"]

@@ -1,8 +1,8 @@
 """Target features and conditions of a recipe's data, computed once: `data.cache` then spares training the encoders."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..files import written_whole
 from ..hub.cards import write_card
 from ..models.processing_blip3o import message_images
 from ..names import check_keys
+from .caching import conditions_fingerprint, decode, target_fingerprint
 from .feature_cache import (
     KINDS,
     MANIFEST,
@@ -31,9 +32,10 @@ from .feature_cache import (
     target_address,
     write_index,
 )
+from .inputs import encoder_source
 from .origin import origin_of_features
 from .recipes import Recipe
-from .stages import GenerationStage, build_stage
+from .stages.generation import GenerationStage
 
 logger = logging.get_logger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -69,6 +71,69 @@ class Wanted:
         self.inputs.append(given)
 
 
+class _Computer:
+    """
+    What computes the rows of a recipe's cache.
+
+    Args:
+        recipe: of the stage `generation`.
+        kinds: what is asked for; by default targets, and conditions where the queries are frozen.
+    """
+
+    def __init__(self, recipe: Recipe, kinds: Sequence[str] | None):
+        settings = {key: value for key, value in recipe.data.items() if key != "cache"}
+        stage = replace(recipe, data=settings).open_stage()  # nothing here comes from the cache that the recipe names
+        if type(stage) is not GenerationStage:
+            raise ValueError(
+                f"A cache is for the stage '{GenerationStage.name}'. {recipe.source or 'The recipe'} is of the stage "
+                f"'{recipe.stage}'. Name a recipe of that stage."
+            )
+        self.recipe, self.stage, self.arguments = recipe, stage, stage.arguments
+        self.task = stage.task()
+        self.kinds = self._chosen(kinds)
+        self.processor = None
+
+    def _chosen(self, kinds: Sequence[str] | None) -> list[str]:
+        is_frozen = self.task.has_frozen_conditions(self.arguments, has_adapters=self.stage.lora is not None)
+        if kinds is None:
+            kinds = KINDS if is_frozen else ("targets",)
+        check_keys(kinds, KINDS, "the kinds of a cache")
+        if "conditions" in kinds and not is_frozen:
+            raise ValueError(
+                f"Conditions can be computed once where the queries are frozen. {self.stage.recipe_name} trains "
+                f"{', '.join(self.task.parts(self.arguments))}. Ask for targets alone, or set `model.train: "
+                f"[transformer]`."
+            )
+        return [kind for kind in KINDS if kind in kinds]
+
+    def load(self) -> None:
+        """The encoder, and for conditions the model as training builds it."""
+        device = self.arguments.device
+        self.encoder, self.model = self.stage.encoder, None
+        if "conditions" in self.kinds:
+            model, self.processor = self.stage.build()
+            model = self.task.setup(model, self.processor, self.encoder, self.arguments, self.stage.peft_config(model))
+            self.model = model.eval().to(device)
+        self.encoder.model.to(device)
+
+    def fingerprint(self, kind: str) -> dict[str, Any]:
+        """All that rows depend on, beside what they are computed from."""
+        if kind == "conditions":
+            return conditions_fingerprint(self.task, self.model)
+        source = encoder_source(self.stage.folders.get("encoder"), self.stage.source)
+        return target_fingerprint(source, self.stage.feature_size, self.arguments)
+
+    @torch.no_grad()
+    def compute(self, kind: str, inputs: list[Any]) -> torch.Tensor:
+        """Rows, in the precision of training."""
+        if kind == "targets":
+            return self.encoder.features(torch.stack(inputs))
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.arguments.mixed_precision)
+        batch = self.task.on_device(self.task.encode_prompts(*zip(*inputs, strict=True)), self.model)
+        with torch.autocast(self.model.device.type, precision, enabled=precision is not None):
+            return self.model.encode_condition(**batch)
+
+
 class _Items(Dataset):
     """
     Everything that the cache is to hold: each item of the data with all of its captions, and validation's records.
@@ -77,12 +142,14 @@ class _Items(Dataset):
     one are empty items, so that all processes take equally many steps.
     """
 
-    def __init__(self, stage: GenerationStage, cache: FeatureCache, kinds: Sequence[str]):
-        records = stage.records()
+    def __init__(self, computer: _Computer, cache: FeatureCache):
+        data, processor = computer.stage.data, computer.processor
+        records = data.pictures(decode, processor)
         mixture = getattr(records, "sources", None)
         self.sources = [records] if mixture is None else [tolerant.source for tolerant in mixture]
-        self.held_out = stage.held_out_records(lambda identity, record: (identity, decoded(record)))
-        self.stage, self.cache, self.kinds = stage, cache, kinds
+        held_out = data.held_out_pictures(lambda identity, record: (identity, decoded(record)), processor)
+        self.held_out = [] if held_out is None else held_out
+        self.computer, self.cache, self.kinds = computer, cache, computer.kinds
 
     def __len__(self) -> int:
         return sum(map(len, self.sources)) + len(self.held_out)
@@ -115,10 +182,10 @@ class _Items(Dataset):
         targets(variants)
         record = decoded(variants[0])
         for address in missing.get("targets", ()):
-            (pixels,) = self.stage.pixel_values([record.target])
+            (pixels,) = self.computer.encoder.pixel_values([record.target])
             wanted["targets"].add(address, content_hash("", [record.target]), pixels)
         for address, prompt in missing.get("conditions", {}).items():
-            said = self.stage.processor.render_prompt(prompt or "", len(record.images), record.history)
+            said = self.computer.processor.render_prompt(prompt or "", len(record.images), record.history)
             content = content_hash(said, (*message_images(record.history), *record.images))
             wanted["conditions"].add(address, content, (prompt, record.images, record.history))
         return wanted
@@ -178,29 +245,28 @@ def precompute(
         if value < 1:
             raise ValueError(f"`{name}` must be at least 1. Got {value}. Leave it out for the default.")
     check_keys([dtype], DTYPES, "the types of a cache")
-    stage = _stage(recipe)
-    kinds = _chosen(stage, kinds)
+    computer = _Computer(recipe, kinds)
+    kinds, arguments = computer.kinds, computer.arguments
     folder = folder or recipe.data.get("cache")
     if folder is None:
-        raise ValueError(f"A cache needs a folder. None was given, and {stage.where} has no `data.cache`. Name one.")
+        name = computer.stage.recipe_name
+        raise ValueError(f"A cache needs a folder. None was given, and {name} has no `data.cache`. Name one.")
     folder = Path(folder)
-    device = stage.arguments.device  # joins the processes
     state = PartialState()
-    set_seed(stage.arguments.seed)
-    model = _load(stage, kinds, device)
-    _describe(stage, model, folder, kinds, dtype, state)
+    set_seed(arguments.seed)
+    computer.load()
+    _describe(computer, folder, dtype, state)
 
     cache = FeatureCache(folder)
-    items = _Items(stage, cache, kinds)
+    items = _Items(computer, cache)
     steps = -(-len(items) // (batch_size * state.num_processes))
     loader = DataLoader(
         items,
         batch_size=batch_size,
         sampler=range(state.process_index, steps * batch_size * state.num_processes, state.num_processes),
-        num_workers=stage.arguments.dataloader_num_workers,
+        num_workers=arguments.dataloader_num_workers,
         collate_fn=_collate,
     )
-    compute = _computations(stage, model)
     known = {kind: cache.contents(kind) for kind in kinds}
     writers = {kind: ShardWriter(folder, kind, state.process_index, DTYPES[dtype], shard_size) for kind in kinds}
     before = {kind: len(known[kind]) for kind in kinds}
@@ -213,14 +279,14 @@ def precompute(
             wanted = batch[kind]
             mine = _claim(wanted.contents, known[kind], state)
             if mine:
-                values = compute[kind]([wanted.inputs[place] for place in mine])
+                values = computer.compute(kind, [wanted.inputs[place] for place in mine])
                 writers[kind].add([wanted.contents[place] for place in mine], values)
             writers[kind].link(wanted.addresses, wanted.contents)
     for writer in writers.values():
         writer.flush()
     _write_indices(folder, kinds, state)
     if state.is_main_process:
-        write_card(folder, origin_of_features(stage))
+        write_card(folder, origin_of_features(recipe, computer.stage.data))
     cache = FeatureCache(folder)
     return Summary(
         computed={kind: len(known[kind]) - before[kind] for kind in kinds},
@@ -229,68 +295,19 @@ def precompute(
     )
 
 
-def _stage(recipe: Recipe) -> GenerationStage:
-    if recipe.stage != GenerationStage.name:
-        raise ValueError(
-            f"A cache is for the stage '{GenerationStage.name}'. {recipe.source or 'The recipe'} is of the stage "
-            f"'{recipe.stage}'. Name a recipe of that stage."
-        )
-    stage = build_stage(recipe)
-    stage.cached_kinds = ()  # what is computed here does not come from the cache that the recipe names
-    return stage
-
-
-def _chosen(stage: GenerationStage, kinds: Sequence[str] | None) -> list[str]:
-    if kinds is None:
-        kinds = KINDS if stage.has_frozen_conditions else ("targets",)
-    check_keys(kinds, KINDS, "the kinds of a cache")
-    if "conditions" in kinds and not stage.has_frozen_conditions:
-        raise ValueError(
-            f"Conditions can be computed once where the queries are frozen. {stage.where} trains "
-            f"{', '.join(stage.trained_parts)}. Ask for targets alone, or set `model.train: [transformer]`."
-        )
-    return [kind for kind in KINDS if kind in kinds]
-
-
-def _load(stage: GenerationStage, kinds: Sequence[str], device: torch.device):
-    """The encoder, and for conditions the model as training builds it."""
-    model = None
-    if "conditions" in kinds:
-        model = stage.build().eval().to(device)
-    else:
-        stage.load_encoder()
-    stage.encoder.to(device)
-    return model
-
-
-def _computations(stage: GenerationStage, model) -> dict[str, Callable[[list], torch.Tensor]]:
-    """What computes rows from inputs, in the precision of training, by kind."""
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(stage.arguments.mixed_precision)
-
-    def features(pixels: list[torch.Tensor]) -> torch.Tensor:
-        return stage.features(torch.stack(pixels))
-
-    def conditions(prompts: list[tuple[str | None, tuple, tuple]]) -> torch.Tensor:
-        inputs = stage.encode_prompts(*zip(*prompts, strict=True))
-        autocast = torch.autocast(model.device.type, precision, enabled=precision is not None)
-        with torch.no_grad(), autocast:
-            return model.encode_condition(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
-
-    return {"targets": features, "conditions": conditions}
-
-
-def _describe(stage, model, folder: Path, kinds, dtype: str, state: PartialState) -> None:
+def _describe(computer: _Computer, folder: Path, dtype: str, state: PartialState) -> None:
     """Check that the folder is new or of the same model; leave a manifest, and an index of what earlier runs wrote."""
     path = folder / MANIFEST
     manifest = json.loads(path.read_text()) if path.is_file() else {}
-    for kind in kinds:
-        own = stage.target_fingerprint() if kind == "targets" else stage.condition_fingerprint(model)
-        entry = manifest.setdefault(kind, {"dtype": dtype, "fingerprint": own})
+    stage = computer.stage
+    for kind in computer.kinds:
+        fingerprint = computer.fingerprint(kind)
+        entry = manifest.setdefault(kind, {"dtype": dtype, "fingerprint": fingerprint})
         recorded = {**entry["fingerprint"], "dtype": entry["dtype"]}
-        if found := differences(recorded, {**own, "dtype": dtype}):
+        if found := differences(recorded, {**fingerprint, "dtype": dtype}):
             raise ValueError(
-                f"A cache holds the {kind} of one model. {folder} does not fit {stage.where}: {found}. Set that back, "
-                f"or choose another folder."
+                f"A cache holds the {kind} of one model. {folder} does not fit {stage.recipe_name}: {found}. Set that "
+                f"back, or choose another folder."
             )
         if kind == "targets" and stage.recipe.model.get("standardize_features") and "statistics" not in entry:
             entry["statistics"] = stage.feature_statistics
@@ -301,7 +318,7 @@ def _describe(stage, model, folder: Path, kinds, dtype: str, state: PartialState
             left.unlink()
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    _write_indices(folder, kinds, state)
+    _write_indices(folder, computer.kinds, state)
 
 
 def _write_indices(folder: Path, kinds: Sequence[str], state: PartialState) -> None:

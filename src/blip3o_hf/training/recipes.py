@@ -2,12 +2,30 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ..names import check_keys
+from ..names import check_keys, find_class
 from .arguments import Blip3oTrainingArguments
+
+if TYPE_CHECKING:
+    from .stages.base import Stage
+    from .trainer import Blip3oTrainer
+
+STAGES = {
+    "encoder": "blip3o_hf.shapes.stages.encoder:EncoderStage",
+    "vae": "blip3o_hf.shapes.stages.vae:VaeStage",
+    "decoder": "blip3o_hf.training.stages.decoder:DecoderStage",
+    "diffusion_decoder": "blip3o_hf.training.stages.diffusion_decoder:DiffusionDecoderStage",
+    "understanding": "blip3o_hf.training.stages.understanding:UnderstandingStage",
+    "alignment": "blip3o_hf.shapes.stages.alignment:AlignmentStage",
+    "generation": "blip3o_hf.training.stages.generation:GenerationStage",
+    "joint": "blip3o_hf.training.stages.joint:JointStage",
+}
+"""Stages by the names that recipes give them."""
+ARGUMENT_KEYS = ("train", "frozen_dtype", "caption_weight", "max_length", "max_input_pixels")
+"""Training arguments that a recipe has in its section `model`."""
 
 
 @dataclass
@@ -16,7 +34,7 @@ class Recipe:
     One training stage.
 
     Args:
-        stage: name of a stage, a key of [`~training.stages.STAGES`].
+        stage: a key of [`STAGES`], or `module:Class` of one's own.
         output_dir: folder for the trained part, its checkpoints under `checkpoints/` and its curves.
         inputs: folders written by earlier stages, by the name the stage gives them.
         model: settings of the part that this stage builds.
@@ -37,7 +55,25 @@ class Recipe:
 
     def training_arguments(self) -> Blip3oTrainingArguments:
         """The resolved training arguments; checkpoints go under `output_dir`/checkpoints."""
-        return Blip3oTrainingArguments(output_dir=str(Path(self.output_dir) / "checkpoints"), **self.training)
+        moved = {key: self.model[key] for key in ARGUMENT_KEYS if key in self.model}
+        return Blip3oTrainingArguments(
+            output_dir=str(Path(self.output_dir) / "checkpoints"),
+            **{"feature_cache": self.data.get("cache"), **moved, **self.training},
+        )
+
+    def open_stage(self) -> "Stage":
+        """
+        The stage, with all that the recipe says of it checked.
+
+        Raises:
+            ValueError: on an unknown stage or key, and when parts do not belong together.
+            FileNotFoundError: when the folder of an input is missing.
+        """
+        return find_class(self.stage, STAGES, f"key 'stage' of {self.source or 'the recipe'}")(self)
+
+    def trainer(self) -> "Blip3oTrainer":
+        """The [`~training.trainer.Blip3oTrainer`] that this recipe describes; raises as `open_stage` does."""
+        return self.open_stage().trainer()
 
 
 def override(content: dict[str, Any], text: str) -> None:
@@ -87,6 +123,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for key in ("stage", "output_dir"):
         if key not in content:
             raise ValueError(f"A recipe must have the key '{key}'. {path} has not. Add it.")
-    training_keys = {f.name for f in fields(Blip3oTrainingArguments)} - {"output_dir"}
+    elsewhere = {"output_dir", "feature_cache", *ARGUMENT_KEYS}  # have a place of their own in a recipe
+    training_keys = {f.name for f in fields(Blip3oTrainingArguments)} - elsewhere
     check_keys(content.get("training", {}), training_keys, f"section 'training' of {path}")
     return Recipe(**content, source=str(path))

@@ -1,44 +1,63 @@
-"""The Trainer: transformers' own, with the stage's loss, Muon where asked for, and an average of the weights."""
+"""The Trainer: transformers' own, with the tasks of a BLIP3-o, Muon where asked for, and an average of the weights."""
 
 import contextlib
-import json
-import math
+import os
+import shutil
+import tempfile
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftConfig, PeftModel
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
-from transformers.integrations import TensorBoardCallback, WandbCallback, is_deepspeed_zero3_enabled
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.utils import logging
 
+from ..assets import resolve_model
 from ..data.mixture import StreamingMixture
 from ..files import delete_partial
-from ..hub.cards import CARD, Origin, write_card
-from .checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
-from .distributed import check_engine, forget_gathered, join_processes, local_parts, match_partitioned, whole_model
+from ..hub.cards import CARD, Origin, update_card, write_card
+from ..hub.push import push_saved
+from ..models.processing_blip3o import Blip3oProcessor
+from ..models.target_encoder import TargetEncoder
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from .arguments import FROZEN_DTYPES, Blip3oTrainingArguments
+from .callbacks import (
+    AverageCallback,
+    CompleteCallback,
+    EvaluationCallback,
+    HistoryCallback,
+    SpikeCallback,
+    StreamCallback,
+    TimeCallback,
+)
+from .checkpoints import delete_incomplete, last_complete_checkpoint
+from .distributed import check_engine, join_processes, match_partitioned, whole_model, whole_weights
+from .inputs import EncoderInput, check_cached_targets, load_encoder, warn_of_overlap
 from .optimizers import build_optimizer
 from .origin import origin_of
-from .stages import Stage
+from .recipes import Recipe
+from .results import assemble_pipeline, draw_prompts, save_samples, write_part, write_repository
+from .tasks import Task, build_task
+from .training_data import TrainingData
 
 logger = logging.get_logger(__name__)
 
-Evaluator = Callable[[torch.nn.Module, int], dict[str, float | Image.Image]]
-"""Called with a model and the number of steps it has trained; returns what to log."""
+Evaluator = Callable[["Blip3oTrainer"], dict[str, float | Image.Image]]
+"""Called with the Trainer, whose model is whole and averaged then; returns what to log."""
 
 
 def trainable_summary(model: torch.nn.Module) -> str:
     """A line for each part: its parameters, and how many of them train."""
     counts: dict[str, list[int]] = {}
     for name, parameter in model.named_parameters():
+        name = name.removeprefix("base_model.model.")  # PEFT's
         part = counts.setdefault(name.partition(".")[0], [0, 0])
         size = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 partitioned
         part[0] += size
@@ -54,290 +73,120 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-class AverageCallback(TrainerCallback):
-    """
-    Keep an exponential moving average of the trainable weights, in fp32; it is saved with every checkpoint.
-
-    Each process averages what it holds of the weights: all of them, or its partition under ZeRO-3 and FSDP2. After
-    step n the decay is at most 1 - n^-0.75, so that the average soon forgets where it began.
-
-    Args:
-        trainer: whose model is averaged, from the beginning of training on.
-        decay: of the average, in (0, 1).
-    """
-
-    def __init__(self, trainer: "Blip3oTrainer", decay: float):
-        self.trainer = trainer
-        self.decay = decay
-        self.average: list[torch.Tensor] = []
-        self.num_updates = 0
-
-    def _weights(self) -> list[torch.Tensor]:
-        return local_parts(parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad)
-
-    @property
-    def _is_partitioned(self) -> bool:
-        return self.trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-
-    def _file(self, checkpoint: str | Path) -> Path:
-        """One for each process where each holds a partition."""
-        args = self.trainer.args
-        place = f"-{args.process_index + 1}-of-{args.world_size}" if self._is_partitioned else ""
-        return Path(checkpoint) / f"ema{place}.safetensors"
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """
-        Begin with the weights, or go on from the average in the checkpoint.
-
-        Raises:
-            FileNotFoundError: when the checkpoint was written without one, or by other processes.
-        """
-        weights = self._weights()
-        if self.trainer.resumed_from is None:
-            self.average = [weight.float().clone() for weight in weights]
-            return
-        path = self._file(self.trainer.resumed_from)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"To resume with `ema_decay`, the checkpoint must hold the average of weights, written by as many "
-                f"processes and the same engine. There is no {path}. Resume as the checkpoint was written, or without "
-                f"`ema_decay`."
-            )
-        with safe_open(path, "pt") as file:
-            self.num_updates = int(file.metadata()["optimization_step"])
-            self.average = [file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(weights)]
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.num_updates += 1
-        decay = min(self.decay, 1 - self.num_updates**-0.75)
-        for average, weight in zip(self.average, self._weights(), strict=True):
-            average.lerp_(weight.float(), 1 - decay)
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero or self._is_partitioned:
-            path = self._file(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            tensors = {str(index): tensor for index, tensor in enumerate(self.average)}
-            save_file(tensors, path, {"optimization_step": str(self.num_updates)})
-
-    @contextlib.contextmanager
-    def applied(self):
-        """Within the block, the model holds the averaged weights."""
-        stored = [weight.clone() for weight in self._weights()]
-        self._write(self.average)
-        try:
-            yield
-        finally:
-            self._write(stored)
-
-    def _write(self, values: list[torch.Tensor]) -> None:
-        for weight, value in zip(self._weights(), values, strict=True):
-            weight.copy_(value)
-        forget_gathered(self.trainer.model)
-
-
-class StreamCallback(TrainerCallback):
-    """
-    Every checkpoint holds the place of the stream of records, and a resumed run goes on from there.
-
-    Args:
-        trainer: whose `resumed_from` is the checkpoint to go on from.
-        stream: what the Trainer reads.
-    """
-
-    filename = "stream.json"
-
-    def __init__(self, trainer: "Blip3oTrainer", stream: StreamingMixture):
-        self.trainer = trainer
-        self.stream = stream
-
-    def _place(self, args, state) -> dict:
-        batches = state.global_step * args.gradient_accumulation_steps
-        return self.stream.state_dict(batches, args.train_batch_size, args.dataloader_num_workers)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """
-        Raises:
-            FileNotFoundError: when the checkpoint was written without a stream.
-            ValueError: when it was written with other batches, or in another order.
-        """
-        if self.trainer.resumed_from is None:
-            return
-        path = Path(self.trainer.resumed_from) / self.filename
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"To resume with `streaming: true`, the checkpoint must hold the place of the stream. There is no "
-                f"{path}. Resume with the data settings that it was written with."
-            )
-        saved = json.loads(path.read_text())
-        expected = self._place(args, state)
-        if saved["items"] != expected["items"]:
-            raise ValueError(
-                f"A stream goes on with the batches it had. After {state.global_step} steps its workers had given "
-                f"{saved['items']} items, and with these settings it were {expected['items']}. Set "
-                f"`per_device_train_batch_size`, `gradient_accumulation_steps` and `dataloader_num_workers` back."
-            )
-        self.stream.load_state_dict(saved)
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / self.filename).write_text(json.dumps(self._place(args, state)))
-
-
-class CompleteCallback(TrainerCallback):
-    """
-    Adds the processor to a checkpoint, marks it as complete after every process wrote its part, and only then deletes
-    older ones.
-
-    Args:
-        trainer: whose processes are waited for.
-        number: of complete checkpoints to keep; `None` keeps all.
-    """
-
-    def __init__(self, trainer: "Blip3oTrainer", number: int | None):
-        self.trainer = trainer
-        self.number = number
-
-    def on_save(self, args, state, control, **kwargs):
-        self.trainer.accelerator.wait_for_everyone()
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            if self.trainer.stage.processor is not None:
-                self.trainer.stage.processor.save_pretrained(folder)
-            mark_complete(folder)
-            keep_newest(args.output_dir, self.number)
-
-
-class TimeCallback(TrainerCallback):
-    """
-    Counts the wall and CPU time of a run, interruptions left out: every checkpoint holds what it took to get there.
-
-    Args:
-        trainer: whose `resumed_from` is the checkpoint to go on from.
-    """
-
-    filename = "time.json"
-
-    def __init__(self, trainer: "Blip3oTrainer"):
-        self.trainer = trainer
-        self.before = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
-        self.began = (time.perf_counter(), time.process_time())
-
-    @property
-    def spent(self) -> dict[str, float]:
-        """Seconds since the beginning of the run, those before an interruption included."""
-        now = time.perf_counter(), time.process_time()
-        return {name: before + now[i] - self.began[i] for i, (name, before) in enumerate(self.before.items())}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        path = Path(self.trainer.resumed_from or "", self.filename)
-        if self.trainer.resumed_from is not None and path.is_file():
-            self.before = json.loads(path.read_text())
-        self.began = (time.perf_counter(), time.process_time())
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / self.filename).write_text(json.dumps(self.spent))
-
-
-class SpikeCallback(TrainerCallback):
-    """
-    Leaves out updates with gradients that are not finite, or far larger than usual.
-
-    DeepSpeed owns gradients and updates, and leaves out by itself those that are not finite; these are counted here.
-
-    Args:
-        trainer: whose `gradient_norm` is that of the coming update.
-        factor: how many times the median of the last 100 norms is too large; `None` for no limit.
-        max_skipped: stop after so many updates in a row were left out.
-    """
-
-    def __init__(self, trainer: "Blip3oTrainer", factor: float | None, max_skipped: int):
-        self.trainer = trainer
-        self.factor = factor
-        self.max_skipped = max_skipped
-        self.norms: deque[float] = deque(maxlen=100)
-        self.skipped = 0
-        self.in_a_row = 0
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        norm = self.trainer.gradient_norm
-        if norm is None:
-            return
-        if self.trainer.is_deepspeed_enabled:
-            is_left_out = self.trainer.accelerator.optimizer_step_was_skipped
-        else:
-            is_spike = self.factor is not None and len(self.norms) >= 10 and norm > self.factor * median(self.norms)
-            is_left_out = is_spike or not math.isfinite(norm)
-        if not is_left_out:
-            self.norms.append(norm)
-            self.in_a_row = 0
-            return
-        self.skipped += 1
-        self.in_a_row += 1
-        for parameter in self.trainer.model.parameters():
-            parameter.grad = None
-        logger.warning(f"Step {state.global_step + 1} is left out: its gradient norm is {norm}.")
-        if self.in_a_row >= self.max_skipped:
-            raise RuntimeError(
-                f"Training needs finite gradients of a usual size. {self.in_a_row} updates in a row had none, the "
-                f"last at step {state.global_step + 1} with a norm of {norm}. Lower the learning rate, check the "
-                f"data, and resume from the last checkpoint."
-            )
-
-
-class HistoryCallback(TrainerCallback):
-    """Hands the log history to a function whenever something was logged."""
-
-    def __init__(self, show: Callable[[list[dict]], None]):
-        self.show = show
-
-    def on_log(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.show(state.log_history)
-
-
-class EvaluationCallback(TrainerCallback):
-    """Run the stage's own evaluation every `evaluation_steps` steps, on the averaged weights where there are any."""
-
-    def __init__(self, trainer: "Blip3oTrainer", evaluate: Evaluator):
-        self.trainer = trainer
-        self.evaluate = evaluate
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.evaluation_steps and state.global_step % args.evaluation_steps == 0:
-            self.trainer.run_evaluation(self.evaluate)
-
-
 class Blip3oTrainer(Trainer):
     """
-    [`Trainer`] for any stage of a BLIP3-o.
+    [`Trainer`] for BLIP3-o, called as those of transformers and TRL are.
 
     Args:
-        stage ([`~training.stages.Stage`]): what is built, trained and saved.
-        kwargs: further arguments of [`Trainer`].
+        model: to train, or the name, folder or Hub id to load it from.
+        args ([`Blip3oTrainingArguments`] or `TrainingArguments`, *optional*): what trains, and how. By default in the
+            folder `NAME-TASK`.
+        train_dataset: of `datasets`, with `image` and `caption` (or `text`), or the other columns of docs/data.md; or
+            the folder, file or Hub name of a source; or a recipe's section `data`; or any PyTorch dataset of such rows
+            or of [`~data.records.Record`].
+        eval_dataset: the same, of held-out data, or a dictionary of several. `evaluate` gives its losses.
+        processing_class ([`Blip3oProcessor`], *optional*): of the model; by default that of its repository.
+        target_encoder (*optional*): a folder or Hub id, a vision tower, or a
+            [`~models.target_encoder.TargetEncoder`]; by default that of the model's repository. Not needed with
+            `args.feature_cache`.
+        decoder (*optional*): folder of a decoder, or one, for a model whose repository has none. It draws, and is
+            saved with the model.
+        data_collator (*optional*): makes batches of what the dataset gives; by default the task does.
+        peft_config (*optional*): of PEFT, such as [`~models.adapters.lora_config`] makes. The model stays as it is,
+            and adapters train.
+        task: `"generation"`, `"joint"`, `"understanding"` or `"decoder"`, or an object of `training.tasks`.
+        pipeline_settings: of the pipeline that is saved, such as `{"default_guidance_scale": 2.0}`.
+        callbacks, optimizers, kwargs: as in transformers.
+
+    Raises:
+        TypeError, ValueError: when parts do not belong together, nothing would train, or a dataset has no captions.
+
+    Example:
+
+    ```python
+    >>> from datasets import load_dataset
+    >>> from blip3o_hf import Blip3oTrainer
+
+    >>> dataset = load_dataset("imagefolder", data_dir="photos", split="train")  # doctest: +SKIP
+    >>> trainer = Blip3oTrainer("blip3o-tiny", train_dataset=dataset)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+
+    ```
     """
 
-    def __init__(self, stage: Stage, **kwargs):
-        self.stage = stage
-        stage.arguments.check_global_batch_size()
-        join_processes(stage.arguments)
-        set_seed(stage.arguments.seed)
-        model = stage.build()
-        match_partitioned(model, stage.arguments.device)
+    def __init__(
+        self,
+        model: torch.nn.Module | str | os.PathLike,
+        args: TrainingArguments | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Blip3oProcessor | None = None,
+        target_encoder: EncoderInput = None,
+        decoder: str | os.PathLike | torch.nn.Module | None = None,
+        data_collator: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
+        peft_config: PeftConfig | None = None,
+        task: str | Task = "generation",
+        pipeline_settings: dict[str, Any] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        **kwargs,
+    ):
+        self.task = task = build_task(task)
+        name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
+        args = Blip3oTrainingArguments(f"{Path(name).name}-{task.name}") if args is None else args
+        args = Blip3oTrainingArguments.of(args)
+        args.check_global_batch_size()
+        join_processes(args)
+        set_seed(args.seed)
+        self.source: str | None = None
+        if isinstance(model, str | os.PathLike):
+            self.source = resolve_model(name)
+            model, own_processor = task.load(self.source, args)
+            processing_class = own_processor if processing_class is None else processing_class
+        elif processing_class is None and task.reads_prompts:
+            processing_class = _processor_of(model)
+        self.source = getattr(model, "name_or_path", "") if self.source is None else self.source
+        self.encoder_arguments = (target_encoder, self.source, task.feature_size(model, self.source), args)
+        encoder = load_encoder(*self.encoder_arguments) if task.needs_encoder(args) else None
+        if encoder is None and args.feature_cache is not None:
+            check_cached_targets(*self.encoder_arguments)
+        self.decoder, self.given_dataset = decoder, train_dataset
+        self.pipeline_settings = pipeline_settings or {}
+        model = task.setup(model, processing_class, encoder, args, peft_config)
+        match_partitioned(model, args.device)
         super().__init__(
             model=model,
-            args=stage.arguments,
-            train_dataset=stage.dataset(),
-            data_collator=stage.collate,
+            args=args,
+            train_dataset=None if train_dataset is None else task.open(train_dataset, "train_dataset"),
+            eval_dataset=_open_evaluation(task, eval_dataset),
+            data_collator=task if data_collator is None else data_collator,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
             **kwargs,
         )
         check_engine(self.args, self.accelerator.distributed_type)
         self.model_accepts_loss_kwargs = False
-        for part in stage.frozen_parts:
+        for part in task.frozen_parts:
             part.to(self.args.device)
+        self.recipe: Recipe | None = None
+        self.data: TrainingData | None = None  # of the recipe
+        self.evaluators: list[Evaluator] = []
         self.resumed_from: str | Path | None = None
+        self.written: Path | None = None  # the last repository of this run
+        self._pipeline: Blip3oPipeline | None = None
+        self._writes_result = False
+        self._add_own_callbacks()
+        self.clock: tuple[float, int] | None = None
+        self.gradient_norm: float | None = None
+        self.step_so_far = (-1, 0)  # step, and its batches that this process has seen
+        self.what_trains = trainable_summary(model)
+        logger.info(f"What trains:\n{self.what_trains}")
+        if self.args.compile_transformer:
+            self.unwrapped_model.transformer.compile()
+
+    def _add_own_callbacks(self) -> None:
         self.average: AverageCallback | None = None
         if self.args.ema_decay is not None:
             self.average = AverageCallback(self, self.args.ema_decay)
@@ -350,21 +199,283 @@ class Blip3oTrainer(Trainer):
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
         self.add_callback(CompleteCallback(self, number))
         self.add_callback(SpikeCallback(self, self.args.spike_factor, self.args.max_skipped_steps))
-        self.clock: tuple[float, int] | None = None
-        self.gradient_norm: float | None = None
-        self.step_so_far = (-1, 0)  # step, and its batches that this process has seen
-        self.what_trains = trainable_summary(model)
-        logger.info(f"What trains:\n{self.what_trains}")
-        if self.args.compile_transformer:
-            model.transformer.compile()
+        self.add_callback(EvaluationCallback(self))
+
+    # What the model is a part of
+
+    @property
+    def unwrapped_model(self) -> torch.nn.Module:
+        """The model, without what an engine put around it; with PEFT's layers where it has any."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def writes_repository(self) -> bool:
+        """Whether what is saved is a whole repository that draws."""
+        return self.task.draws and not isinstance(self.unwrapped_model, PeftModel)
+
+    @property
+    def samples_folder(self) -> Path:
+        """Where pictures of the run are written."""
+        return Path(self.args.output_dir if self.recipe is None else self.recipe.output_dir)
+
+    def pipeline(self) -> Blip3oPipeline:
+        """The pipeline around the model as it is, with the decoder and settings of its repository or those given."""
+        if not self.task.draws:
+            raise ValueError(
+                f"Only a BLIP3-o draws. The task {self.task.name!r} trains no such model. Train with 'generation' or "
+                f"'joint'."
+            )
+        if self._pipeline is None:
+            dtype = FROZEN_DTYPES[self.args.frozen_dtype]
+            with whole_weights(self.args), torch.random.fork_rng():
+                self._pipeline = assemble_pipeline(
+                    self.unwrapped_model, self.processing_class, self.decoder, self.pipeline_settings, dtype
+                )
+            for name, part in self._pipeline.components.items():
+                if isinstance(part, torch.nn.Module) and name != "model":
+                    part.to(self.args.device)
+        return self._pipeline
+
+    def target_encoder(self) -> TargetEncoder:
+        """The target encoder, also where a cache took its place in training."""
+        if self.task.target_encoder is None:
+            self.task.target_encoder = load_encoder(*self.encoder_arguments)
+        return self.task.target_encoder
+
+    # Evaluation
 
     def evaluate_with(self, evaluate: Evaluator) -> None:
-        """
-        Call `evaluate` with the model and the step every `evaluation_steps` steps, and log what it returns.
+        """Call `evaluate` at every evaluation, and log what it returns; a picture `samples` is written, too."""
+        self.evaluators.append(evaluate)
 
-        A callable, because sampling needs a pipeline and training knows none.
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether there is something to evaluate with."""
+        return bool(self.evaluators) or self.eval_dataset is not None
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        """Within the block, the model is whole, averaged where an average is kept, and in evaluation mode."""
+        was_training = self.model.training
+        self.model.eval()
+        eager = torch.compiler.set_stance("force_eager")
+        with self.averaged(), whole_model(self.model, self.accelerator), torch.no_grad(), eager:
+            yield self.unwrapped_model
+        self.model.train(was_training)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """
-        self.add_callback(EvaluationCallback(self, evaluate))
+        Losses of held-out records, always on the same noise, and what the functions of `evaluate_with` return.
+        Pictures among it go to the trackers.
+
+        Args:
+            eval_dataset: by default that of the Trainer; several in a dictionary are told apart by their names.
+            ignore_keys: without effect.
+            metric_key_prefix: before the names.
+
+        Raises:
+            ValueError: when there is neither a dataset nor a function.
+        """
+        datasets = self.eval_dataset if eval_dataset is None else _open_evaluation(self.task, eval_dataset)
+        if datasets is None and not self.evaluators:
+            raise ValueError("An evaluation needs held-out data. There is none. Pass `eval_dataset`.")
+        named = datasets if isinstance(datasets, dict) else {"": datasets}
+        values: dict[str, float | Image.Image] = {}
+        with self.evaluating() as model:
+            for name, dataset in named.items():
+                losses = {} if dataset is None else self.task.validate(model, dataset)
+                values |= {f"{name}_{key}" if name else key: value for key, value in losses.items()}
+            for evaluate in self.evaluators if eval_dataset is None else ():
+                values |= evaluate(self)
+        pictures = {name: value for name, value in values.items() if isinstance(value, Image.Image)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if name not in pictures}
+        self.log(metrics)
+        if self.is_world_process_zero():
+            for name, picture in pictures.items():
+                self._track_picture(f"{metric_key_prefix}/{name}", picture)
+                if name == "samples":
+                    save_samples(picture, self.samples_folder, self.state.global_step)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def draw(self, prompts: Sequence[str], folder: str | os.PathLike | None = None) -> Image.Image:
+        """
+        Draw prompts with the model as it is, on the same noise every time: a sheet, written as `samples-STEP.png`, and
+        sent to the trackers.
+
+        Args:
+            prompts: one picture each.
+            folder: where to; by default the run's.
+        """
+        with self.evaluating():
+            sheet = self.sheet(prompts)
+        if self.is_world_process_zero():
+            save_samples(sheet, folder or self.samples_folder, self.state.global_step)
+            self._track_picture("samples", sheet)
+        return sheet
+
+    def sheet(self, prompts: Sequence[str]) -> Image.Image:
+        """A sheet of what prompts give, on the same noise every time."""
+        return draw_prompts(self.pipeline(), prompts)
+
+    # What is saved
+
+    @property
+    def origin(self) -> Origin:
+        """What the card of the result says of how it came to be."""
+        return origin_of(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Write the result: a whole repository with pipeline, target encoder, card and samples; of other tasks, and of
+        adapters, the part that trained with its card. With `ema_decay`, the averaged weights.
+
+        Args:
+            output_dir: by default that of the arguments.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        self._write_result(output_dir)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
+
+    def _write_result(self, folder: str | None) -> None:
+        self._writes_result = True
+        try:
+            with self.averaged():
+                super().save_model(folder, _internal_call=True)
+        finally:
+            self._writes_result = False
+
+    def _save(self, output_dir=None, state_dict=None):
+        """A checkpoint of what is not the result itself, such as a model with heads for training alone, is plain."""
+        weights = None if state_dict is None else self._untied(state_dict)
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        is_adapter = isinstance(self.unwrapped_model, PeftModel)
+        if not (self._writes_result or self.writes_repository or is_adapter):
+            super()._save(output_dir, weights)
+        elif self.args.should_save:
+            if self.writes_repository:
+                write_repository(self, folder, weights, self._earlier_repository())
+                self.written = folder
+            else:
+                write_part(self, folder, weights)
+
+    def _earlier_repository(self) -> Path | None:
+        for folder in (self.written, self.resumed_from and Path(self.resumed_from)):
+            if folder is not None and Path(folder, "model_index.json").is_file():
+                return Path(folder)
+        return None
+
+    def save_result(self) -> Path:
+        """
+        Write what a recipe's run leaves in its `output_dir`, by one process for all, and return that folder: the part
+        that trained, and in `pipeline/` the whole repository where it draws.
+        """
+        folder = self.samples_folder
+        with self.averaged():
+            weights = self.accelerator.get_state_dict(self.model_wrapped)  # of the first process alone under ZeRO-3
+            if self.is_world_process_zero():
+                weights = self._untied(weights)
+                write_part(self, folder, weights)
+                if self.writes_repository:
+                    write_repository(self, folder / "pipeline", weights, self._earlier_repository())
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset_tags: str | list[str] | None = None,
+        folder: str | os.PathLike | None = None,
+    ) -> None:
+        """
+        Write the card of what `save_model` wrote; the text of a card that a person wrote is kept.
+
+        Args:
+            language, license, tags, finetuned_from, dataset_tags: for its front matter.
+            model_name: of the repository.
+            folder: that was written to; by default `output_dir`.
+
+        Raises:
+            FileNotFoundError: when nothing was saved there.
+        """
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir if folder is None else folder)
+        picture = "samples.png" if (folder / "samples.png").is_file() else None
+        card = write_card(folder, self.origin, name=model_name, picture=picture)
+        fields = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags}
+        if tags is not None:
+            fields["tags"] = [tags] if isinstance(tags, str) else list(tags)
+        update_card(card, **fields)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """The repository is made by the first push, after all checks."""
+        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Only results are pushed: what is half trained has no card that says so."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> str | None:
+        """
+        Save the result and push it, under the checks of `blip3o-hf push`.
+
+        Args:
+            commit_message, token, private: as in transformers.
+            blocking: a push in the background is not offered.
+            revision: only the main branch is pushed to; see `blip3o-hf push --revision`.
+            kwargs: for the card, as in `create_model_card`: above all `license`.
+
+        Returns:
+            `str`: the url of the commit; `None` in other processes than the first.
+
+        Raises:
+            ValueError: when no licence is stated, or the folder must not be shared. Nothing is sent.
+            PushError: when the Hub did not take it.
+        """
+        if not blocking or revision is not None:
+            raise ValueError(
+                "A push is checked, and takes the main branch. Got blocking=False or a `revision`. Save the model, "
+                "and run `blip3o-hf push FOLDER NAME --revision BRANCH`."
+            )
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        card = Path(self.args.output_dir, CARD)
+        card.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=card.parent, prefix=".push-") as place:
+            folder = Path(place, self.hub_model_id.rpartition("/")[2])
+            folder.mkdir()
+            if card.is_file():
+                shutil.copyfile(card, folder / CARD)
+            self._write_result(str(folder))
+            if not self.is_world_process_zero():
+                return None
+            self.create_model_card(folder=folder, **kwargs)
+            if "/" in self.hub_model_id:
+                update_card(folder / CARD, name=self.hub_model_id)
+            return push_saved(
+                folder,
+                self.hub_model_id,
+                private=self.args.hub_private_repo if private is None else private,
+                commit_message=commit_message,
+                token=token or self.args.hub_token,
+            )
 
     def on_log_history(self, show: Callable[[list[dict]], None]) -> None:
         """Call `show` with the log history whenever something was logged."""
@@ -377,9 +488,6 @@ class Blip3oTrainer(Trainer):
             self.model.load_state_dict(saved.state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, None if state_dict is None else self._untied(state_dict))
 
     def _untied(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tied weights once: DeepSpeed gathers copies, in which `save_pretrained` cannot see that they are tied."""
@@ -417,8 +525,10 @@ class Blip3oTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
-            delete_partial(self.stage.recipe.output_dir)
+            delete_partial(self.samples_folder)
             delete_incomplete(self.args.output_dir)
+            if self.args.feature_cache is None:
+                warn_of_overlap(self.train_dataset, self.eval_dataset)
         self.accelerator.wait_for_everyone()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -460,7 +570,7 @@ class Blip3oTrainer(Trainer):
         return [seeded_generator(self.args.seed, step, first + index) for index in range(size)]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = self.stage.loss(model, dict(inputs), self._example_generators())
+        loss = self.task.loss(model, dict(inputs), self._example_generators())
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -478,21 +588,6 @@ class Blip3oTrainer(Trainer):
         is_kept = self.average is not None and self.average.num_updates > 0
         return self.average.applied() if is_kept else contextlib.nullcontext()
 
-    def run_evaluation(self, evaluate: Evaluator) -> None:
-        """Evaluate the (averaged) model and log what comes back: numbers under `eval_`, pictures where trackers show
-        them."""
-        was_training = self.model.training
-        self.model.eval()
-        eager = torch.compiler.set_stance("force_eager")
-        with self.averaged(), whole_model(self.model, self.accelerator), torch.no_grad(), eager:
-            metrics = {**self.stage.validate(self.model), **evaluate(self.model, self.state.global_step)}
-        self.model.train(was_training)
-        pictures = {name: value for name, value in metrics.items() if isinstance(value, Image.Image)}
-        self.log({f"eval_{name}": value for name, value in metrics.items() if name not in pictures})
-        if self.is_world_process_zero():
-            for name, picture in pictures.items():
-                self._track_picture(f"eval/{name}", picture)
-
     def _track_picture(self, name: str, picture: Image.Image) -> None:
         """Hand a picture to TensorBoard and to Weights & Biases, where the run reports to them."""
         step = self.state.global_step
@@ -505,26 +600,22 @@ class Blip3oTrainer(Trainer):
 
                 wandb.log({name: wandb.Image(picture), "train/global_step": step})
 
-    @property
-    def origin(self) -> Origin:
-        """What the card of the result says of how it came to be."""
-        return origin_of(self.stage, self.state.global_step, self.what_trains)
 
-    def save_result(self) -> Path:
-        """
-        Write the trained part and its card to the recipe's `output_dir`, by one process for all, and return that
-        folder. A card that a person wrote there is kept.
-        """
-        folder = Path(self.stage.recipe.output_dir)
-        with self.averaged():
-            weights = self.accelerator.get_state_dict(self.model_wrapped)
-            if self.is_world_process_zero():
-                folder.mkdir(parents=True, exist_ok=True)
-                card = folder / CARD
-                before = card.read_bytes() if card.exists() else None
-                self.stage.save(self.accelerator.unwrap_model(self.model), folder, self._untied(weights))
-                if before is not None:  # PEFT changes a card that is there, and else leaves one of its own
-                    card.write_bytes(before)
-                write_card(folder, self.origin, replace=before is None)
-        self.accelerator.wait_for_everyone()
-        return folder
+def _processor_of(model: torch.nn.Module) -> Blip3oProcessor:
+    """That of the repository that a model was loaded from."""
+    source = getattr(model, "name_or_path", "")
+    if not source:
+        raise ValueError(
+            "Prompts need the model's processor. This model was not loaded from a repository that has one. Pass "
+            "`processing_class=Blip3oProcessor.from_pretrained(...)`."
+        )
+    return Blip3oProcessor.from_pretrained(source)
+
+
+def _open_evaluation(task: Task, dataset: Any) -> Any:
+    """One dataset of records, or several by their names."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping) and not task.is_dataset(dataset):
+        return {name: task.open(held_out, f"eval_dataset[{name!r}]") for name, held_out in dataset.items()}
+    return task.open(dataset, "eval_dataset")

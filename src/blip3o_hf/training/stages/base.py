@@ -1,34 +1,32 @@
 """What every stage has in common."""
 
-from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from diffusers import AutoencoderKL
+from peft import PeftConfig
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
-from transformers import PreTrainedModel
+from transformers import set_seed
 
 from ...assets import resolve_model
-from ...data.mixture import MIXTURE_KEYS, open_mixture
-from ...data.records import Record
+from ...evaluation.benchmark import Benchmark, Scores
 from ...models.processing_blip3o import Blip3oProcessor
-from ...names import check_keys
-from ...shapes.dataset import ShapesDataset
-from ...shapes.tasks import ShapesPictures
+from ...names import check_keys, find_class
+from ..distributed import join_processes
+from ..inputs import EncoderInput
 from ..recipes import Recipe
+from ..tasks import Task
+from ..trainer import Blip3oTrainer
+from ..training_data import open_training_data
+
+EVALUATION_KEYS = ("prompts", "sources", "benchmark")
 
 
 class Stage:
     """
-    Base of all stages.
+    Base of all stages: a recipe, checked, and the [`~training.trainer.Blip3oTrainer`] that it describes.
 
-    A stage reads a recipe, builds the module to train (`build`), turns records into batches (`collate`), computes
-    the loss (`loss`), and writes the trained part (`save`). Parameters with `requires_grad` train; nothing else does.
-
-    Its records are those of `data.sources`, as `data.mixture.open_mixture` reads them, or else of the tiny world.
+    A stage of one's own is named in a recipe as `stage: module:Class`. It has its keys, `build` and `task`, and more
+    where it needs to.
     """
 
     name: ClassVar[str]
@@ -37,31 +35,32 @@ class Stage:
     model_keys: ClassVar[tuple[str, ...]] = ()
     size_keys: ClassVar[tuple[str, ...]] = ()
     """Those of `model_keys` that a model has from its start."""
-    world_keys: ClassVar[tuple[str, ...]] = ("length", "seed", "long_caption_rate", "natural_rate", "family_weights")
-    source_keys: ClassVar[tuple[str, ...]] = MIXTURE_KEYS
+    data_keys: ClassVar[tuple[str, ...]] = ()
+    """Of the section `data`, what the stage itself reads."""
+    use: ClassVar[str] = "images"
+    """What it learns from, as in [`~training.training_data.TrainingData.check`]."""
+    scores: ClassVar[tuple[str, ...]] = ()
+    """What it is scored by: names of methods of [`~evaluation.benchmark.Benchmark`]."""
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
-    num_questions: ClassVar[int] = 0
-    encoder: PreTrainedModel | AutoencoderKL | None = None
-    """The frozen target encoder, where a stage has one."""
-    processor: Blip3oProcessor | None = None
-    """What prepares prompts for the model, where it reads any; every checkpoint holds it."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.where = recipe.source or "the recipe"
-        check_keys(recipe.inputs, (*self.inputs, *self.optional_inputs), f"section 'inputs' of {self.where}")
-        check_keys(recipe.model, self.model_keys, f"section 'model' of {self.where}")
-        data_keys = self.world_keys if self.is_world else self.source_keys
-        check_keys(recipe.data, data_keys, f"section 'data' of {self.where}")
-        check_keys(recipe.evaluation, self.evaluation_keys, f"section 'evaluation' of {self.where}")
+        self.recipe_name = recipe.source or "the recipe"
+        check_keys(recipe.inputs, (*self.inputs, *self.optional_inputs), f"section 'inputs' of {self.recipe_name}")
+        check_keys(recipe.model, self.model_keys, f"section 'model' of {self.recipe_name}")
+        settings = {key: value for key, value in recipe.data.items() if key not in self.data_keys}
+        held_out = recipe.evaluation.get("sources", ())
+        self.data = open_training_data(settings, self.use, self.recipe_name, held_out)
+        self.benchmark = self._benchmark()
         for name in self.inputs:
             if name not in recipe.inputs:
                 raise ValueError(
-                    f"Stage '{self.name}' starts from the folder '{name}'. {self.where} names none. Add it to "
+                    f"Stage '{self.name}' starts from the folder '{name}'. {self.recipe_name} names none. Add it to "
                     f"'inputs'."
                 )
         self.folders = {name: self._find(name, given) for name, given in recipe.inputs.items()}
         self.arguments = recipe.training_arguments()
+        self.data.max_length = self.arguments.max_length
 
     def _find(self, name: str, given: str) -> str:
         try:
@@ -72,73 +71,92 @@ class Stage:
                 f"writes it first, or name a Hub repository."
             ) from error
 
-    def _dtype(self, name: str) -> torch.dtype:
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-        check_keys([name], dtypes, f"key 'model.frozen_dtype' of {self.where}")
-        return dtypes[name]
-
-    @property
-    def frozen_parts(self) -> list[nn.Module]:
-        """Models outside the one that trains; the Trainer puts them on the training device."""
-        return [] if self.encoder is None else [self.encoder]
-
-    @property
-    def is_world(self) -> bool:
-        """Whether the records are the tiny world's."""
-        return "sources" not in self.recipe.data
+    def _benchmark(self) -> Benchmark | None:
+        """That of the recipe, or else of its data."""
+        given = self.recipe.evaluation.get("benchmark", self.data.benchmark if self.scores else None)
+        kind = given and find_class(given, {}, f"key 'evaluation.benchmark' of {self.recipe_name}")
+        own = tuple(dict.fromkeys(key for score in self.scores for key in kind.keys.get(score, ()))) if kind else ()
+        known = (*EVALUATION_KEYS, *self.evaluation_keys, *own)
+        check_keys(self.recipe.evaluation, known, f"section 'evaluation' of {self.recipe_name}")
+        return (
+            kind({key: self.recipe.evaluation[key] for key in own if key in self.recipe.evaluation}) if kind else None
+        )
 
     def _check_sizes_kept(self, part: str, start: str) -> None:
         """What goes on from `inputs.model` has its sizes; only one that begins on `inputs.<start>` chooses them."""
         for key in self.recipe.model:
             if "model" in self.recipe.inputs and key in self.size_keys:
                 raise ValueError(
-                    f"A {part} that is trained further keeps its sizes. {self.where} sets 'model.{key}' and "
+                    f"A {part} that is trained further keeps its sizes. {self.recipe_name} sets 'model.{key}' and "
                     f"'inputs.model'. Leave it out, or start from 'inputs.{start}'."
                 )
 
     def _check_config(self, given: dict[str, Any], config_class: type, section: str) -> None:
         """Settings of a library's config class are checked here: the class itself would take any key."""
         known = {field.name for field in fields(config_class)}
-        check_keys(given, known, f"section '{section}' of {self.where}")
+        check_keys(given, known, f"section '{section}' of {self.recipe_name}")
 
-    def build(self) -> nn.Module:
+    def _given(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """Of the section `model`, what it has of these keys."""
+        return {key: self.recipe.model[key] for key in keys if key in self.recipe.model}
+
+    # What the Trainer is made of
+
+    def build(self) -> tuple[nn.Module, Blip3oProcessor | None]:
+        """The model to train, and its processor where it reads prompts."""
         raise NotImplementedError
 
-    def scenes(self) -> ShapesDataset:
-        """The tiny world that the recipe describes."""
-        known = (*Stage.world_keys, "question_weights", "num_questions")
-        settings = {key: value for key, value in self.recipe.data.items() if key in known}
-        return ShapesDataset(**{"num_questions": self.num_questions, **settings})
-
-    def dataset(self) -> Dataset | IterableDataset:
-        """The records to learn from: captions and images, unless a stage says otherwise."""
-        return ShapesPictures(self.scenes()) if self.is_world else open_mixture(self.recipe.data)
-
-    def collate(self, records: Sequence[Record]) -> dict[str, Any]:
+    def task(self) -> Task:
+        """What is learned."""
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """
-        The loss of a batch.
+    def target_encoder(self) -> EncoderInput:
+        """As the Trainer takes it; `None` for that of the model's repository."""
+        return self.folders.get("encoder")
 
-        Args:
-            model: what `build` returned, wrapped for several processes where there are.
-            batch: what `collate` returned.
-            generators: at least one for each record, to draw what is random about it.
-        """
-        raise NotImplementedError
+    def datasets(self, task: Task, processor: Blip3oProcessor | None) -> tuple[Any, Any]:
+        """To train on, and to evaluate with or `None`."""
+        return self.data.pictures(), self.data.held_out_pictures() if self.data.held_out else None
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Losses on held-out records, the same ones and without chance at every call; none by default."""
+    def peft_config(self, model: nn.Module) -> PeftConfig | None:
+        """Of adapters, where these train in the model's place."""
+        return None
+
+    def pipeline_settings(self) -> dict[str, Any]:
+        """Defaults that are saved with the pipeline."""
         return {}
 
-    def save(self, model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """
-        Write the trained part.
+    def score(self, trainer: Blip3oTrainer) -> Scores:
+        """What the benchmark says of the model as it is."""
+        return {}
 
-        Args:
-            model: what `build` returned.
-            folder: where to.
-            weights: the model's state dict; its own by default, which may hold partitions of them only.
+    def trainer(self) -> Blip3oTrainer:
         """
-        raise NotImplementedError
+        The Trainer that the recipe describes.
+
+        Raises:
+            ValueError, FileNotFoundError: when parts do not belong together or are missing.
+        """
+        join_processes(self.arguments)
+        set_seed(self.arguments.seed)
+        model, processor = self.build()
+        task = self.task()
+        train_dataset, eval_dataset = self.datasets(task, processor)
+        trainer = Blip3oTrainer(
+            model,
+            self.arguments,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            target_encoder=self.target_encoder(),
+            decoder=self.folders.get("decoder"),
+            peft_config=self.peft_config(model),
+            task=task,
+            pipeline_settings=self.pipeline_settings(),
+        )
+        trainer.recipe, trainer.data = self.recipe, self.data
+        if "prompts" in self.recipe.evaluation:
+            trainer.evaluate_with(lambda trainer: {"samples": trainer.sheet(self.recipe.evaluation["prompts"])})
+        elif self.benchmark is not None:
+            trainer.evaluate_with(self.score)
+        return trainer

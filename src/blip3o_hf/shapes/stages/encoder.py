@@ -1,5 +1,7 @@
 """The stage `encoder`: a target encoder for the tiny world, where a published one would be out of place."""
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,9 +10,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ...data.records import targets
 from ...models.target_encoder import crop, normalize
-from ...shapes.dataset import ShapesDataset
-from ..tokenizers import train_tokenizer
-from .base import Stage
+from ...training.stages.base import Stage
+from ...training.tasks.base import Task
+from ...training.tokenizers import train_tokenizer
+from ..dataset import ShapesDataset
 
 # Small, so that places do not take all the room in the features.
 PLACE_WEIGHT = 0.1
@@ -43,42 +46,23 @@ class PatchCLIPModel(CLIPModel):
         return pixel_loss + PLACE_WEIGHT * F.cross_entropy(logits, places.flatten(), label_smoothing=PLACE_SMOOTHING)
 
 
-class EncoderStage(Stage):
+class EncoderTask(Task):
     """
-    A CLIP-style encoder from nothing: image and caption towers, contrastive loss. Leaves the image tower.
+    Contrastive loss of images and captions, and what each patch feature keeps of its patch.
 
-    Captions ask little of the patch features, which are what the model learns to generate and the backbone to read: a
-    small CLIP forgets where a patch stands, and what exactly it shows. `model.patch_weight` weighs a loss by which
-    each feature keeps the pixels and the place of its patch.
+    Args:
+        tokenizer: of the captions.
+        image_processor: of the images.
+        patch_weight: of the second loss.
     """
 
     name = "encoder"
-    model_keys = ("vision", "text", "projection_dim", "patch_weight")
+    reads_prompts = False
 
-    def build(self):
-        vision, text = self.recipe.model["vision"], self.recipe.model["text"]
-        self._check_config(vision, CLIPVisionConfig, "model.vision")
-        self._check_config(text, CLIPTextConfig, "model.text")
-        self.patch_weight = self.recipe.model.get("patch_weight", 0.0)
-        corpus = ShapesDataset(length=2000, seed=1, long_caption_rate=0.5)
-        captions = (corpus[index].caption for index in range(len(corpus)))
-        self.tokenizer = train_tokenizer(captions, 400, text["max_position_embeddings"])
-        config = CLIPConfig(
-            vision_config=vision,
-            text_config={
-                **text,
-                "vocab_size": len(self.tokenizer),
-                "bos_token_id": self.tokenizer.pad_token_id,
-                "eos_token_id": self.tokenizer.eos_token_id,
-                "pad_token_id": self.tokenizer.pad_token_id,
-            },
-            projection_dim=self.recipe.model["projection_dim"],
-        )
-        size = vision["image_size"]
-        self.image_processor = CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-        )
-        return PatchCLIPModel._from_config(config, attn_implementation="eager")
+    def __init__(self, tokenizer, image_processor, patch_weight: float = 0.0):
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.patch_weight = patch_weight
 
     def collate(self, records):
         texts = [record.prompt + self.tokenizer.eos_token for record in records]
@@ -101,3 +85,46 @@ class EncoderStage(Stage):
         tower.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
         tower.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+
+
+class EncoderStage(Stage):
+    """
+    A CLIP-style encoder from nothing: image and caption towers, contrastive loss. Leaves the image tower.
+
+    Captions ask little of the patch features, which are what the model learns to generate and the backbone to read: a
+    small CLIP forgets where a patch stands, and what exactly it shows. `model.patch_weight` weighs a loss by which
+    each feature keeps the pixels and the place of its patch.
+    """
+
+    name = "encoder"
+    model_keys = ("vision", "text", "projection_dim", "patch_weight")
+
+    def build(self):
+        vision, text = self.recipe.model["vision"], self.recipe.model["text"]
+        self._check_config(vision, CLIPVisionConfig, "model.vision")
+        self._check_config(text, CLIPTextConfig, "model.text")
+        config = CLIPConfig(
+            vision_config=vision,
+            text_config={
+                **text,
+                "vocab_size": len(self._tokenizer),
+                "bos_token_id": self._tokenizer.pad_token_id,
+                "eos_token_id": self._tokenizer.eos_token_id,
+                "pad_token_id": self._tokenizer.pad_token_id,
+            },
+            projection_dim=self.recipe.model["projection_dim"],
+        )
+        return PatchCLIPModel._from_config(config, attn_implementation="eager"), None
+
+    @cached_property
+    def _tokenizer(self):
+        corpus = ShapesDataset(length=2000, seed=1, long_caption_rate=0.5)
+        captions = (corpus[index].caption for index in range(len(corpus)))
+        return train_tokenizer(captions, 400, self.recipe.model["text"]["max_position_embeddings"])
+
+    def task(self):
+        size = self.recipe.model["vision"]["image_size"]
+        image_processor = CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+        )
+        return EncoderTask(self._tokenizer, image_processor, self.recipe.model.get("patch_weight", 0.0))

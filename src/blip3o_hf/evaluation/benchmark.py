@@ -1,0 +1,43 @@
+"""What a model is scored by while it trains: the base of all benchmarks that a recipe can name."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch import nn
+
+from ..models.processing_blip3o import Blip3oProcessor
+from ..models.target_encoder import TargetEncoder
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+
+Scores = dict[str, float | Image.Image]
+"""Rates by their names, and under `samples` a sheet of pictures."""
+
+
+class Benchmark:
+    """
+    Base of benchmarks. A recipe names one of one's own as `evaluation.benchmark: module:Class`.
+
+    A class has those methods of which its data can say something; what it has not is not scored.
+
+    Args:
+        settings: the section `evaluation` of the recipe, as far as `keys` names it.
+    """
+
+    keys: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Settings by the method that reads them: `drawing`, `answers`, `decoding`."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        self.settings = dict(settings)
+
+    def drawing(self, pipe: Blip3oPipeline) -> Scores:
+        """Scores of a pipeline that draws."""
+        return {}
+
+    def answers(self, model: nn.Module, processor: Blip3oProcessor) -> Scores:
+        """Scores of a model that answers."""
+        return {}
+
+    def decoding(self, encoder: TargetEncoder, decoder: nn.Module) -> Scores:
+        """Scores of a decoder on the features of its encoder."""
+        return {}

@@ -1,0 +1,99 @@
+"""The tiny world as what a recipe learns from."""
+
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from ..names import check_keys
+from ..training.caching import decode
+from ..training.training_data import TrainingData
+from . import known_texts
+from .conversations import ShapesConversations
+from .dataset import ShapesDataset
+from .tasks import ShapesPictures
+
+SCENE_KEYS = ("length", "seed", "long_caption_rate", "natural_rate", "family_weights")
+QUESTION_KEYS = ("question_weights", "num_questions")
+PICTURE_KEYS = ("edit_rate", "reconstruction_rate", "history_rate", "plan_rate")
+CONVERSATION_KEYS = (
+    "text_rate",
+    "image_plan_rate",
+    "comparison_rate",
+    "request_rate",
+    "check_rate",
+    "history_rate",
+    "labels_images",
+)
+_KEYS = {
+    "images": SCENE_KEYS,
+    "pictures": (*SCENE_KEYS, *PICTURE_KEYS),
+    "conversations": (*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS),
+    "pairs": tuple(dict.fromkeys((*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS, *PICTURE_KEYS))),
+}
+NUM_QUESTIONS = 4
+HELD_OUT = 64
+
+
+class ShapesData(TrainingData):
+    """Scenes drawn by a program, with captions, edits, plans and conversations about them."""
+
+    benchmark: ClassVar[str] = "blip3o_hf.shapes.recipe_benchmark:ShapesBenchmark"
+    language = ("en",)
+    prompt = "two red circles"
+
+    @classmethod
+    def check(cls, settings, use, where):
+        check_keys(settings, _KEYS[use], f"section 'data' of {where}")
+
+    def scenes(self, **more: Any) -> ShapesDataset:
+        """The scenes of the recipe."""
+        keys = (*SCENE_KEYS, *QUESTION_KEYS)
+        return ShapesDataset(**{**{key: self.settings[key] for key in keys if key in self.settings}, **more})
+
+    def pictures(self, complete=decode, processor=None):
+        return self._pictures(self._scenes(0), complete, processor)
+
+    def conversations(self, processor):
+        return self._conversations(self._scenes(NUM_QUESTIONS), processor)
+
+    def held_out_pictures(self, complete=decode, processor=None):
+        return self._pictures(held_out_scenes(), complete, processor)
+
+    def held_out_conversations(self, processor):
+        return self._conversations(held_out_scenes(NUM_QUESTIONS), processor, text_rate=0.0)
+
+    def images(self, number):
+        scenes = ShapesDataset(length=number, seed=2)
+        return (Image.fromarray(scenes[index].image) for index in range(len(scenes)))
+
+    def texts(self):
+        for text in known_texts():
+            yield text
+            yield from text.split()
+            yield from (f" {word}" for word in text.split())
+        records = ShapesPictures(ShapesDataset(length=2000, seed=1, long_caption_rate=0.3), plan_rate=0.5)
+        yield from (records[index].prompt for index in range(len(records)))
+
+    def describe(self):
+        return (
+            "Pictures, captions and questions of the tiny world of coloured shapes, drawn by a program "
+            "(`blip3o_hf.shapes`): no photograph, no text from the web, no output of another model."
+        )
+
+    def _scenes(self, num_questions: int) -> ShapesDataset:
+        return self.scenes(num_questions=self.settings.get("num_questions", num_questions))
+
+    def _pictures(self, scenes: ShapesDataset, complete, processor) -> ShapesPictures:
+        rates = {key: self.settings[key] for key in PICTURE_KEYS if key in self.settings}
+        if processor is not None:  # targets are precomputed without one, and need no words
+            rates["instruction"] = processor.instruction
+        return ShapesPictures(scenes, complete, **rates)
+
+    def _conversations(self, scenes: ShapesDataset, processor, **more: float) -> ShapesConversations:
+        rates = {key: self.settings[key] for key in CONVERSATION_KEYS if key in self.settings}
+        return ShapesConversations(scenes, processor, **{**rates, **more})
+
+
+def held_out_scenes(num_questions: int = 0) -> ShapesDataset:
+    """Scenes that no training sees."""
+    return ShapesDataset(HELD_OUT, seed=3, split="test", num_questions=num_questions)

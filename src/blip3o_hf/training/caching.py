@@ -1,0 +1,133 @@
+"""Which inputs of generation training come from a folder of `blip3o-hf precompute`, and whether they fit."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..data.images import decoded
+from ..data.records import Record
+from ..models.processing_blip3o import Blip3oProcessor
+from ..models.record_check import RecordCheck
+from .arguments import Blip3oTrainingArguments
+from .feature_cache import FeatureCache, differences
+from .fingerprints import condition_fingerprint, encoder_fingerprint
+
+if TYPE_CHECKING:
+    from .tasks.generation import GenerationTask
+
+
+def decode(identity: str, record: Record) -> Record:
+    """What a mixture gives of a record without a cache: the record with its images decoded."""
+    return decoded(record)
+
+
+def checked(processor: Blip3oProcessor, max_length: int | None) -> Callable[[str, Record], Record]:
+    """
+    What a mixture gives of a record that a model is to read: decoded, and looked at for what would fail in a batch.
+
+    Args:
+        processor: of the model.
+        max_length: longest conversation in tokens; by default the tokenizer's.
+    """
+    max_length = processor.tokenizer.model_max_length if max_length is None else max_length
+    return partial(_check, RecordCheck(processor, max_length, reads_images=processor.image_processor is not None))
+
+
+def _check(check: RecordCheck, identity: str, record: Record) -> Record:
+    return check(decoded(record))
+
+
+@dataclass(frozen=True)
+class CachedInputs:
+    """
+    What a run takes from its cache.
+
+    Args:
+        cache: `None` without one.
+        kinds: of [`~training.feature_cache.KINDS`], those that are taken from it.
+    """
+
+    cache: FeatureCache | None = None
+    kinds: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, folder: str | Path | None, has_frozen_conditions: bool = True) -> "CachedInputs":
+        """
+        What the cache in a folder gives. Conditions change while the queries train, and are then computed.
+
+        Raises:
+            ValueError: when it holds conditions alone, and the queries train.
+        """
+        if folder is None:
+            return cls()
+        cache = FeatureCache(folder)
+        kinds = tuple(kind for kind in cache.manifest if kind != "conditions" or has_frozen_conditions)
+        if not kinds:
+            raise ValueError(
+                f"A cache of conditions alone is for frozen queries. The queries train, and {cache.folder} holds "
+                f"nothing else. Let the transformer train alone (`train: [transformer]`), or run `blip3o-hf "
+                f"precompute` on this recipe."
+            )
+        return cls(cache, kinds)
+
+    @property
+    def complete(self) -> Callable[[str, Record], Any]:
+        """What a mixture is to give of a source's identity and a record, as in [`~data.mixture.open_mixture`]."""
+        return partial(self.cache.complete, self.kinds) if self.kinds else decode
+
+    @property
+    def statistics(self) -> dict[str, list[float]]:
+        """
+        Mean and standard deviation of each channel of the cached features.
+
+        Raises:
+            ValueError: when the cache was computed without them.
+        """
+        if "statistics" not in self.cache.manifest["targets"]:
+            raise ValueError(
+                f"With `model.standardize_features`, the cache must hold the statistics of the features. "
+                f"{self.cache.folder} does not. Run `blip3o-hf precompute` on this recipe again."
+            )
+        return self.cache.manifest["targets"]["statistics"]
+
+    def check(self, kind: str, fingerprint: dict[str, Any], where: str) -> None:
+        """
+        Args:
+            kind: that is taken from the cache.
+            fingerprint: of the model in training.
+            where: who asks, in words.
+
+        Raises:
+            ValueError: when the cache is of another model.
+        """
+        if found := differences(self.cache.manifest[kind]["fingerprint"], fingerprint):
+            raise ValueError(
+                f"Cached {kind} must be those of the recipe. {self.cache.folder} does not fit {where}: {found}. "
+                f"Set that back, or run `blip3o-hf precompute` on this recipe with another folder."
+            )
+
+
+def target_fingerprint(
+    encoder_source: tuple[str, str], feature_size: int, arguments: Blip3oTrainingArguments
+) -> dict[str, Any]:
+    """
+    All that target features depend on, beside the images.
+
+    Args:
+        encoder_source: folder and subfolder of the target encoder.
+        feature_size: height and width of the grid.
+        arguments: of the training.
+    """
+    own = {"feature_size": feature_size, "frozen_dtype": f"torch.{arguments.frozen_dtype}"}
+    return {**encoder_fingerprint(*encoder_source), **own}
+
+
+def conditions_fingerprint(task: "GenerationTask", model: nn.Module) -> dict[str, Any]:
+    """All that conditions depend on, beside prompts and input images."""
+    arguments = task.arguments
+    own = {"frozen_dtype": f"torch.{arguments.frozen_dtype}", "mixed precision": arguments.mixed_precision}
+    return {**condition_fingerprint(model, task.processor), **own}

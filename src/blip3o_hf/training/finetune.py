@@ -1,0 +1,174 @@
+"""Fine-tuning in one call: a model's decoder, queries and transformer on one's own images with captions."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..assets import resolve_model
+from ..data.mixture import open_mixture
+from ..files import written_whole
+from ..models.configuration_blip3o import Blip3oConfig
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from .checkpoints import has_complete_checkpoint
+from .recipes import load_recipe
+from .runs import run_recipe
+
+# Small models learn at larger rates, and by Muon. A small backbone knows nothing but its own words, so it learns, too.
+SMALL_MODEL = 50_000_000
+SMALL_SETTINGS = {"learning_rate": 1e-3, "muon_learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+SMALL_MODEL_KEYS = {"train": ["queries", "transformer", "backbone"], "caption_weight": 0.2}
+LARGE_SETTINGS = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
+
+
+def finetune(
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    model: str | os.PathLike = "blip3o-tiny",
+    *,
+    steps: int = 1500,
+    decoder_steps: int = 600,
+    batch_size: int = 32,
+    prompts: Sequence[str] = (),
+    resume: bool = False,
+    data_settings: Mapping[str, Any] | None = None,
+    model_settings: Mapping[str, Any] | None = None,
+    training_settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """
+    Train a model on images with captions; what `blip3o-hf finetune` does. A patch decoder learns the images first.
+
+    Args:
+        data: folder, file or Hub name of images with captions (docs/data.md).
+        output: folder for the recipes and all that they leave.
+        model: packaged name, folder or Hub id to start from.
+        steps: of queries and transformer.
+        decoder_steps: of a patch decoder before that; 0 leaves it as it is.
+        batch_size: images in a step.
+        prompts: to draw after training, on `samples-STEP.png`.
+        resume: go on from the last complete checkpoint.
+        data_settings: of the source, such as `{"prompt_template": "a photo of {folder}"}`.
+        model_settings: of the recipe's section `model`, such as `{"lora": {"rank": 8}}`.
+        training_settings: training arguments.
+
+    Returns:
+        `Path`: of the new pipeline, or with LoRA of the adapters.
+
+    Raises:
+        ValueError, FileNotFoundError: when the data or the model cannot be read; nothing is written then.
+
+    Example:
+
+    ```python
+    >>> from blip3o_hf import Blip3oPipeline, finetune
+
+    >>> folder = finetune("my_images", "runs/mine")  # doctest: +SKIP
+    >>> Blip3oPipeline.from_pretrained(folder)("a red kite").images[0]  # doctest: +SKIP
+
+    ```
+    """
+    output = Path(output)
+    recipes = finetune_recipes(
+        data,
+        output,
+        model,
+        steps=steps,
+        decoder_steps=decoder_steps,
+        batch_size=batch_size,
+        prompts=prompts,
+        data_settings=data_settings,
+        model_settings=model_settings,
+        training_settings=training_settings,
+    )
+    next(iter(open_mixture(recipes["generation"]["data"])))  # what is wrong with the data is said before all else
+    for name, content in recipes.items():
+        path = _write(content, output / f"{name}.yaml")
+        can_resume = resume and has_complete_checkpoint(output / name / "checkpoints")
+        run_recipe(load_recipe(path), resume=can_resume)
+    folder = output / "generation"
+    return folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+
+
+def finetune_recipes(
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    model: str | os.PathLike = "blip3o-tiny",
+    *,
+    steps: int = 1500,
+    decoder_steps: int = 600,
+    batch_size: int = 32,
+    prompts: Sequence[str] = (),
+    data_settings: Mapping[str, Any] | None = None,
+    model_settings: Mapping[str, Any] | None = None,
+    training_settings: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """
+    The recipes that [`finetune`] runs, by the folder below `output` that each one writes.
+
+    Args:
+        data, output, model, steps, decoder_steps, batch_size, prompts, data_settings, model_settings,
+            training_settings: as in [`finetune`].
+    """
+    model, output, folder = os.fspath(model), Path(output), resolve_model(os.fspath(model))
+    mixture = {"seed": 0, "sources": [{"path": os.fspath(data), **(data_settings or {})}]}
+    shared = {
+        "per_device_train_batch_size": batch_size,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": True,
+        "ema_decay": 0.995,
+        "warmup_steps": 50,
+        "logging_steps": 50,
+        "save_steps": 250,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "remove_unused_columns": False,
+    }
+    given, is_small = dict(model_settings or {}), _is_small(folder)
+    model_keys = {**(SMALL_MODEL_KEYS if is_small and "lora" not in given else {}), **given}
+    rates = {**SMALL_SETTINGS, "noise_draws": 2} if is_small else LARGE_SETTINGS
+    if is_small and "backbone" in model_keys.get("train", ()):
+        rates["learning_rates"] = {"backbone": 3e-3}
+    generation = {
+        "stage": "generation",
+        "output_dir": str(output / "generation"),
+        "inputs": {"model": model},
+        "model": model_keys,
+        "data": mixture,
+        "training": {**shared, **rates, "max_steps": steps, **(training_settings or {})},
+        "evaluation": {"prompts": list(prompts)} if prompts else {},
+    }
+    if decoder_steps == 0 or not _has_patch_decoder(folder):
+        return {"generation": generation}
+    decoder = {
+        "stage": "decoder",
+        "output_dir": str(output / "decoder"),
+        "inputs": {"model": model},
+        "model": {"feature_noise": 0.2},
+        "data": mixture,
+        "training": {**shared, **SMALL_SETTINGS, "max_steps": decoder_steps},
+    }
+    generation["inputs"]["decoder"] = decoder["output_dir"]
+    return {"decoder": decoder, "generation": generation}
+
+
+def _has_patch_decoder(model: str) -> bool:
+    config = Path(model, "decoder", "config.json")
+    return config.is_file() and json.loads(config.read_bytes())["_class_name"] == "Blip3oPatchDecoder"
+
+
+def _is_small(model: str) -> bool:
+    with torch.device("meta"):
+        parts = Blip3oForConditionalGeneration(Blip3oConfig.from_pretrained(model))
+    return sum(parameter.numel() for parameter in parts.transformer.parameters()) < SMALL_MODEL
+
+
+def _write(recipe: dict, path: Path) -> Path:
+    """Write a recipe that `blip3o-hf train` takes, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path

@@ -1,0 +1,136 @@
+"""What a user passes to the Trainer, checked and completed: model, encoder, data sets."""
+
+import hashlib
+import os
+from typing import Any
+
+from diffusers import AutoencoderKL
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..assets import resolve_model
+from ..data.records import BadItem, Record
+from ..models.target_encoder import TargetEncoder, load_image_processor, square_image_processor, vae_scale_factor
+from ..pipelines.pipeline_blip3o import has_pipeline
+from .arguments import FROZEN_DTYPES, Blip3oTrainingArguments
+from .caching import CachedInputs, target_fingerprint
+from .distributed import whole_weights
+
+logger = logging.get_logger(__name__)
+
+EncoderInput = str | os.PathLike | TargetEncoder | PreTrainedModel | AutoencoderKL | None
+COMPARED_RECORDS = 1000
+"""Of a training set, so many records are compared with those of the evaluation."""
+
+
+def encoder_source(given: EncoderInput, model_source: str) -> tuple[str, str]:
+    """
+    Folder and subfolder of the target encoder: of a repository that has one, or a folder of its own.
+
+    Raises:
+        ValueError: when neither is known.
+    """
+    source = resolve_model(os.fspath(given)) if isinstance(given, str | os.PathLike) else model_source
+    if given is None and not (source and has_pipeline(source)):
+        raise ValueError(
+            f"Generation learns from a target encoder's features. The repository of this model "
+            f"({model_source or 'not known'}) has none. Pass `target_encoder`: a folder, a Hub id or a vision tower; "
+            f"or `feature_cache` in the arguments."
+        )
+    return source, "target_encoder" if has_pipeline(source) else ""
+
+
+def load_encoder(
+    given: EncoderInput, model_source: str, feature_size: int, arguments: Blip3oTrainingArguments
+) -> TargetEncoder:
+    """
+    The target encoder to train with, frozen.
+
+    Args:
+        given: what the user passed.
+        model_source: folder or Hub id of the model to train, whose repository has one by default.
+        feature_size: height and width of the grid of features.
+        arguments: of the training.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if isinstance(given, TargetEncoder):
+        return given
+    if given is None or isinstance(given, str | os.PathLike):
+        source, subfolder = encoder_source(given, model_source)
+        with whole_weights(arguments):
+            try:
+                return TargetEncoder.load(source, subfolder, FROZEN_DTYPES[arguments.frozen_dtype], feature_size)
+            except OSError as error:
+                raise ValueError(
+                    f"The target encoder must be in the model's repository, or be passed. {source} has none "
+                    f"({error}). Pass `target_encoder`: a folder, a Hub id or a vision tower."
+                ) from error
+    encoder = given.requires_grad_(False).eval()
+    if isinstance(encoder, AutoencoderKL):
+        return TargetEncoder(encoder, square_image_processor(feature_size * vae_scale_factor(encoder)), feature_size)
+    if not encoder.name_or_path:
+        raise ValueError(
+            "An encoder needs its image processor. That of this one is not known, since it was not loaded from a "
+            "folder. Pass TargetEncoder(encoder, image_processor) of blip3o_hf.models.target_encoder."
+        )
+    return TargetEncoder(encoder, load_image_processor(encoder.name_or_path), feature_size)
+
+
+def check_cached_targets(
+    given: EncoderInput, model_source: str, feature_size: int, arguments: Blip3oTrainingArguments
+) -> None:
+    """
+    Args:
+        given, model_source, feature_size, arguments: as in [`load_encoder`].
+
+    Raises:
+        ValueError: when the cache holds target features of another encoder.
+    """
+    fingerprint = target_fingerprint(encoder_source(given, model_source), feature_size, arguments)
+    CachedInputs.of(arguments.feature_cache).check("targets", fingerprint, "this run")
+
+
+def warn_of_overlap(train_dataset: Any, eval_dataset: Any) -> int:
+    """
+    Warn when records of the evaluation are also trained on, by the pixels and the words of each.
+
+    Of a large training set, evenly spread records are compared; of a stream none.
+
+    Returns:
+        `int`: how many records of the evaluation were found.
+    """
+    if isinstance(eval_dataset, dict):
+        return sum(warn_of_overlap(train_dataset, dataset) for dataset in eval_dataset.values())
+    datasets = (train_dataset, eval_dataset)
+    if any(isinstance(d, IterableDataset) or not hasattr(d, "__len__") or not len(d) for d in datasets):
+        return 0
+    stride = max(1, len(train_dataset) // COMPARED_RECORDS)
+    held_out = [_content(eval_dataset, index) for index in range(min(len(eval_dataset), COMPARED_RECORDS))]
+    if not any(held_out):
+        return 0
+    trained = {_content(train_dataset, index) for index in range(0, len(train_dataset), stride)}
+    number = sum(content is not None and content in trained for content in held_out)
+    if number:
+        logger.warning(
+            f"{number} of {len(held_out)} records of `eval_dataset` are also in `train_dataset`: their losses say "
+            f"nothing about new images. Split the data before training, as with dataset.train_test_split(0.1)."
+        )
+    return number
+
+
+def _content(dataset: Any, index: int) -> bytes | None:
+    """A hash of a record; `None` of what is no record, or cannot be read."""
+    try:
+        record = dataset[index]
+    except BadItem:
+        return None
+    if not isinstance(record, Record):
+        return None
+    digest = hashlib.blake2b(repr((record.prompt, record.turns)).encode(), digest_size=16)
+    for image in (record.target, *record.images):
+        if image is not None:
+            digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.digest()

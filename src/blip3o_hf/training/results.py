@@ -1,0 +1,169 @@
+"""What a run leaves: whole repositories, with the parts that did not train, the card and the samples."""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import AutoencoderKL
+from peft import PeftModel
+from PIL import Image
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+
+from ..evaluation.sheets import contact_sheet
+from ..files import written_whole
+from ..hub.cards import CARD, write_card
+from ..models.decoder_patch import Blip3oPatchDecoder
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor
+from ..pipelines.pipeline_blip3o import Blip3oPipeline, has_pipeline
+from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
+from ..pipelines.published_pipeline import ORIGINAL_DECODER
+from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
+
+if TYPE_CHECKING:
+    from .trainer import Blip3oTrainer
+
+_SAMPLES = re.compile(r"samples-(\d+)\.png")
+TARGET_ENCODER = "target_encoder"
+
+
+def assemble_pipeline(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    decoder: str | os.PathLike | nn.Module | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Blip3oPipeline:
+    """
+    The pipeline around a model that trains.
+
+    Args:
+        model: the parts that it lacks are those of the repository that it was loaded from, if that is one.
+        processor: of the model.
+        decoder: folder of a decoder, or one; by default that of the repository.
+        settings: of the pipeline, such as `default_num_inference_steps`.
+        dtype: of a decoder that is loaded.
+    """
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    parts = {"model": model, "processor": processor, **(settings or {})}
+    if isinstance(decoder, nn.Module):
+        parts["decoder"] = decoder
+    elif decoder is not None:
+        parts |= _decoder_parts(os.fspath(decoder), dtype)
+    if model.name_or_path and has_pipeline(model.name_or_path):
+        pipe = Blip3oPipeline.from_pretrained(model.name_or_path, **parts)
+    else:
+        scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
+        pipe = Blip3oPipeline(scheduler=scheduler, **parts)
+    if isinstance(model, FSDPModule):  # FSDP2 gives every model a class of its own, which no other program knows
+        pipe.register_to_config(model=(pipe.library, Blip3oForConditionalGeneration.__name__))
+    return pipe
+
+
+def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The parts of a pipeline that a decoder gives: by diffusion (also of a published BLIP3-o), a VAE or patches."""
+    for subfolder in (ORIGINAL_DECODER, None):
+        if has_decoder(folder, **({"subfolder": subfolder} if subfolder else {})):
+            decoder = Blip3oDecoderPipeline.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype)
+            return {"unet": decoder.unet, "vae": decoder.vae, "decoder_scheduler": decoder.scheduler}
+    is_vae = Blip3oPatchDecoder.load_config(folder)["_class_name"] == AutoencoderKL.__name__
+    return {"decoder": (AutoencoderKL if is_vae else Blip3oPatchDecoder).from_pretrained(folder).eval()}
+
+
+def draw_prompts(pipe: Blip3oPipeline, prompts: Sequence[str]) -> Image.Image:
+    """A sheet of what prompts give, with the same noise every time."""
+    pipe.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
+    images = pipe(list(prompts), generator=generators).images
+    return contact_sheet(images, prompts, columns=min(8, len(prompts)), size=128)
+
+
+def save_samples(sheet: Image.Image, folder: str | os.PathLike, step: int) -> Path:
+    """Write a sheet of samples of a step, whole or not at all."""
+    path = Path(folder, f"samples-{step}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        sheet.save(temporary)
+    return path
+
+
+def newest_samples(folder: str | os.PathLike) -> Path | None:
+    """The sheet that was drawn last."""
+    steps = {
+        int(match[1]): path for path in Path(folder).glob("samples-*.png") if (match := _SAMPLES.match(path.name))
+    }
+    return steps[max(steps)] if steps else None
+
+
+def write_part(trainer: "Blip3oTrainer", folder: Path, weights: Mapping[str, torch.Tensor] | None) -> None:
+    """
+    Write what trained, as its own class reads it, and its card; a card that a person wrote there is kept.
+
+    Args:
+        trainer: that has trained it.
+        folder: where to.
+        weights: the state dict of the model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    card = folder / CARD
+    before = card.read_bytes() if card.exists() else None
+    trainer.task.save(trainer.unwrapped_model, folder, weights)
+    if before is not None:  # PEFT changes a card that is there, and else leaves one of its own
+        card.write_bytes(before)
+    write_card(folder, trainer.origin, replace=before is None)
+
+
+def write_repository(
+    trainer: "Blip3oTrainer", folder: Path, weights: Mapping[str, torch.Tensor] | None, earlier: Path | None = None
+) -> None:
+    """
+    Write a whole repository that draws: the pipeline around the model, the target encoder, the card and the samples.
+
+    Args:
+        trainer: whose model draws.
+        folder: where to.
+        weights: the state dict of the model.
+        earlier: a repository of the same run, whose frozen weights are shared (hard links) and not written again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe = trainer.pipeline()
+    parts = {name: part for name, part in pipe.components.items() if part is not None and name != "model"}
+    parts[TARGET_ENCODER] = trainer.target_encoder()
+    for name, part in parts.items():
+        if hasattr(part, "save_pretrained"):
+            _put(part, folder / name, earlier and earlier / name)
+    pipe.model.save_pretrained(folder / "model", state_dict=weights)
+    pipe.save_config(folder)
+    pipe.write_root(folder)
+    samples = newest_samples(trainer.samples_folder)
+    if samples is not None:
+        shutil.copyfile(samples, folder / "samples.png")
+    write_card(folder, trainer.origin, picture=samples and "samples.png")
+
+
+def _put(part: Any, folder: Path, earlier: Path | None) -> None:
+    """Write a part, or share the weights of one that was written before."""
+    if earlier is None or not earlier.is_dir():
+        part.save_pretrained(folder)
+    elif earlier != folder:
+        shutil.copytree(earlier, folder, copy_function=_share, dirs_exist_ok=True)
+
+
+def _share(source: str, target: str) -> None:
+    """Weights as a hard link, where the disk can; settings, which a person may edit, as a copy."""
+    Path(target).unlink(missing_ok=True)
+    if source.endswith(".safetensors"):
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another disk, or one without links
+            pass
+    shutil.copyfile(source, target)
+
+
+__all__ = ["assemble_pipeline", "draw_prompts", "newest_samples", "save_samples", "write_part", "write_repository"]

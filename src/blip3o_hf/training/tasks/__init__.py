@@ -1,0 +1,41 @@
+"""Tasks: what is learned from records, and what is written of it, for the Trainer."""
+
+from ...names import find_class
+from .base import Task
+from .decoder import DecoderTask
+from .diffusion_decoder import DiffusionDecoderTask
+from .generation import GenerationTask
+from .joint import JointTask, PairedDataset
+from .understanding import UnderstandingTask
+
+TASKS = {
+    "generation": "blip3o_hf.training.tasks.generation:GenerationTask",
+    "joint": "blip3o_hf.training.tasks.joint:JointTask",
+    "understanding": "blip3o_hf.training.tasks.understanding:UnderstandingTask",
+    "decoder": "blip3o_hf.training.tasks.decoder:DecoderTask",
+}
+"""Tasks that a name is enough for; others are passed as objects."""
+
+
+def build_task(task: "str | Task") -> Task:
+    """
+    Args:
+        task: a key of [`TASKS`], `module:Class` for one's own, or an object.
+
+    Raises:
+        ValueError: when there is no task of that name.
+    """
+    return task if isinstance(task, Task) else find_class(task, TASKS, "the argument `task`")()
+
+
+__all__ = [
+    "TASKS",
+    "DecoderTask",
+    "DiffusionDecoderTask",
+    "GenerationTask",
+    "JointTask",
+    "PairedDataset",
+    "Task",
+    "UnderstandingTask",
+    "build_task",
+]

@@ -1,0 +1,101 @@
+"""The task `diffusion_decoder`: the UNet learns to draw the image that features came from."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import nn
+
+from ...data.records import targets
+from ...models.target_encoder import crop, extract_features, feature_channels, normalize, square_image_processor
+from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, feature_tokens, image_conditions
+from .base import Task
+
+
+class DiffusionDecoderTask(Task):
+    """
+    The diffusion decoder on frozen features (paper sections 3.1 and 5.1, after Emu2): the UNet predicts the noise in
+    the VAE's latents of the image whose features it attends to. Encoder and VAE are frozen.
+
+    A share of the images has null features instead, the features of an image of zeros after normalisation, so that
+    guidance works with these as `null_features`.
+
+    Args:
+        vae: frozen.
+        scheduler: of the decoder, whose `prediction_type` is `epsilon`.
+        feature_dropout: that share, in [0, 1].
+        image_size: height and width in pixels of the images; by default the decoder's own.
+    """
+
+    name = "diffusion_decoder"
+    reads_prompts = False
+
+    def __init__(self, vae: AutoencoderKL, scheduler, feature_dropout: float = 0.1, image_size: int | None = None):
+        self.vae = vae.requires_grad_(False).eval()
+        self.scheduler = scheduler
+        self.feature_dropout = feature_dropout
+        self.image_size = image_size
+
+    def needs_encoder(self, arguments):
+        return True
+
+    def check(self, model):
+        decoder = Blip3oDecoderPipeline(model, self.vae, self.scheduler)
+        decoder.check_channels(feature_channels(self.target_encoder.model))
+        if self.scheduler.config.prediction_type != "epsilon":
+            raise ValueError(
+                f"This stage trains decoders that predict noise. The scheduler of this one has "
+                f"prediction_type={self.scheduler.config.prediction_type!r}. Use one with 'epsilon'."
+            )
+        size = self.image_size or decoder.image_size()[0]
+        self.latent_size = size // decoder.vae_scale_factor
+        self.conditions = image_conditions(size, size)
+        self.picture_processor = square_image_processor(size)
+        self.noise_schedule = DDPMScheduler.from_config(self.scheduler.config)
+        if self.arguments.activation_checkpointing:
+            model.enable_gradient_checkpointing()
+            self.arguments.activation_checkpointing = False  # done, in the way of diffusers
+
+    def choose(self, model):
+        model.requires_grad_(True)
+
+    @property
+    def frozen_parts(self):
+        return [*super().frozen_parts, self.vae]
+
+    def collate(self, records):
+        images = targets(records)
+        return {
+            "encoder_pixel_values": self.target_encoder.pixel_values(images),
+            "pixel_values": normalize(self.picture_processor, crop(self.picture_processor, images)),
+        }
+
+    def loss(self, model: nn.Module, batch, generators: Sequence[torch.Generator]):
+        latents = extract_features(self.vae, batch["pixel_values"], self.latent_size)
+        features = self._features(batch["encoder_pixel_values"])
+        null = self._features(torch.zeros_like(batch["encoder_pixel_values"][:1]))
+        generators = generators[: len(latents)]
+
+        def draw(random: Callable[..., torch.Tensor], *arguments) -> torch.Tensor:
+            drawn = [random(*arguments, generator=generator) for generator in generators]
+            return torch.stack(drawn).to(latents.device)
+
+        noise = draw(torch.randn, latents.shape[1:])
+        timesteps = draw(torch.randint, self.noise_schedule.config.num_train_timesteps, ())
+        keep = draw(torch.rand, ()) >= self.feature_dropout
+        tokens = torch.where(keep[:, None, None], features, null)
+        conditions = {
+            "text_embeds": tokens.mean(dim=1),
+            "time_ids": self.conditions.to(tokens).expand(len(tokens), -1),
+        }
+        noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
+        prediction = model(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+        return torch.nn.functional.mse_loss(prediction.float(), noise)
+
+    def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return feature_tokens(self.target_encoder.features(pixel_values))
+
+    def save(self, model, folder, weights=None):
+        unet = UNet2DConditionModel.from_config(model.config)
+        unet.load_state_dict(model.state_dict() if weights is None else weights)
+        Blip3oDecoderPipeline(unet, self.vae, self.scheduler).save_pretrained(folder)
