@@ -54,7 +54,7 @@ class BrightnessTask(Task):
 
     def save(self, model, folder, weights=None):
         save_file(model.state_dict() if weights is None else weights, folder / "model.safetensors")
-        (folder / "config.json").write_text("{}")
+        (folder / "config.json").write_text('{"_class_name": "Brightness"}')
 
 
 class BrightnessStage(Stage):
