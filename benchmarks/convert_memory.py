@@ -37,10 +37,10 @@ SIZE = Size(
 
 def convert(source: str, target: str) -> None:
     """Convert in this process, and print its memory after the imports and at the peak, and the seconds between."""
-    from blip3o_hf.conversion.original import convert_original
+    from blip3o_hf.conversion.published import convert_published
 
     imported, start = psutil.Process().memory_info().rss, time.perf_counter()
-    convert_original(source, target)
+    convert_published(source, target)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(imported, peak, time.perf_counter() - start)
 

@@ -1,6 +1,6 @@
 """Seconds and GPU memory of the full-size models, on random weights in the layout of the published checkpoints.
 
-Nothing is downloaded. The first run writes a repository as the original publishes it, with a diffusion decoder of
+Nothing is downloaded. The first run writes a repository as the reference publishes it, with a diffusion decoder of
 SDXL size; every run loads it with `Blip3oPipeline.from_pretrained` and draws, stage by stage. See README.md.
 """
 # ruff: noqa: T201 - a script that reports on standard output
@@ -27,7 +27,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
 from blip3o_hf import Blip3oConfig, Blip3oForConditionalGeneration, Blip3oPipeline, __version__
-from blip3o_hf.models.original_layout import OUTPUT_LAYER, original_config, to_original_layout
+from blip3o_hf.checkpoints.published_config import published_config
+from blip3o_hf.checkpoints.published_names import OUTPUT_LAYER
+from blip3o_hf.checkpoints.published_saving import to_published_layout
 from blip3o_hf.models.processing_blip3o import CHAT_TEMPLATE, GENERATION_INSTRUCTION
 from blip3o_hf.training.tokenizers import train_tokenizer
 
@@ -257,7 +259,7 @@ def model_shapes(config: Blip3oConfig) -> Shapes:
     """Every tensor of the model by its published name; the target encoder is left out."""
     with torch.device("meta"):
         model = Blip3oForConditionalGeneration(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in to_original_layout(model.state_dict()).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_published_layout(model.state_dict()).items()}
     if config.tie_word_embeddings:
         del shapes[OUTPUT_LAYER]
     return shapes
@@ -292,8 +294,8 @@ def prepare_repository(work: Path, name: str, size: Size) -> Path:
     folder = work / f"blip3o-{name}-random"
     tokenizer = make_tokenizer()
     config = make_config(size, tokenizer)
-    original = {"model_type": "blip3o_qwen_inference", "architectures": ["blip3oQwenForInferenceLM"]}
-    settings = json.dumps(original_config(config) | original, indent=2, sort_keys=True)
+    published = {"model_type": "blip3o_qwen_inference", "architectures": ["blip3oQwenForInferenceLM"]}
+    settings = json.dumps(published_config(config) | published, indent=2, sort_keys=True)
     if folder.exists():
         if not (folder / "config.json").is_file() or (folder / "config.json").read_text() != settings:
             raise FileExistsError(

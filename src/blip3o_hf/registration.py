@@ -21,9 +21,9 @@ def register_configs() -> None:
 
     from .models.configuration_blip3o import Blip3oConfig
     from .models.configuration_eva_clip import EvaClipVisionConfig
-    from .models.original_layout import OriginalInferenceConfig, OriginalTrainingConfig
+    from .models.configuration_published import PublishedInferenceConfig, PublishedTrainingConfig
 
-    for config_class in (Blip3oConfig, OriginalTrainingConfig, OriginalInferenceConfig, EvaClipVisionConfig):
+    for config_class in (Blip3oConfig, PublishedTrainingConfig, PublishedInferenceConfig, EvaClipVisionConfig):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.original_layout import write_original_checkpoint
+from tests.published_layout import write_published_checkpoint
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import build_parser, main
@@ -248,7 +248,7 @@ def test_export_refuses_to_overwrite_and_keeps_the_pictures(tmp_path, capsys):
 
 def test_convert_prints_where_every_tensor_went(tmp_path, capsys):
     source, target = tmp_path / "source", tmp_path / "target"
-    write_original_checkpoint(source, diffusion_decoder=True)
+    write_published_checkpoint(source, diffusion_decoder=True)
     assert main(["convert", str(source), str(target), "--max-shard-size", "0.5MB"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"tensors of {source}") and lines[-1] == str(target)

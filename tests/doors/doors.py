@@ -105,12 +105,12 @@ def conversation(processor) -> list[dict]:
 def any_to_any(source):
     from transformers import pipeline
 
-    from blip3o_hf.pipelines.pipeline_blip3o_decoder import has_decoder
-    from blip3o_hf.pipelines.published_pipeline import ORIGINAL_DECODER
+    from blip3o_hf.checkpoints.decoder_files import has_decoder
+    from blip3o_hf.checkpoints.published_names import PUBLISHED_DECODER
 
     unified = pipeline("any-to-any", model=source)
     steps = {"num_inference_steps": STEPS}
-    if has_decoder(source, subfolder=ORIGINAL_DECODER):
+    if has_decoder(source, subfolder=PUBLISHED_DECODER):
         steps["decoder_num_inference_steps"] = STEPS
     drawn = unified(
         text=conversation(unified.processor),

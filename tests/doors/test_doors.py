@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.doors.doors import DRAWING, NEEDS_MODEL_INDEX, NEEDS_TORCHVISION, READING
-from tests.original_layout import write_original_checkpoint
+from tests.published_layout import write_published_checkpoint
 from transformers.pipelines import any_to_any
 from transformers.utils import is_torchvision_available
 
 from blip3o_hf import Blip3oPipeline, packaged_model_path
 
 TABLE = Path(__file__).parents[2] / "docs" / "doors.md"
-COLUMNS = ("packaged", "saved", "original")
+COLUMNS = ("packaged", "saved", "published")
 CELLS = [
     (door, column)
     for door in DRAWING | READING
     for column in COLUMNS
-    if not (column == "original" and door in NEEDS_MODEL_INDEX)
+    if not (column == "published" and door in NEEDS_MODEL_INDEX)
 ]
 
 
@@ -27,8 +27,8 @@ def sources(tmp_path_factory):
     """A folder for each column."""
     root = tmp_path_factory.mktemp("sources")
     Blip3oPipeline.from_pretrained(packaged_model_path()).save_pretrained(root / "saved")
-    write_original_checkpoint(root / "original", tied=False, diffusion_decoder=True, image_processor=False)
-    return {"packaged": packaged_model_path(), **{name: str(root / name) for name in ("saved", "original")}}
+    write_published_checkpoint(root / "published", tied=False, diffusion_decoder=True, image_processor=False)
+    return {"packaged": packaged_model_path(), **{name: str(root / name) for name in ("saved", "published")}}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_door_opens(sources, first, door, column, monkeypatch):
 @pytest.mark.parametrize("door", NEEDS_MODEL_INDEX)
 def test_a_closed_door_says_what_it_looked_for(sources, door):
     with pytest.raises(OSError, match=r"model_index\.json"):
-        DRAWING[door](sources["original"])
+        DRAWING[door](sources["published"])
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
@@ -80,5 +80,5 @@ def test_the_table_in_the_documentation_is_what_is_tested():
     assert table.keys() == (DRAWING | READING).keys()
     for door, cells in table.items():
         opens = [cell.startswith("yes") for cell in cells]
-        expected = [(door, column) in CELLS for column in ("packaged", "saved", "saved", "original")]
+        expected = [(door, column) in CELLS for column in ("packaged", "saved", "saved", "published")]
         assert opens == expected, door

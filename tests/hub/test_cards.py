@@ -11,12 +11,12 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, parse_eval_result_entries
 from PIL import Image
-from tests.original_layout import write_original_checkpoint
+from tests.published_layout import write_published_checkpoint
 
 import blip3o_hf
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import main
-from blip3o_hf.conversion.original import convert_original
+from blip3o_hf.conversion.published import convert_published
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.hub.card_check import front_matter
 from blip3o_hf.hub.cards import MARK, Origin, base_of, card_file_problems, card_problems, update_card, write_card
@@ -235,8 +235,8 @@ def test_rounded_weights_keep_what_is_known_of_them(trained, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"diffusion_decoder": True}, {}, {"tokenizer": None}])
 def test_what_the_converter_leaves_passes_once_a_licence_is_stated(tmp_path, settings):
-    write_original_checkpoint(tmp_path / "source", **settings)
-    convert_original(tmp_path / "source", tmp_path / "target")
+    write_published_checkpoint(tmp_path / "source", **settings)
+    convert_published(tmp_path / "source", tmp_path / "target")
     assert card_problems(tmp_path / "target") == [NO_LICENSE]
     state_license(tmp_path / "target")
     assert card_problems(tmp_path / "target") == []
@@ -246,10 +246,10 @@ def test_what_the_converter_leaves_passes_once_a_licence_is_stated(tmp_path, set
 
 
 def test_the_converter_takes_over_the_licence_of_the_source(tmp_path):
-    write_original_checkpoint(tmp_path / "source")
+    write_published_checkpoint(tmp_path / "source")
     stated = {"license": "other", "license_name": "own", "license_link": "https://example.com"}
     (tmp_path / "source" / "README.md").write_text(f"---\n{yaml.safe_dump(stated)}---\n# Source\n")
-    convert_original(tmp_path / "source", tmp_path / "target")
+    convert_published(tmp_path / "source", tmp_path / "target")
     assert card_problems(tmp_path / "target") == []
     assert "[own](https://example.com)" in (tmp_path / "target" / "README.md").read_text()
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers.dynamic_module_utils as transformers_modules
 from tests.hub.carded import put_card
-from tests.original_layout import write_original_checkpoint
 from tests.processes import ROOT, run
+from tests.published_layout import write_published_checkpoint
 
 from blip3o_hf import Blip3oConfig, Blip3oForConditionalGeneration, Blip3oPipeline, Blip3oProcessor
 from blip3o_hf.assets import packaged_model_path
@@ -55,7 +55,7 @@ def repository(tmp_path_factory) -> Path:
 def converted(tmp_path_factory) -> Path:
     """A published checkpoint in our layout; it decodes by diffusion."""
     root = tmp_path_factory.mktemp("converted")
-    write_original_checkpoint(root / "published", tied=False, diffusion_decoder=True)
+    write_published_checkpoint(root / "published", tied=False, diffusion_decoder=True)
     assert main(["convert", str(root / "published"), str(root / "converted")]) == 0
     return root / "converted"
 
@@ -302,7 +302,7 @@ def test_export_refuses_what_is_no_pipeline_of_this_package(repository, tmp_path
 
 
 def test_export_sends_a_published_checkpoint_to_convert(tmp_path, capsys):
-    write_original_checkpoint(tmp_path / "published")
+    write_published_checkpoint(tmp_path / "published")
     call = ["export", tmp_path / "published", tmp_path / "new", "--remote-code"]
     fails(capsys, call, "must be a saved pipeline", "published checkpoint", "Run `blip3o-hf convert` first")
     assert [path.name for path in tmp_path.iterdir()] == ["published"]

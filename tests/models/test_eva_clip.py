@@ -1,4 +1,4 @@
-"""EVA-CLIP loads from our folders and from original checkpoints, whole or not at all, and feeds the features."""
+"""EVA-CLIP loads from our folders and from published checkpoints, whole or not at all, and feeds the features."""
 
 import json
 import re
@@ -23,9 +23,10 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from blip3o_hf.checkpoints.published_names import TARGET_ENCODER
 from blip3o_hf.models.configuration_eva_clip import EvaClipVisionConfig
 from blip3o_hf.models.image_processing_eva_clip import EvaClipImageProcessor
-from blip3o_hf.models.modeling_eva_clip import ORIGINAL_PREFIX, EvaClipVisionModel
+from blip3o_hf.models.modeling_eva_clip import EvaClipVisionModel
 from blip3o_hf.models.target_encoder import extract_features, load_target_encoder
 
 SIZES = {
@@ -55,14 +56,14 @@ def pixels():
 
 
 @pytest.fixture
-def original(model, tmp_path):
-    """`original(num_shards=1, **changes)`: a checkpoint in the original layout, with `changes` to its tensors."""
+def published(model, tmp_path):
+    """`published(num_shards=1, **changes)`: a checkpoint in the published layout, with `changes` to its tensors."""
 
     def write(num_shards=1, **changes):
         tower = {**model.state_dict(), **{name.replace("__", "."): value for name, value in changes.items()}}
-        tensors = {ORIGINAL_PREFIX + name: value for name, value in tower.items() if value is not None}
+        tensors = {TARGET_ENCODER + name: value for name, value in tower.items() if value is not None}
         tensors = {"model.embed_tokens.weight": torch.zeros(4, 8), **tensors, "lm_head.weight": torch.zeros(4, 8)}
-        folder = tmp_path / "original"
+        folder = tmp_path / "published"
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"model_type": "blip3o_qwen", "hidden_size": 8}))
         if num_shards == 1:
@@ -255,12 +256,12 @@ def test_a_pickle_is_never_read(model, tmp_path):
         EvaClipVisionModel.from_pretrained(tmp_path, use_safetensors=False)
 
 
-# Original checkpoints
+# Published checkpoints
 
 
 @pytest.mark.parametrize("model_type", ["blip3o_qwen", "blip3o_qwen_inference"])
-def test_an_original_checkpoint_in_one_file(model_type, model, original, pixels):
-    folder = original()
+def test_a_published_checkpoint_in_one_file(model_type, model, published, pixels):
+    folder = published()
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     loaded = EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
     assert_same_weights(loaded, model)
@@ -270,19 +271,19 @@ def test_an_original_checkpoint_in_one_file(model_type, model, original, pixels)
     assert not loaded.training
 
 
-def test_of_shards_only_those_with_the_tower_are_read(model, original):
-    folder = original(num_shards=4)
+def test_of_shards_only_those_with_the_tower_are_read(model, published):
+    folder = published(num_shards=4)
     (folder / "model-00001-of-00004.safetensors").unlink()
     assert_same_weights(EvaClipVisionModel.from_pretrained(str(folder), num_attention_heads=2), model)
 
 
-def test_an_original_checkpoint_in_the_hub_s_cache(model, original, tmp_path, monkeypatch):
+def test_a_published_checkpoint_in_the_hub_s_cache(model, published, tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--someone--blip3o"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
     (repository / "snapshots").mkdir()
-    original(num_shards=3).rename(repository / "snapshots" / commit)
+    published(num_shards=3).rename(repository / "snapshots" / commit)
     loaded = EvaClipVisionModel.from_pretrained(
         "someone/blip3o", num_attention_heads=2, cache_dir=tmp_path / "hub", local_files_only=True
     )
@@ -290,15 +291,15 @@ def test_an_original_checkpoint_in_the_hub_s_cache(model, original, tmp_path, mo
     assert loaded.name_or_path == "someone/blip3o"
 
 
-def test_an_original_checkpoint_in_a_subfolder(model, original):
-    folder = original(num_shards=3)
+def test_a_published_checkpoint_in_a_subfolder(model, published):
+    folder = published(num_shards=3)
     loaded = EvaClipVisionModel.from_pretrained(folder.parent, subfolder=folder.name, num_attention_heads=2)
     assert_same_weights(loaded, model)
 
 
-def test_arguments_of_the_library_apply_to_an_original_checkpoint(original):
+def test_arguments_of_the_library_apply_to_a_published_checkpoint(published):
     loaded, info = EvaClipVisionModel.from_pretrained(
-        original(),
+        published(),
         num_attention_heads=4,
         layer_norm_eps=1e-5,
         dtype=torch.bfloat16,
@@ -312,22 +313,22 @@ def test_arguments_of_the_library_apply_to_an_original_checkpoint(original):
     assert not info["missing_keys"] and not info["unexpected_keys"]
 
 
-def test_an_original_tower_is_saved_in_our_layout(model, original, tmp_path):
-    EvaClipVisionModel.from_pretrained(original(), num_attention_heads=2).save_pretrained(tmp_path / "ours")
+def test_a_published_tower_is_saved_in_our_layout(model, published, tmp_path):
+    EvaClipVisionModel.from_pretrained(published(), num_attention_heads=2).save_pretrained(tmp_path / "ours")
     assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(model.state_dict())
     assert_same_weights(EvaClipVisionModel.from_pretrained(tmp_path / "ours"), model)
 
 
-def test_training_a_loaded_tower_leaves_its_file_alone(model, original):
-    folder = original()
+def test_training_a_loaded_tower_leaves_its_file_alone(model, published):
+    folder = published()
     loaded = EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
     with torch.no_grad():
         loaded.cls_token.add_(1.0)
-    assert torch.equal(load_file(folder / "model.safetensors")[ORIGINAL_PREFIX + "cls_token"], model.cls_token)
+    assert torch.equal(load_file(folder / "model.safetensors")[TARGET_ENCODER + "cls_token"], model.cls_token)
 
 
-def test_the_number_of_heads_must_be_known(original):
-    folder = original()
+def test_the_number_of_heads_must_be_known(published):
+    folder = published()
     message = (
         f"The number of attention heads must be known, and a checkpoint does not tell it. {folder} has a tower of "
         f"width 16; only that of EVA-CLIP-E-14-plus, 1792, has a default. Pass num_attention_heads=... to "
@@ -344,7 +345,7 @@ def test_the_width_of_eva_clip_e_14_plus_has_16_heads(tmp_path):
         EvaClipVisionConfig(intermediate_size=2, num_hidden_layers=1, image_size=4, patch_size=2)
     ).bfloat16()
     save_file(
-        {ORIGINAL_PREFIX + name: value for name, value in tower.state_dict().items()}, tmp_path / "model.safetensors"
+        {TARGET_ENCODER + name: value for name, value in tower.state_dict().items()}, tmp_path / "model.safetensors"
     )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip3o_qwen"}))
     loaded = EvaClipVisionModel.from_pretrained(tmp_path)
@@ -353,29 +354,29 @@ def test_the_width_of_eva_clip_e_14_plus_has_16_heads(tmp_path):
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_a_missing_tensor_is_named(num_shards, original):
-    folder = original(num_shards, blocks__0__attn__qkv__bias=None, cls_token=None)
+def test_a_missing_tensor_is_named(num_shards, published):
+    folder = published(num_shards, blocks__0__attn__qkv__bias=None, cls_token=None)
     message = (
         f"A checkpoint must hold every tensor of the model and no other. {folder} lacks 2: "
-        f"{ORIGINAL_PREFIX}blocks.0.attn.qkv.bias, {ORIGINAL_PREFIX}cls_token. Download it again"
+        f"{TARGET_ENCODER}blocks.0.attn.qkv.bias, {TARGET_ENCODER}cls_token. Download it again"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
 
 
-def test_a_tensor_that_only_the_index_knows_is_named(original):
-    folder = original(num_shards=3, cls_token=None)
+def test_a_tensor_that_only_the_index_knows_is_named(published):
+    folder = published(num_shards=3, cls_token=None)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    index["weight_map"][ORIGINAL_PREFIX + "cls_token"] = "model-00002-of-00003.safetensors"
+    index["weight_map"][TARGET_ENCODER + "cls_token"] = "model-00002-of-00003.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    message = f"{ORIGINAL_PREFIX}cls_token in model-00002-of-00003.safetensors, which has no tensor of that name."
+    message = f"{TARGET_ENCODER}cls_token in model-00002-of-00003.safetensors, which has no tensor of that name."
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
 
 
-def test_a_tensor_too_many_is_named(original):
-    folder = original(2, blocks__0__attn__q_bias=torch.zeros(16))
-    message = f"has 1 too many: {ORIGINAL_PREFIX}blocks.0.attn.q_bias (in model-0000"
+def test_a_tensor_too_many_is_named(published):
+    folder = published(2, blocks__0__attn__q_bias=torch.zeros(16))
+    message = f"has 1 too many: {TARGET_ENCODER}blocks.0.attn.q_bias (in model-0000"
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
 
@@ -389,8 +390,8 @@ def test_a_saved_tower_of_no_numbers_is_refused_by_name(model, tmp_path):
         EvaClipVisionModel.from_pretrained(tmp_path)
 
 
-def test_a_wrong_shape_is_named(original):
-    folder = original(blocks__1__mlp__fc2__weight=torch.zeros(16, 41))
+def test_a_wrong_shape_is_named(published):
+    folder = published(blocks__1__mlp__fc2__weight=torch.zeros(16, 41))
     message = (
         f"A checkpoint's tensors must have the model's shapes. {folder} has 1 that do not: blocks.1.mlp.fc2.weight is "
         f"[16, 41], the config asks for [16, 40]. Use the config that was saved with these weights, or "
@@ -400,8 +401,8 @@ def test_a_wrong_shape_is_named(original):
         EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
 
 
-def test_positions_that_fit_no_square_image_are_refused(original):
-    folder = original(pos_embed=torch.zeros(1, 60, 16))
+def test_positions_that_fit_no_square_image_are_refused(published):
+    folder = published(pos_embed=torch.zeros(1, 60, 16))
     with pytest.raises(ValueError, match=re.escape("pos_embed is [1, 60, 16], the config asks for [1, 50, 16].")):
         EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
 
@@ -413,8 +414,8 @@ def test_positions_that_fit_no_square_image_are_refused(original):
         ({"blocks__0__mlp__fc1__weight": torch.zeros(40)}, "blocks.0.mlp.fc1.weight"),
     ],
 )
-def test_a_tower_without_the_tensors_that_tell_its_sizes_is_refused(changes, named, original):
-    folder = original(**changes)
+def test_a_tower_without_the_tensors_that_tell_its_sizes_is_refused(changes, named, published):
+    folder = published(**changes)
     message = (
         f"The sizes of a tower are read from the shapes of patch_embed.proj.weight, pos_embed, "
         f"blocks.0.mlp.fc1.weight. {folder} lacks {named}, or has it with other dimensions. Save or download it again."
@@ -426,31 +427,31 @@ def test_a_tower_without_the_tensors_that_tell_its_sizes_is_refused(changes, nam
 def test_a_checkpoint_without_a_tower_is_refused(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**SIZES)).save_pretrained(tmp_path)
     message = (
-        f"A checkpoint must hold an EVA-CLIP tower: tensors named {ORIGINAL_PREFIX}*. {tmp_path} holds none. Use an "
-        f"original BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
+        f"A checkpoint must hold an EVA-CLIP tower: tensors named {TARGET_ENCODER}*. {tmp_path} holds none. Use a "
+        f"published BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaClipVisionModel.from_pretrained(tmp_path)
 
 
-def test_a_missing_shard_is_named(original):
-    folder = original(num_shards=4)
+def test_a_missing_shard_is_named(published):
+    folder = published(num_shards=4)
     (folder / "model-00003-of-00004.safetensors").unlink()
     message = " in model-00003-of-00004.safetensors, which is missing. Download it."
     with pytest.raises(ValueError, match=re.escape(message)):
         EvaClipVisionModel.from_pretrained(folder, num_attention_heads=2)
 
 
-def test_a_folder_without_safetensors_is_refused(original):
-    folder = original()
+def test_a_folder_without_safetensors_is_refused(published):
+    folder = published()
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=re.escape(f"{folder} has only pytorch_model.bin. Reading a pickle can run")):
         EvaClipVisionModel.from_pretrained(folder)
 
 
-def test_a_damaged_original_is_refused(original):
-    folder = original()
+def test_a_damaged_published_checkpoint_is_refused(published):
+    folder = published()
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"model\.safetensors is cut short: it has \d+ bytes, and \S+ ends at byte"):
         EvaClipVisionModel.from_pretrained(folder)

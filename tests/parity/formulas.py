@@ -1,4 +1,4 @@
-"""The reference's arithmetic, written out for any sizes on tensors under their original names.
+"""The reference's arithmetic, written out for any sizes on tensors under their published names.
 
 It shares nothing with the package and uses no model class. Sizes are read from the tensors; what leaves no trace in
 them, such as numbers of heads, is an argument. Angles are fp32 as in the reference; everything else has the dtype of

@@ -1,6 +1,6 @@
 """The whole model against the reference's formulas, computed in fp64, on sizes that no recorded tensor covers.
 
-Random checkpoints in the original layout are loaded as published ones are. The formulas themselves are compared with
+Random checkpoints in the published layout are loaded as published ones are. The formulas themselves are compared with
 what the reference recorded, where `BLIP3O_REFERENCE_TINY` names the folder (see `test_reference_checkpoint.py`).
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests import original_layout
-from tests.original_layout import TOKEN_IDS, write_original_checkpoint
+from tests import published_layout
 from tests.parity import formulas
+from tests.published_layout import TOKEN_IDS, write_published_checkpoint
 
 from blip3o_hf import (
     Blip3oDecoderPipeline,
@@ -24,16 +24,16 @@ from blip3o_hf import (
     Blip3oProcessor,
     EvaClipVisionModel,
 )
-from blip3o_hf.models.original_layout import original_name
+from blip3o_hf.checkpoints.published_names import published_name
 from blip3o_hf.models.target_encoder import extract_features
 from blip3o_hf.objectives.noise_levels import sigma_from_uniform
 
 TOLERANCE = 1e-5
 IMAGE_ID, START_ID, PAD_ID = (TOKEN_IDS[token] for token in ("<|image_pad|>", "[IMG]", "<|endoftext|>"))
 FIRST_SPECIAL_ID = min(TOKEN_IDS.values())
-DECODER_CHANNELS = original_layout.CHANNELS
+DECODER_CHANNELS = published_layout.CHANNELS
 
-# Sizes of tests/original_layout.py, and arguments of `write_original_checkpoint`. Head dims differ from part to part.
+# Sizes of tests/published_layout.py, and arguments of `write_published_checkpoint`. Head dims differ by part.
 CASES = {
     "grouped_queries": {
         "sections": [1, 1, 1],
@@ -76,14 +76,14 @@ GRIDS = {
 
 
 class Case:
-    """A checkpoint in the original layout as tensors, as our model, and as what its formulas must be told."""
+    """A checkpoint in the published layout as tensors, as our model, and as what its formulas must be told."""
 
     def __init__(self, folder, sections, vision_heads, full_blocks, encoder_heads, arguments, sizes=None):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in (sizes or {}).items():
-                patch.setattr(original_layout, name, value)
-            tensors = write_original_checkpoint(folder, target_encoder=True, **arguments)
-            self.text = {"num_heads": original_layout.TEXT_HEADS, "sections": sections}
+                patch.setattr(published_layout, name, value)
+            tensors = write_published_checkpoint(folder, target_encoder=True, **arguments)
+            self.text = {"num_heads": published_layout.TEXT_HEADS, "sections": sections}
         self.vision = {"num_heads": vision_heads, "full_blocks": full_blocks}
         self.encoder_heads = encoder_heads
         config = json.loads((folder / "config.json").read_text())
@@ -115,7 +115,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    return Case(tmp_path_factory.mktemp("original"), **CASES[request.param])
+    return Case(tmp_path_factory.mktemp("published"), **CASES[request.param])
 
 
 def assert_parity(actual, expected):
@@ -350,7 +350,7 @@ def our_output(model, batch, draw=0, side="right"):
 
 
 def trainable(case):
-    """Our model and the original tensors, both with gradients where the reference has them."""
+    """Our model and the published tensors, both with gradients where the reference has them."""
     model = Blip3oForConditionalGeneration.from_pretrained(case.folder)
     model.backbone.requires_grad_(False)
     names = [name for name in case.weights if name == formulas.QUERIES or name.startswith(formulas.DIT)]
@@ -383,7 +383,7 @@ def test_gradients(case, batch):
     expected = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
     our_output(model, batch).loss.backward()
     gradients = {
-        original_name(name): parameter.grad
+        published_name(name): parameter.grad
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
@@ -432,10 +432,10 @@ def test_target_features(case):
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory):
-    """A decoder in the original layout; its norms and biases are random, too."""
+    """A decoder in the published layout; its norms and biases are random, too."""
     folder = tmp_path_factory.mktemp("decoder")
     torch.manual_seed(0)
-    original_layout.write_diffusion_decoder(folder)
+    published_layout.write_diffusion_decoder(folder)
     pipeline = Blip3oDecoderPipeline.from_pretrained(folder / "diffusion-decoder")
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.unet, pipeline.vae):

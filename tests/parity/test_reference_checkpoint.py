@@ -21,7 +21,7 @@ from blip3o_hf import (
     EvaClipImageProcessor,
     EvaClipVisionModel,
 )
-from blip3o_hf.models.original_layout import original_name
+from blip3o_hf.checkpoints.published_names import published_name
 from blip3o_hf.models.target_encoder import extract_features
 from blip3o_hf.objectives.feature_flow import add_noise
 from blip3o_hf.objectives.noise_levels import sigma_from_uniform
@@ -316,7 +316,7 @@ def test_gradients(trained, recorded, notes, batch):
     sigma = sigma_from_uniform(recorded["e_train.u"])
     trained(**batch, noise=recorded["e_train.noise"], sigma=sigma).loss.backward()
     gradients = {
-        original_name(name): parameter.grad
+        published_name(name): parameter.grad
         for name, parameter in trained.named_parameters()
         if parameter.grad is not None
     }

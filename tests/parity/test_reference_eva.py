@@ -24,8 +24,8 @@ def recorded():
 
 @pytest.fixture(scope="module")
 def model(recorded, tmp_path_factory):
-    """The recorded tower, out of a checkpoint in the original layout."""
-    folder = tmp_path_factory.mktemp("original")
+    """The recorded tower, out of a checkpoint in the published layout."""
+    folder = tmp_path_factory.mktemp("published")
     weights = {key: tensor for key, tensor in recorded.items() if key.startswith(WEIGHTS_PREFIX)}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "blip3o_qwen"}))

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, PipelineQuantizationConfig
 from diffusers import BitsAndBytesConfig as DiffusersBitsAndBytesConfig
 from diffusers import TorchAoConfig as DiffusersTorchAoConfig
 from diffusers.hooks.group_offloading import ModuleGroup
-from tests.original_layout import CHANNELS, write_original_checkpoint
+from tests.published_layout import CHANNELS, write_published_checkpoint
 from transformers import BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from blip3o_hf import (
@@ -44,7 +44,7 @@ def seeded(seed=0):
 def folders(tmp_path_factory):
     """The same weights in the published layout and in ours, with the published target encoder."""
     root = tmp_path_factory.mktemp("memory")
-    write_original_checkpoint(root / "published", target_encoder=True, diffusion_decoder=True, shards=2, tied=False)
+    write_published_checkpoint(root / "published", target_encoder=True, diffusion_decoder=True, shards=2, tied=False)
     Blip3oPipeline.from_pretrained(root / "published").save_pretrained(root / "ours")
     return {name: root / name for name in LAYOUTS}
 

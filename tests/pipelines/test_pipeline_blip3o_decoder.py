@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oPipeline
-from blip3o_hf.pipelines import pipeline_blip3o_decoder
+from blip3o_hf.checkpoints import decoder_files
 
 PROMPTS = ["two red circles", "one small blue square above three green triangles", "a circle"]
 CHANNELS, GRID = 16, 4  # of the features, as in conftest.py
@@ -369,8 +369,8 @@ def assert_same_weights(actual, expected):
 
 
 @pytest.fixture
-def original(decoder, tmp_path):
-    """A decoder and its folder as the original release has it: three folders of parts and nothing else."""
+def published(decoder, tmp_path):
+    """A decoder and its folder as a published checkpoint has it: three folders of parts and nothing else."""
     add_noise_to_weights(decoder).save_pretrained(tmp_path / "decoder")
     (tmp_path / "decoder" / "model_index.json").unlink()
     return decoder, tmp_path / "decoder"
@@ -391,8 +391,8 @@ def test_a_saved_decoder_draws_the_same_images(features, null, tmp_path, pipelin
 
 
 @pytest.mark.parametrize("with_index", [False, True])
-def test_the_original_layout_loads(original, features, null, with_index):
-    decoder, folder = original
+def test_the_published_layout_loads(published, features, null, with_index):
+    decoder, folder = published
     if with_index:
         index = {
             "_class_name": "EmuVisualGenerationPipeline",
@@ -416,8 +416,8 @@ def test_the_original_layout_loads(original, features, null, with_index):
     assert torch.equal(draw(beside, features, null, generator=seeded(1)), images)
 
 
-def test_a_part_may_be_given(original, features, null):
-    decoder, folder = original
+def test_a_part_may_be_given(published, features, null):
+    decoder, folder = published
     vae = make_vae(scaling_factor=2.0)
     scheduler = make_scheduler(DPMSolverMultistepScheduler)
     for part in ("vae", "scheduler"):
@@ -428,14 +428,14 @@ def test_a_part_may_be_given(original, features, null):
     assert_same_weights(loaded.unet, decoder.unet)
 
 
-def test_loading_in_another_dtype_casts_every_part(original):
-    loaded = Blip3oDecoderPipeline.from_pretrained(original[1], dtype=torch.bfloat16, use_safetensors=True)
+def test_loading_in_another_dtype_casts_every_part(published):
+    loaded = Blip3oDecoderPipeline.from_pretrained(published[1], dtype=torch.bfloat16, use_safetensors=True)
     assert (loaded.unet.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
-def test_a_variant_is_found_where_there_is_no_plain_file(original, max_shard_size):
-    decoder, folder = original
+def test_a_variant_is_found_where_there_is_no_plain_file(published, max_shard_size):
+    decoder, folder = published
     (folder / "unet" / DEFAULT_VARIANT).unlink()
     half = make_unet().to(torch.bfloat16)
     half.save_pretrained(folder / "unet", variant="bf16", max_shard_size=max_shard_size)
@@ -456,8 +456,8 @@ def test_a_variant_is_found_where_there_is_no_plain_file(original, max_shard_siz
         (("ema", "bf16", None), "ema", "ema"),
     ],
 )
-def test_the_variant_that_is_loaded_is_certain(original, present, asked, chosen):
-    folder = original[1]
+def test_the_variant_that_is_loaded_is_certain(published, present, asked, chosen):
+    folder = published[1]
     for name in ("unet", "vae"):
         plain = folder / name / DEFAULT_VARIANT
         weights = load_file(plain)
@@ -470,8 +470,8 @@ def test_the_variant_that_is_loaded_is_certain(original, present, asked, chosen)
         assert next(module.parameters()).flatten()[0] == present.index(chosen)
 
 
-def test_a_variant_that_is_not_there_is_refused(original):
-    folder = original[1]
+def test_a_variant_that_is_not_there_is_refused(published):
+    folder = published[1]
     message = (
         f"`variant` must name weight files that exist. Got 'fp8'; {folder / 'unet'} has files without a variant. "
         f"Leave it out to take what is there."
@@ -481,8 +481,8 @@ def test_a_variant_that_is_not_there_is_refused(original):
 
 
 @pytest.mark.parametrize("name", ["unet", "vae"])
-def test_pickled_weights_are_refused(original, name):
-    folder = original[1]
+def test_pickled_weights_are_refused(published, name):
+    folder = published[1]
     (folder / name / DEFAULT_VARIANT).rename(folder / name / "diffusion_pytorch_model.bin")
     message = (
         f"Weights must be safetensors files (diffusion_pytorch_model.safetensors). {folder / name} has only "
@@ -494,8 +494,8 @@ def test_pickled_weights_are_refused(original, name):
             Blip3oDecoderPipeline.from_pretrained(folder, **options)
 
 
-def test_a_folder_without_weights_is_refused(original):
-    folder = original[1]
+def test_a_folder_without_weights_is_refused(published):
+    folder = published[1]
     (folder / "vae" / DEFAULT_VARIANT).unlink()
     with pytest.raises(ValueError, match=re.escape(f"{folder / 'vae'} has no weights.")):
         Blip3oDecoderPipeline.from_pretrained(folder)
@@ -505,21 +505,21 @@ def test_a_folder_without_weights_is_refused(original):
     ("part", "file"),
     [("unet", "config.json"), ("vae", "config.json"), ("scheduler", "scheduler_config.json")],
 )
-def test_a_missing_part_is_named(original, part, file):
-    folder = original[1]
+def test_a_missing_part_is_named(published, part, file):
+    folder = published[1]
     (folder / part).rename(folder.parent / part)
     message = (
         f"A decoder must have unet/config.json, vae/config.json, scheduler/scheduler_config.json. {folder} lacks "
-        f"{part}/{file}. Name the folder that holds these parts (in the original release it is `diffusion-decoder`), "
-        f"or pass the part: from_pretrained(folder, {part}=...)."
+        f"{part}/{file}. Name the folder that holds these parts (in a published checkpoint it is "
+        f"`diffusion-decoder`), or pass the part: from_pretrained(folder, {part}=...)."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         Blip3oDecoderPipeline.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["unet", "vae"])
-def test_an_incomplete_checkpoint_is_refused(original, name):
-    folder = original[1]
+def test_an_incomplete_checkpoint_is_refused(published, name):
+    folder = published[1]
     path = folder / name / DEFAULT_VARIANT
     weights = load_file(path)
     lost = sorted(weights)[0]
@@ -530,8 +530,8 @@ def test_an_incomplete_checkpoint_is_refused(original, name):
         Blip3oDecoderPipeline.from_pretrained(folder)
 
 
-def test_a_scheduler_that_diffusers_does_not_have_is_refused(original):
-    folder = original[1]
+def test_a_scheduler_that_diffusers_does_not_have_is_refused(published):
+    folder = published[1]
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     message = (
@@ -553,8 +553,8 @@ def test_a_path_that_is_no_folder_is_refused(source):
 
 
 @pytest.mark.parametrize("variant", [None, "bf16"])
-def test_the_hub_is_asked_for_configs_and_safetensors_alone(original, monkeypatch, variant):
-    decoder, folder = original
+def test_the_hub_is_asked_for_configs_and_safetensors_alone(published, monkeypatch, variant):
+    decoder, folder = published
     if variant:
         decoder.save_pretrained(folder, variant=variant)
     asked = []
@@ -563,7 +563,7 @@ def test_the_hub_is_asked_for_configs_and_safetensors_alone(original, monkeypatc
         asked.append((repo_id, options))
         return str(folder.parent)
 
-    monkeypatch.setattr(pipeline_blip3o_decoder, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(decoder_files, "snapshot_download", snapshot_download)
     loaded = Blip3oDecoderPipeline.from_pretrained(
         "owner/name", subfolder="decoder", variant=variant, revision="main", scheduler=make_scheduler()
     )

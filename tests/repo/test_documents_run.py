@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.original_layout import write_original_checkpoint
+from tests.published_layout import write_published_checkpoint
 
 from blip3o_hf import packaged_model_path
 
@@ -52,7 +52,7 @@ REPLACED = {
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
-    write_original_checkpoint(folder, tied=False, target_encoder=True, diffusion_decoder=True)
+    write_published_checkpoint(folder, tied=False, target_encoder=True, diffusion_decoder=True)
     return str(folder)
 
 

@@ -74,6 +74,8 @@ def test_version_is_that_of_the_metadata():
         "from blip3o_hf.cli import build_parser; build_parser()",
         "from blip3o_hf import packaged_model_path",
         "from blip3o_hf.objectives import check_objective",
+        "from blip3o_hf.checkpoints import headers, weight_files",
+        "from blip3o_hf.hub.contents import Contents",
     ],
 )
 def test_light_imports_stay_light(code):

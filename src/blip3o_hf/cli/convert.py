@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"--max-shard-size must be a number with KB, MB or GB. Got {arguments.max_shard_size!r}. Example: 5GB."
         )
 
-    from ..conversion.original import convert_original
+    from ..conversion.published import convert_published
 
-    report = convert_original(
+    report = convert_published(
         arguments.source,
         arguments.target,
         with_target_encoder=arguments.with_target_encoder,

@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _hint(source: Path) -> str:
     """What to do with a folder that is no saved pipeline."""
-    from ..models.original_layout import original_settings
+    from ..checkpoints.published_config import is_published
 
-    if not source.is_dir() or original_settings(source) is None:
+    if not source.is_dir() or not is_published(source):
         return ""
     return " It is a published checkpoint. Run `blip3o-hf convert` first, and export what that writes."
 

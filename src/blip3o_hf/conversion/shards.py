@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.weight_files import shard_index, weights_name
 from ..files import written_whole
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -73,9 +74,9 @@ def plan_shards(copies: Sequence[TensorCopy], stem: str, max_shard_size: int) ->
         groups[-1].append(copy)
         filled += copy.num_bytes
     if len(groups) == 1:
-        return [Shard(f"{stem}.safetensors", tuple(groups[0]))]
+        return [Shard(weights_name(stem), tuple(groups[0]))]
     return [
-        Shard(f"{stem}-{index:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        Shard(weights_name(f"{stem}-{index:05d}-of-{len(groups):05d}"), tuple(group))
         for index, group in enumerate(groups, start=1)
     ]
 
@@ -83,10 +84,7 @@ def plan_shards(copies: Sequence[TensorCopy], stem: str, max_shard_size: int) ->
 def index_of(shards: Sequence[Shard]) -> dict[str, dict]:
     """The index of several shards, as the libraries read it."""
     weight_map = {copy.name: shard.file for shard in shards for copy in shard.copies}
-    return {
-        "metadata": {"total_size": sum(shard.num_bytes for shard in shards)},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
+    return shard_index(weight_map, sum(shard.num_bytes for shard in shards))
 
 
 def _header(shard: Shard) -> bytes:

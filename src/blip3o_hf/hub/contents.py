@@ -9,6 +9,9 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..checkpoints.headers import read_header
+from ..checkpoints.weight_files import weight_files
+
 _TAGS = ("blip3o", "text-to-image", "image-text-to-text", "any-to-any", "diffusers", "transformers")
 
 
@@ -72,7 +75,7 @@ class Contents:
         if (folder / "adapter_config.json").is_file():
             found = cls("adapter", tags=[*_TAGS, "lora", "peft"])
             config = _settings(folder / "adapter_config.json")
-            found._add(folder, "adapter", f"LoRA, rank {config.get('r')}", "adapter_model*.safetensors")
+            found._add(folder, "adapter", f"LoRA, rank {config.get('r')}", "adapter_model")
             return found
         config = _settings(folder / "config.json")
         if not config:
@@ -96,16 +99,14 @@ class Contents:
         found._add(folder, "model", found.class_name)
         return found
 
-    def _add(self, folder: Path, name: str, class_name: str, pattern: str = "*.safetensors") -> None:
-        """Count what is stored in a folder; the parts of a BLIP3-o one by one."""
+    def _add(self, folder: Path, name: str, class_name: str, stem: str | None = None) -> None:
+        """Count what is stored in a folder, in files of this stem or in all; the parts of a BLIP3-o one by one."""
         sizes: dict[str, int] = {}
-        for path in sorted(folder.glob(pattern)):
+        for path in weight_files(folder, stem):
             self.num_bytes += path.stat().st_size
-            with safe_open(path, "np") as weights:
-                for key in weights.keys():  # noqa: SIM118 - no dictionary
-                    tensor = weights.get_slice(key)
-                    sizes[key] = math.prod(tensor.get_shape())
-                    self.dtypes.add(tensor.get_dtype())
+            for key, tensor in read_header(path).items():
+                sizes[key] = math.prod(tensor.shape)
+                self.dtypes.add(tensor.dtype)
         if not sizes:
             return
         config = _settings(folder / "config.json")

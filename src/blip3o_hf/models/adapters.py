@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, is_peft_available
 
+from ..checkpoints.lookup import checkpoint_files
+from ..checkpoints.tensor_checks import listed
 from ..files import written_whole
 from ..names import unknown_name
-from .checkpoint_files import checkpoint_files
 from .configuration_blip3o import Blip3oConfig
 from .modeling_blip3o import Blip3oForConditionalGeneration, Blip3oQueries
 
@@ -39,6 +40,7 @@ LORA_PARTS = ("transformer", "backbone")
 QUERIES = "queries.weight"
 _TRANSFORMER_LAYERS = r"transformer\.layers\.\d+\.(attn[12]\.to_[qkv]|attn2\.to_out\.0|feed_forward\.linear_[123])"
 _LORA_TENSOR = re.compile(rf"({'|'.join(LORA_PARTS)})\.(.+)\.lora_([AB])\.weight")
+_MOST = 4  # names in an error
 # Ways to initialise LoRA that leave the model's own weights as they are; the others of PEFT subtract from them.
 _PLAIN_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 
@@ -224,7 +226,7 @@ def write_lora(
 
 
 def read_lora(
-    source: str | os.PathLike, weight_name: str | None = None, **where
+    source: str | os.PathLike, weight_name: str | None = None, **hub_arguments
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """
     Tensors and metadata of an adapter, as [`export_lora`] returns them.
@@ -232,12 +234,12 @@ def read_lora(
     Args:
         source: a file, a folder or a Hub id, with what [`save_lora`] or PEFT's `save_pretrained` wrote.
         weight_name: the file's name, by default that of diffusers, or else that of PEFT.
-        where: arguments of `from_pretrained` that say where to look (`subfolder`, `revision`, ...).
+        hub_arguments: arguments of `from_pretrained` that say where to look (`subfolder`, `revision`, ...).
 
     Raises:
         ValueError: when there is no such file, it is no safetensors file, or holds more than LoRA and queries.
     """
-    files = checkpoint_files(source, **where)
+    files = checkpoint_files(source, **hub_arguments)
     if weight_name is None and Path(source).is_file():
         weight_name = Path(source).name
     candidates = (LORA_WEIGHT_NAME_SAFE, ADAPTER_SAFE_WEIGHTS_NAME) if weight_name is None else (weight_name,)
@@ -330,13 +332,13 @@ def split_lora(
     """
     alphas = {}
     for part in LORA_PARTS:
-        own = {
+        saved = {
             key.removeprefix(f"{part}."): value
             for key, value in (metadata or {}).items()
             if key.startswith(f"{part}.")
         }
-        if own:
-            settings = {key: own[key] for key in ("r", "lora_alpha", "alpha_pattern", "use_rslora") if key in own}
+        if saved:
+            settings = {key: saved[key] for key in ("r", "lora_alpha", "alpha_pattern", "use_rslora") if key in saved}
             alphas[part] = LoraConfig(**settings)
     rslora = {part: config.use_rslora for part, config in alphas.items()}
 
@@ -350,13 +352,13 @@ def split_lora(
         layers = {} if module is None else dict(module.named_modules())
         for layer in sorted(part.config.target_modules):
             findings += _misfits(f"{name}.{layer}", layers.get(layer), part.tensors, layer)
-    own_queries = (model.config.num_queries, model.config.hidden_size)
-    if queries is not None and tuple(queries.shape) != own_queries:
-        findings.append(f"{QUERIES} is {list(queries.shape)}, not {list(own_queries)}")
+    expected_queries = (model.config.num_queries, model.config.hidden_size)
+    if queries is not None and tuple(queries.shape) != expected_queries:
+        findings.append(f"{QUERIES} is {list(queries.shape)}, not {list(expected_queries)}")
     if findings:
         raise ValueError(
             f"A LoRA must fit the model that it is loaded into. {source} does not in {len(findings)} places: "
-            f"{_listed(findings)}. Load it into the model that it was trained on."
+            f"{listed(findings, _MOST)}. Load it into the model that it was trained on."
         )
     return parts, queries
 
@@ -381,39 +383,39 @@ def _split(
     source: str,
 ) -> tuple[dict[str, LoraPart], torch.Tensor | None]:
     """LoRA by part, its ranks read from the tensors, and queries; names are checked, shapes are not."""
-    own: dict[str, dict[str, torch.Tensor]] = {}
+    by_part: dict[str, dict[str, torch.Tensor]] = {}
     unknown = []
     for name, tensor in tensors.items():
         match = _LORA_TENSOR.fullmatch(name)
         if match and tensor.ndim == 2:
-            own.setdefault(match[1], {})[name.removeprefix(f"{match[1]}.")] = tensor
+            by_part.setdefault(match[1], {})[name.removeprefix(f"{match[1]}.")] = tensor
         elif name != QUERIES:
             unknown.append(name)
     if unknown:
         raise ValueError(
             f"A LoRA of BLIP3-o holds `lora_A` and `lora_B` of linear layers in {' and '.join(LORA_PARTS)}, and "
-            f"{QUERIES}. {source} holds {len(unknown)} other tensors: {_listed(sorted(unknown))}. Export it with "
-            f"`save_lora`, and anything else with the model."
+            f"{QUERIES}. {source} holds {len(unknown)} other tensors: {listed(sorted(unknown), _MOST)}. Export it "
+            f"with `save_lora`, and anything else with the model."
         )
-    if not own:
+    if not by_part:
         raise ValueError(
             f"A LoRA must hold `lora_A` and `lora_B` of at least one layer. {source} holds none. Check that it is the "
             f"file that `save_lora` wrote."
         )
     parts = {}
-    for part in sorted(own, key=LORA_PARTS.index):
-        layers = {name.rsplit(".lora_", 1)[0] for name in own[part]}
-        half = sorted(layer for layer in layers if len(_pair(own[part], layer)) < 2)
+    for part in sorted(by_part, key=LORA_PARTS.index):
+        layers = {name.rsplit(".lora_", 1)[0] for name in by_part[part]}
+        half = sorted(layer for layer in layers if len(_pair(by_part[part], layer)) < 2)
         if half:
             raise ValueError(
                 f"A LoRA must hold `lora_A` and `lora_B` of every layer. {source} holds only one of them in "
-                f"{len(half)}: {_listed([f'{part}.{layer}' for layer in half])}. Save or download it again."
+                f"{len(half)}: {listed([f'{part}.{layer}' for layer in half], _MOST)}. Save or download it again."
             )
-        ranks = {layer: own[part][f"{layer}.lora_A.weight"].shape[0] for layer in sorted(layers)}
+        ranks = {layer: by_part[part][f"{layer}.lora_A.weight"].shape[0] for layer in sorted(layers)}
         values = {layer: alpha(part, layer, rank) for layer, rank in ranks.items()}
         common_rank, common_alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, values))
         parts[part] = LoraPart(
-            own[part],
+            by_part[part],
             LoraConfig(
                 r=common_rank,
                 lora_alpha=common_alpha,
@@ -446,10 +448,6 @@ def _misfits(name: str, layer: nn.Module | None, tensors: Mapping[str, torch.Ten
         for side, tensor in (("A", down), ("B", up))
         if tuple(tensor.shape) != expected[side]
     ]
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 # Queries of several adapters

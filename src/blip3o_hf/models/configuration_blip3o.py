@@ -5,13 +5,14 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from ..checkpoints.published_checkpoint import PublishedCheckpoint
+from ..checkpoints.published_config import PUBLISHED_MODEL_TYPES
+from ..checkpoints.settings import check_config_file
 from ..names import check_name
 from ..objectives import check_objective, get_objective
-from .checkpoint_files import check_config_file
+from .fitted_config import config_of
 
 IMAGE_POSITIONS = ("backbone", "sequential")
-# `model_type` of published checkpoints, of the original's training and inference class.
-ORIGINAL_MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
 
 
 def has_vision(backbone_config: PreTrainedConfig) -> bool:
@@ -24,7 +25,7 @@ class Blip3oConfig(PreTrainedConfig):
     Configuration of [`Blip3oForConditionalGeneration`] (paper section 5.1).
 
     `from_pretrained` reads published checkpoints, too: they do not save the sizes of their transformer, which are
-    taken from the headers of the weights (see [`~models.original_layout.OriginalCheckpoint`]).
+    taken from the headers of the weights (see [`~checkpoints.published_sizes`]).
 
     Args:
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -140,16 +141,15 @@ class Blip3oConfig(PreTrainedConfig):
         """
         check_config_file(pretrained_model_name_or_path, **kwargs)
         config_dict, unused_kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") in ORIGINAL_MODEL_TYPES:
-            from .original_layout import OriginalCheckpoint  # which imports this module
-
-            checkpoint = OriginalCheckpoint.open(pretrained_model_name_or_path, config_dict, **kwargs)
-            config_dict = checkpoint.config(unused_kwargs.pop("transformer_config", None)).to_dict()
+        if config_dict.get("model_type") in PUBLISHED_MODEL_TYPES:
+            checkpoint = PublishedCheckpoint.open(pretrained_model_name_or_path, config_dict, **kwargs)
+            transformer_config = unused_kwargs.pop("transformer_config", None)
+            config_dict = config_of(checkpoint, Blip3oConfig, transformer_config).to_dict()
         elif config_dict.get("model_type") != cls.model_type:
             found = f"has {config_dict['model_type']!r}" if "model_type" in config_dict else "has none"
             raise ValueError(
                 f"A BLIP3-o model has a config.json of the model_type {cls.model_type!r}, a published one "
-                f"{' or '.join(map(repr, ORIGINAL_MODEL_TYPES))}. {pretrained_model_name_or_path} {found}. Check the "
+                f"{' or '.join(map(repr, PUBLISHED_MODEL_TYPES))}. {pretrained_model_name_or_path} {found}. Check the "
                 f"path; to build on a plain backbone, use `from_backbone`."
             )
         return config_dict, unused_kwargs

@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .loading import check_finite, load_complete
+from ..checkpoints.loading import check_finite, load_complete
 
 
 @dataclass

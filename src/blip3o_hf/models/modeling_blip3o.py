@@ -22,20 +22,17 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
+from ..checkpoints.loading import load_complete, load_saved
+from ..checkpoints.lookup import HUB_ARGUMENTS
+from ..checkpoints.published_checkpoint import PublishedCheckpoint
+from ..checkpoints.published_names import LEFT_OUT, OUTPUT_LAYER
+from ..checkpoints.published_renaming import keep_our_names, register_with_transformers
 from ..names import check_name
 from ..objectives import get_objective
 from ..objectives.noise_levels import sigma_from_uniform
 from ..objectives.objective import Objective
-from .checkpoint_files import HUB_ARGUMENTS
 from .configuration_blip3o import Blip3oConfig
-from .loading import load_complete, load_own
-from .original_layout import (
-    LEFT_OUT,
-    OUTPUT_LAYER,
-    OriginalCheckpoint,
-    keep_own_names,
-    register_with_transformers,
-)
+from .fitted_config import config_of, fitted
 from .transformer_next_dit import Blip3oTransformer2DModel
 
 
@@ -188,29 +185,29 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         """
         wants_info = kwargs.pop("output_loading_info", False)
         accepts_mismatch = kwargs.get("ignore_mismatched_sizes", False)
-        original = OriginalCheckpoint.find(pretrained_model_name_or_path, **kwargs)
-        if original is not None:
+        published = PublishedCheckpoint.find(pretrained_model_name_or_path, **kwargs)
+        if published is not None:
             if isinstance(kwargs.get("config"), Blip3oConfig):
-                config = kwargs["config"] = original.fitted(kwargs["config"])
+                config = kwargs["config"] = fitted(kwargs["config"], published)
             else:
-                config = original.config(kwargs.get("transformer_config"))
-            original.empty_model(cls, config, compare_shapes=not accepts_mismatch)
+                config = config_of(published, Blip3oConfig, kwargs.get("transformer_config"))
+            published.empty_model(cls, config, compare_shapes=not accepts_mismatch)
             kwargs["use_safetensors"] = True
-        load = load_complete if original is not None or pretrained_model_name_or_path is None else load_own
+        load = load_complete if published is not None or pretrained_model_name_or_path is None else load_saved
         model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
-        if original is not None:
-            if model.config.tie_word_embeddings and OUTPUT_LAYER in original.tensors:
-                model.tie_weights()  # as the original does, whatever the stored output layer holds
-            original.check_values(model)
+        if published is not None:
+            if model.config.tie_word_embeddings and OUTPUT_LAYER in published.tensors:
+                model.tie_weights()  # as the reference does, whatever the stored output layer holds
+            published.check_values(model)
         model.hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         return (model, info) if wants_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, under our names, wherever the weights came from. To write published names, use
-        [`~models.original_layout.save_original_layout`].
+        [`~checkpoints.published_saving.save_published_layout`].
         """
-        keep_own_names(self)
+        keep_our_names(self)
         super().save_pretrained(*args, **kwargs)
 
     @classmethod

@@ -1,12 +1,10 @@
 """The EVA-CLIP vision tower, which says what an image looks like in the features that BLIP3-o learns to generate."""
 
 import inspect
-import math
 import os
 from collections.abc import Mapping
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -18,21 +16,15 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import (
-    HUB_ARGUMENTS,
-    StoredTensor,
-    check_tensors,
-    checkpoint_files,
-    config_settings,
-    located,
-    transformers_tensors,
-)
+from ..checkpoints.headers import StoredTensor
+from ..checkpoints.loading import check_finite, load_complete, load_saved
+from ..checkpoints.lookup import HUB_ARGUMENTS, checkpoint_files
+from ..checkpoints.published_names import TARGET_ENCODER
+from ..checkpoints.published_sizes import published_tower_sizes
+from ..checkpoints.settings import config_settings
+from ..checkpoints.stored_weights import read_values, transformers_tensors
+from ..checkpoints.tensor_checks import check_tensors, located
 from .configuration_eva_clip import EvaClipVisionConfig
-from .loading import check_finite, load_complete, load_own
-
-ORIGINAL_PREFIX = "model.gen_vision_tower.vision_tower.model."
-# The tensors that tell the sizes of a tower, and how many dimensions they have.
-_SIZE_TENSORS = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
 
 
 def eager_attention(
@@ -165,10 +157,10 @@ class EvaClipVisionModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """
-        Load a tower from a folder or Hub repository that `save_pretrained` wrote, or from an original BLIP3-o
+        Load a tower from a folder or Hub repository that `save_pretrained` wrote, or from a published BLIP3-o
         checkpoint, which holds its tower under `model.gen_vision_tower.vision_tower.model.`
 
-        Of an original checkpoint only the tower's tensors are read, and only the files that hold them. Its
+        Of a published checkpoint only the tower's tensors are read, and only the files that hold them. Its
         `config.json` does not know the tower, so the sizes are read from the shapes of its tensors; the image is as
         large as the positions times the patch. The number of heads leaves no trace in shapes: it is 16 for a width of
         1792 (EVA-CLIP-E-14-plus), and must be given for any other. Weights are never read from a pickle.
@@ -183,38 +175,35 @@ class EvaClipVisionModel(PreTrainedModel):
                 there is no tower, or its number of heads is not known; when weights are damaged, or in pickles only.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        is_original = False
+        is_published = False
         if kwargs.get("config") is None:
             settings = config_settings(pretrained_model_name_or_path, **kwargs)
-            is_original = settings.get("model_type") != cls.config_class.model_type
-        if is_original:
+            is_published = settings.get("model_type") != cls.config_class.model_type
+        if is_published:
             kwargs["use_safetensors"] = True
-            model, info = load_complete(cls._from_original, pretrained_model_name_or_path, *args, **kwargs)
+            model, info = load_complete(cls._from_published, pretrained_model_name_or_path, *args, **kwargs)
         else:
-            load = load_complete if pretrained_model_name_or_path is None else load_own
+            load = load_complete if pretrained_model_name_or_path is None else load_saved
             model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         return (model, info) if wants_info else model
 
     @classmethod
-    def _from_original(cls, source, *args, **kwargs):
-        """`from_pretrained` for an original BLIP3-o checkpoint."""
+    def _from_published(cls, source, *args, **kwargs):
+        """`from_pretrained` for a published BLIP3-o checkpoint."""
         kwargs.pop("config", None)
         files = checkpoint_files(source, **{name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs})
-        stored = transformers_tensors(files, ORIGINAL_PREFIX)
+        stored = transformers_tensors(files, TARGET_ENCODER)
         if not stored:
             raise ValueError(
-                f"A checkpoint must hold an EVA-CLIP tower: tensors named {ORIGINAL_PREFIX}*. {source} holds none. "
-                f"Use an original BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
+                f"A checkpoint must hold an EVA-CLIP tower: tensors named {TARGET_ENCODER}*. {source} holds none. "
+                f"Use a published BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
             )
         sizes = {name: kwargs.pop(name) for name in inspect.get_annotations(cls.config_class) if name in kwargs}
-        config = original_tower_config(source, stored, sizes, compare_shapes=False)
-        tensors = {}
-        for file in sorted({tensor.file for tensor in stored.values()}):
-            with safe_open(files.path(file), framework="pt") as handle:
-                for name in stored.keys() & handle.keys():
-                    tensors[name.removeprefix(ORIGINAL_PREFIX)] = handle.get_tensor(name)
+        config = published_tower_config(source, stored, sizes, compare_shapes=False)
+        values = read_values(files, stored)
+        tensors = {name.removeprefix(TARGET_ENCODER): value for name, value in values.items()}
         model, info = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
-        check_finite(model, source, lambda name: located(stored, ORIGINAL_PREFIX + name))
+        check_finite(model, source, lambda name: located(stored, TARGET_ENCODER + name))
         model.name_or_path = model.config.name_or_path = str(source)
         return model, info
 
@@ -247,18 +236,18 @@ class EvaClipVisionModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
-def original_tower_config(
+def published_tower_config(
     source: str | os.PathLike,
     stored: Mapping[str, StoredTensor],
     sizes: Mapping[str, int] | None = None,
     compare_shapes: bool = True,
 ) -> EvaClipVisionConfig:
     """
-    The configuration that the tensors of a tower in an original checkpoint imply, once they are those of a tower.
+    The configuration that the tensors of a tower in a published checkpoint imply, once they are those of a tower.
 
     Args:
         source: folder or Hub id, for errors.
-        stored: the tower's tensors by their original names.
+        stored: the tower's tensors by their published names.
         sizes: fields of the configuration that the caller knows better.
         compare_shapes: whether the shapes of all tensors must agree, too.
 
@@ -267,34 +256,20 @@ def original_tower_config(
             known; naming missing, unexpected and ill-shaped tensors.
     """
     sizes = sizes or {}
-    shapes = {name.removeprefix(ORIGINAL_PREFIX): tensor.shape for name, tensor in stored.items()}
-    unclear = [name for name, dims in _SIZE_TENSORS.items() if len(shapes.get(name, ())) != dims or 0 in shapes[name]]
-    if unclear:
-        raise ValueError(
-            f"The sizes of a tower are read from the shapes of {', '.join(_SIZE_TENSORS)}. {source} lacks "
-            f"{', '.join(unclear)}, or has it with other dimensions. Save or download it again."
-        )
-    hidden_size, num_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
+    inferred = published_tower_sizes(stored, source)
+    hidden_size = inferred["hidden_size"]
     if "num_attention_heads" not in sizes and hidden_size != EvaClipVisionConfig.hidden_size:
         raise ValueError(
             f"The number of attention heads must be known, and a checkpoint does not tell it. {source} has a tower of "
             f"width {hidden_size}; only that of EVA-CLIP-E-14-plus, {EvaClipVisionConfig.hidden_size}, has a default. "
             f"Pass num_attention_heads=... to from_pretrained."
         )
-    inferred = {
-        "hidden_size": hidden_size,
-        "intermediate_size": shapes["blocks.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("blocks.")}),
-        "num_channels": num_channels,
-        "image_size": math.isqrt(shapes["pos_embed"][1] - 1) * patch_size,
-        "patch_size": patch_size,
-    }
     config = EvaClipVisionConfig(**{**inferred, **sizes})
     with torch.device("meta"):
         tower = EvaClipVisionModel(config)
-    expected = {ORIGINAL_PREFIX + name: tuple(value.shape) for name, value in tower.state_dict().items()}
+    expected = {TARGET_ENCODER + name: tuple(value.shape) for name, value in tower.state_dict().items()}
     check_tensors(stored, expected, source, compare_shapes=compare_shapes)
     return config
 
 
-__all__ = ["EvaClipVisionModel", "original_tower_config"]
+__all__ = ["EvaClipVisionModel", "published_tower_config"]

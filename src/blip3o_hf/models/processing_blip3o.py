@@ -11,9 +11,10 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from .checkpoint_files import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, read_settings
+from ..checkpoints.lookup import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, given_arguments
+from ..checkpoints.published_config import backbone_config, published_settings
+from ..checkpoints.settings import read_settings
 from .configuration_blip3o import has_vision
-from .original_layout import convert_config, original_settings
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
 PLAN_INSTRUCTION = "Please describe the image to draw for the following caption: {caption}"
@@ -37,7 +38,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 
-# The original closes the assistant's empty turn before the image in training, and leaves it open to draw.
+# The reference closes the assistant's empty turn before the image in training, and leaves it open to draw.
 REFERENCE_TRAINING_TURN_END = "<|im_end|>\n"
 # Llama's template names the day; without its own default, prompts would change from day to day.
 FIXED_DATE = "{%- set date_string = date_string | default('26 Jul 2024') -%}"
@@ -157,27 +158,27 @@ class Blip3oProcessor(ProcessorMixin):
         if isinstance(files, LocalFiles):
             for path in filter(None, map(files.path, (*_TOKENIZER_FILES, _IMAGE_PROCESSOR_FILE))):
                 read_settings(path)
-        settings = original_settings(pretrained_model_name_or_path, **kwargs)
+        settings = published_settings(pretrained_model_name_or_path, **kwargs)
         if settings is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        processor_dict, own_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        processor_dict, processor_kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if processor_dict.keys() - {"chat_template"}:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        places = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        hub_arguments = given_arguments(HUB_ARGUMENTS, kwargs)
         _check_vocabulary(files)
         if files.path(_IMAGE_PROCESSOR_FILE):
-            image_processor = Qwen2VLImageProcessorPil.from_pretrained(pretrained_model_name_or_path, **places)
+            image_processor = Qwen2VLImageProcessorPil.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
         else:
-            vision = convert_config(settings).backbone_config.vision_config
+            vision = backbone_config(settings).vision_config
             image_processor = Qwen2VLImageProcessorPil(
                 patch_size=vision.patch_size,
                 temporal_patch_size=vision.temporal_patch_size,
                 merge_size=vision.spatial_merge_size,
                 size=QWEN_IMAGE_SIZE,
             )
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **places)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
         reference = {"chat_template": CHAT_TEMPLATE, "training_turn_end": REFERENCE_TRAINING_TURN_END}
-        return cls.from_args_and_dict([image_processor, tokenizer], reference, **own_kwargs)
+        return cls.from_args_and_dict([image_processor, tokenizer], reference, **processor_kwargs)
 
     @classmethod
     def from_backbone(cls, backbone: str | os.PathLike) -> "Blip3oProcessor":
@@ -289,13 +290,13 @@ class Blip3oProcessor(ProcessorMixin):
             )
         turn_end = self.training_turn_end if training else ""
         texts = [
-            (prompt if raw else self.render_prompt(prompt, len(own), history) + turn_end) + self.image_start_token
-            for prompt, own, history in zip(prompts, image_lists, histories, strict=True)
+            (prompt if raw else self.render_prompt(prompt, len(shown), history) + turn_end) + self.image_start_token
+            for prompt, shown, history in zip(prompts, image_lists, histories, strict=True)
         ]
         flat = [
             image
-            for own, history in zip(image_lists, histories, strict=True)
-            for image in (*message_images(history), *own)
+            for shown, history in zip(image_lists, histories, strict=True)
+            for image in (*message_images(history), *shown)
         ]
         inputs = self(
             text=texts,

@@ -6,10 +6,10 @@ from PIL import Image
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..checkpoints.published_config import is_published
 from ..data.records import BadItem, Record
 from ..data.texts import CONTROL_TOKENS, text_problem
 from .configuration_blip3o import Blip3oConfig
-from .original_layout import original_settings
 from .processing_blip3o import Blip3oProcessor, message_images
 
 
@@ -126,7 +126,7 @@ def check_for_model(folder: str, max_length: int | None = None) -> RecordCheck:
         max_length: that of the recipe. Default: the longest text of its tokenizer.
     """
     stored, _ = PreTrainedConfig.get_config_dict(folder)
-    if stored.get("model_type") == Blip3oConfig.model_type or original_settings(folder) is not None:
+    if stored.get("model_type") == Blip3oConfig.model_type or is_published(folder):
         config, processor = Blip3oConfig.from_pretrained(folder), Blip3oProcessor.from_pretrained(folder)
     else:
         config = Blip3oConfig(backbone_config=AutoConfig.from_pretrained(folder))

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedMo
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from ..checkpoints.loading import load_complete
+from ..checkpoints.published_config import is_published
 from ..objectives.latent_flow import scale_latents, vae_scale_factor
 from .image_processing_eva_clip import EvaClipImageProcessor
-from .loading import load_complete
 from .modeling_eva_clip import EvaClipVisionModel
-from .original_layout import original_settings
 
 
 @dataclass
@@ -77,7 +77,7 @@ def load_target_encoder(
         ValueError: naming the tensors that are missing.
     """
     settings = {} if dtype is None else {"dtype": dtype}
-    if original_settings(folder) is not None:
+    if is_published(folder):
         encoder = EvaClipVisionModel.from_pretrained(folder, **settings)
         return encoder.eval().requires_grad_(False), load_image_processor(folder)
     stored, _ = PreTrainedConfig.get_config_dict(folder, subfolder=subfolder)
@@ -92,7 +92,7 @@ def load_target_encoder(
 
 def load_image_processor(folder: str, subfolder: str = "") -> Any:
     """The image processor of a vision tower, as [`load_target_encoder`] finds it."""
-    if original_settings(folder) is not None:
+    if is_published(folder):
         return EvaClipImageProcessor()
     return AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
 

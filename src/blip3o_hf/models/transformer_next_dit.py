@@ -26,6 +26,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from .condition_cache import Blip3oConditionCache
+from .feed_forward import feed_forward_dim
 
 TIME_FREQUENCY_DIM = 256
 ROPE_THETA = 10000.0
@@ -33,19 +34,6 @@ ROPE_THETA = 10000.0
 QK_NORM_EPS = 1e-5
 CAPTION_NORM_EPS = 1e-5
 NORM_OUT_EPS = 1e-6
-
-
-def feed_forward_dim(dim: int, multiple_of: int = 256, ffn_dim_multiplier: float | None = None) -> int:
-    """
-    Width of the gated feed-forward layer: two thirds of `4 * dim`, scaled, rounded up.
-
-    >>> feed_forward_dim(1792)
-    4864
-    """
-    width = int(2 * (4 * dim) / 3)
-    if ffn_dim_multiplier is not None:
-        width = int(ffn_dim_multiplier * width)
-    return multiple_of * math.ceil(width / multiple_of)
 
 
 def timestep_sinusoid(timestep: Tensor, dim: int = TIME_FREQUENCY_DIM) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from transformers import PreTrainedModel
 
+from ..checkpoints.lookup import HUB_ARGUMENTS
 from ..models.adapters import (
     LORA_PARTS,
     QUERIES,
@@ -19,7 +20,6 @@ from ..models.adapters import (
     split_lora,
     write_lora,
 )
-from ..models.checkpoint_files import HUB_ARGUMENTS
 from ..names import unknown_name
 
 _COMPONENTS = (*LORA_PARTS, "queries")

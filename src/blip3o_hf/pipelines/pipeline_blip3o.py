@@ -17,12 +17,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from ..models.checkpoint_files import checkpoint_files
+from ..checkpoints.loading import align, check_finite
+from ..checkpoints.lookup import checkpoint_files
+from ..checkpoints.published_config import is_published
 from ..models.condition_cache import Blip3oConditionCache
 from ..models.decoder_patch import Blip3oPatchDecoder
-from ..models.loading import align, check_finite
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.original_layout import original_settings
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.transformer_next_dit import Blip3oTransformer2DModel
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
@@ -55,7 +55,7 @@ def has_pipeline(source: str | os.PathLike, **kwargs: Any) -> bool:
         source: folder or Hub id.
         kwargs: arguments of `from_pretrained` that say where to look.
     """
-    if original_settings(source, **kwargs) is not None:
+    if is_published(source, **kwargs):
         return True
     return checkpoint_files(source, **kwargs).path(Blip3oPipeline.config_name) is not None
 
@@ -200,7 +200,7 @@ class Blip3oPipeline(
         """
         kwargs |= {name: as_dtype(kwargs[name]) for name in DTYPE_ARGUMENTS if name in kwargs}
         kwargs["use_safetensors"] = True
-        if original_settings(pretrained_model_name_or_path, **kwargs) is not None:
+        if is_published(pretrained_model_name_or_path, **kwargs):
             names = inspect.signature(cls.__init__).parameters.keys() - {"self"}
             pipeline = cls(**load_published_parts(pretrained_model_name_or_path, names, **kwargs))
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))

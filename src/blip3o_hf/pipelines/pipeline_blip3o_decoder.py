@@ -1,8 +1,7 @@
 """Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
 
 import os
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,10 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import snapshot_download
 
-from ..models.checkpoint_files import (
-    LocalFiles,
-    StoredTensor,
-    checkpoint_files,
-    located,
-    read_settings,
-    read_tensors,
-)
-from ..models.loading import check_finite, load_complete
+from ..checkpoints.decoder_files import CONFIG_FILES, decoder_weights, local_decoder
+from ..checkpoints.loading import check_finite, load_complete
+from ..checkpoints.tensor_checks import located
 from ..objectives.latent_flow import unscale_latents, vae_scale_factor
 from .guidance import denoise_with_guidance
 from .sampling_arguments import (
@@ -43,12 +35,7 @@ ORIGINAL_SIZE = (1024, 1024)  # the size condition of every image, whatever the 
 CROP = (0, 0)
 
 _MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-_CONFIG_FILES = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
 DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
-DOWNLOAD_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_PREFERRED_VARIANTS = ("bf16", "fp16")
 
 
 class Blip3oDecoderPipeline(DiffusionPipeline):
@@ -105,7 +92,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         **kwargs,
     ) -> "Blip3oDecoderPipeline":
         """
-        Load a decoder that `save_pretrained` wrote, or the `diffusion-decoder` folder of the original release.
+        Load a decoder that `save_pretrained` wrote, or the `diffusion-decoder` folder of a published checkpoint.
 
         Needed are the folders `unet`, `vae` and `scheduler`; a `model_index.json` is not read, and other folders are
         left alone. Weights are read from safetensors files alone.
@@ -124,8 +111,8 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
             ValueError: when a part is missing, incomplete or damaged, has weights that are no numbers, or has them in
                 pickle files only.
         """
-        components = {name: kwargs.pop(name) for name in _CONFIG_FILES if name in kwargs}
-        missing = [name for name in _CONFIG_FILES if name not in components]
+        components = {name: kwargs.pop(name) for name in CONFIG_FILES if name in kwargs}
+        missing = [name for name in CONFIG_FILES if name not in components]
         folder = local_decoder(pretrained_model_name_or_path, subfolder, missing, variant, **kwargs)
         kwargs |= {name: as_dtype(kwargs[name]) for name in DTYPE_ARGUMENTS if name in kwargs}
         kwargs["use_safetensors"] = True
@@ -424,66 +411,6 @@ def feature_tokens(features: torch.Tensor) -> torch.Tensor:
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
 
 
-def has_decoder(source: str | os.PathLike, **kwargs) -> bool:
-    """
-    Whether there is any part of a diffusion decoder.
-
-    Args:
-        source: folder or Hub id.
-        kwargs: arguments of `from_pretrained` that say where to look.
-    """
-    files = checkpoint_files(source, **kwargs)
-    return any(files.path(f"{name}/{config}") for name, config in _CONFIG_FILES.items())
-
-
-def local_decoder(
-    source: str | os.PathLike,
-    subfolder: str | None = None,
-    parts: Collection[str] = tuple(_CONFIG_FILES),
-    variant: str | None = None,
-    **kwargs,
-) -> Path:
-    """
-    The folder on this machine that holds a decoder; from the Hub, nothing but configs and safetensors is fetched.
-
-    Args:
-        source: folder or Hub id.
-        subfolder: where in it the decoder lies.
-        parts: which of `unet`, `vae` and `scheduler` are needed.
-        variant: of the weights, for the Hub; by default all are fetched.
-        kwargs: arguments of `from_pretrained` that say how to download.
-
-    Raises:
-        ValueError: when the config of a part is missing or damaged.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        if str(source).count("/") != 1 or str(source).startswith((".", "/")):
-            raise ValueError(
-                f"A decoder comes from a folder or from the Hub. Got {str(source)!r}, which is no folder here and no "
-                f"Hub id (owner/name). Check the path."
-            )
-        weights = ["*.safetensors"]
-        if variant is not None:
-            weights = [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"]
-        prefix = f"{subfolder}/" if subfolder else ""
-        patterns = [f"{prefix}{part}/{pattern}" for part in parts for pattern in ("*.json", *weights)]
-        options = {name: kwargs[name] for name in DOWNLOAD_ARGUMENTS if name in kwargs}
-        folder = Path(snapshot_download(str(source), allow_patterns=patterns, **options))
-    folder = folder / subfolder if subfolder else folder
-    configs = [f"{part}/{_CONFIG_FILES[part]}" for part in parts]
-    absent = [config for config in configs if not (folder / config).is_file()]
-    if absent:
-        raise ValueError(
-            f"A decoder must have {', '.join(f'{name}/{file}' for name, file in _CONFIG_FILES.items())}. {folder} "
-            f"lacks {', '.join(absent)}. Name the folder that holds these parts (in the original release it is "
-            f"`diffusion-decoder`), or pass the part: from_pretrained(folder, {absent[0].split('/')[0]}=...)."
-        )
-    for config in configs:
-        read_settings(folder / config)
-    return folder
-
-
 def as_dtype(dtype: Any) -> Any:
     """
     What diffusers takes as `dtype`, of that and the names that transformers takes, too: `"bfloat16"` or `"auto"`;
@@ -507,58 +434,9 @@ def as_dtype(dtype: Any) -> Any:
     return named
 
 
-def stored_component(folder: Path, variant: str | None = None) -> tuple[str | None, dict[str, StoredTensor]]:
-    """
-    The variant of the weights of a diffusers model to load, and its tensors.
-
-    Args:
-        folder: of the model, such as `diffusion-decoder/unet`.
-        variant: the one asked for. By default files without a variant; where there are none, `bf16`, then `fp16`,
-            then the first in alphabetical order.
-
-    Raises:
-        ValueError: when there are no such safetensors, or one is damaged or missing.
-    """
-    variant = _choose_variant(folder, variant)
-    infix = f".{variant}" if variant else ""
-    tensors = read_tensors(
-        LocalFiles(folder),
-        weights_name=f"diffusion_pytorch_model{infix}.safetensors",
-        index_name=f"diffusion_pytorch_model.safetensors.index{infix}.json",
-    )
-    if tensors is None:
-        raise ValueError(
-            f"Shards need an index that places every tensor. {folder} has none for "
-            f"{f'the variant {variant}' if variant else 'the files without a variant'}: "
-            f"diffusion_pytorch_model.safetensors.index{infix}.json. Download it."
-        )
-    return variant, tensors
-
-
-def _choose_variant(folder: Path, variant: str | None) -> str | None:
-    """The variant of the weights in `folder` to load; `None` for files without one."""
-    files = sorted(path.name for path in folder.iterdir())
-    available = {match["variant"] for match in map(_WEIGHTS.fullmatch, files) if match}
-    if not available:
-        pickles = [name for name in files if name.endswith(_PICKLES)]
-        found = f"only {', '.join(pickles)}, and loading a pickle can run any code" if pickles else "no weights"
-        raise ValueError(
-            f"Weights must be safetensors files (diffusion_pytorch_model.safetensors). {folder} has {found}. Convert "
-            f"or download the safetensors files."
-        )
-    if variant is not None and variant not in available:
-        raise ValueError(
-            f"`variant` must name weight files that exist. Got {variant!r}; {folder} has "
-            f"{', '.join(sorted(name or 'files without a variant' for name in available))}. Leave it out to take "
-            f"what is there."
-        )
-    order = [None, *_PREFERRED_VARIANTS, *sorted(name for name in available if name)]
-    return variant or next(name for name in order if name in available)
-
-
 def _load_model(model_class: type, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
     """The UNet or VAE in `folder`, whole and of finite numbers."""
-    variant, tensors = stored_component(folder, variant)
+    variant, tensors = decoder_weights(folder, variant)
     model, _ = load_complete(model_class.from_pretrained, folder, variant=variant, **kwargs)
     check_finite(model, folder, partial(located, tensors))
     return model
@@ -570,7 +448,7 @@ def load_scheduler(folder: Path) -> SchedulerMixin:
     scheduler_class = getattr(diffusers, str(name), None)
     if not isinstance(scheduler_class, type) or not issubclass(scheduler_class, SchedulerMixin):
         raise ValueError(
-            f"The decoder's scheduler must be one of diffusers. {folder}/scheduler/{_CONFIG_FILES['scheduler']} names "
+            f"The decoder's scheduler must be one of diffusers. {folder}/scheduler/{CONFIG_FILES['scheduler']} names "
             f"{name!r}. Pass your own: from_pretrained(folder, scheduler=...)."
         )
     return scheduler_class.from_pretrained(folder, subfolder="scheduler")
@@ -581,9 +459,6 @@ __all__ = [
     "Blip3oDecoderPipeline",
     "as_dtype",
     "feature_tokens",
-    "has_decoder",
     "image_conditions",
     "load_scheduler",
-    "local_decoder",
-    "stored_component",
 ]

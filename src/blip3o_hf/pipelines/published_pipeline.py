@@ -6,15 +6,16 @@ from typing import Any
 
 from diffusers.utils import logging
 
-from ..models.checkpoint_files import HUB_ARGUMENTS, checkpoint_files
+from ..checkpoints.decoder_files import has_decoder
+from ..checkpoints.lookup import HUB_ARGUMENTS, checkpoint_files
+from ..checkpoints.published_names import PUBLISHED_DECODER
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from .pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
+from .pipeline_blip3o_decoder import Blip3oDecoderPipeline
 
 logger = logging.get_logger(__name__)
 
-ORIGINAL_DECODER = "diffusion-decoder"
 # Arguments of `from_pretrained` that the parts of the diffusion decoder take, too.
 _DECODER_ARGUMENTS = ("device_map", "low_cpu_mem_usage", "max_memory", "offload_folder", "offload_state_dict")
 # Names of the parts in a `Blip3oDecoderPipeline` and in a `Blip3oPipeline`.
@@ -60,7 +61,7 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
     parts.setdefault("scheduler", Blip3oFlowScheduler())
     if "decoder" in parts:
         return parts
-    subfolder = "/".join(filter(None, (hub_arguments.pop("subfolder", None), ORIGINAL_DECODER)))
+    subfolder = "/".join(filter(None, (hub_arguments.pop("subfolder", None), PUBLISHED_DECODER)))
     given = {part: parts[name] for part, name in _DECODER_PARTS.items() if parts.get(name) is not None}
     if has_decoder(source, subfolder=subfolder, **hub_arguments):
         decoder = Blip3oDecoderPipeline.from_pretrained(
@@ -76,7 +77,7 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
         )
         parts |= {name: getattr(decoder, part) for part, name in _DECODER_PARTS.items()}
     elif len(given) < len(_DECODER_PARTS):
-        logger.warning(f"{files} holds no {ORIGINAL_DECODER}/, so only output_type='features' works.")
+        logger.warning(f"{files} holds no {PUBLISHED_DECODER}/, so only output_type='features' works.")
     return parts
 
 
@@ -89,4 +90,4 @@ def _settings_of(part: str, dtype: Any, quantization: Any, is_diffusers: bool) -
     return {name: value for name, value in settings.items() if value is not None}
 
 
-__all__ = ["ORIGINAL_DECODER", "load_published_parts"]
+__all__ = ["load_published_parts"]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from ..checkpoints.published_config import is_published
 from ..data.images import as_input_image
 from ..data.records import RECONSTRUCT
-from ..models.original_layout import original_settings
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize
 from ..names import check_name
 from .pipeline_blip3o import Blip3oPipeline, Blip3oPipelineOutput
@@ -96,7 +96,7 @@ class Blip3oReconstructionPipeline:
     def from_pipe(cls, pipe: Blip3oPipeline, encoder: str | os.PathLike | None = None):
         """The same with a loaded pipeline; without `encoder`, its own repository is looked through."""
         repository = str(encoder or pipe.config.get("_name_or_path") or "")
-        subfolder = "" if encoder is not None or original_settings(repository) is not None else _TARGET_ENCODER
+        subfolder = "" if encoder is not None or is_published(repository) else _TARGET_ENCODER
         try:
             parts = load_target_encoder(repository, subfolder, pipe.model.dtype, pipe.model.config.feature_size)
         except OSError as error:

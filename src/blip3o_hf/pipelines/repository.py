@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from safetensors import safe_open
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from ..checkpoints.headers import read_header
+from ..checkpoints.weight_files import index_name, shard_index, weight_files
 
 PACKAGE = "blip3o_hf"
 # Arguments of `save_pretrained` that are for `push_to_hub`.
@@ -135,15 +135,11 @@ class Blip3oRepositoryMixin:
                 (root / name).write_bytes((root / "model" / name).read_bytes())
         weight_map: dict[str, str] = {}
         total_size = 0
-        stem = f"model.{variant}" if variant else "model"
-        shards = (root / "model").glob(f"{stem}-*.safetensors")
-        for path in sorted([*shards, *(root / "model").glob(f"{stem}.safetensors")]):
+        for path in weight_files(root / "model", "model", variant):
             total_size += path.stat().st_size
-            with safe_open(path, "pt") as weights:
-                weight_map.update(dict.fromkeys(weights.keys(), f"model/{path.name}"))
-        suffix = f".{variant}.json" if variant else ".json"
-        index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-        (root / SAFE_WEIGHTS_INDEX_NAME).with_suffix(suffix).write_text(json.dumps(index, indent=2) + "\n")
+            weight_map |= dict.fromkeys(read_header(path), f"model/{path.name}")
+        index = shard_index(weight_map, total_size)
+        (root / index_name("model", variant)).write_text(json.dumps(index, indent=2) + "\n")
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
+from ..checkpoints.weight_files import weight_files
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 
@@ -56,7 +57,7 @@ def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _saved_tensors(folder: Path) -> Iterable[tuple[str, torch.Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for name in sorted(file.keys()):
                 yield name, file.get_tensor(name)

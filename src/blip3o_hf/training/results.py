@@ -14,6 +14,8 @@ from PIL import Image
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from ..checkpoints.decoder_files import has_decoder
+from ..checkpoints.published_names import PUBLISHED_DECODER
 from ..evaluation.sheets import contact_sheet
 from ..files import written_whole
 from ..hub.cards import CARD, write_card
@@ -21,8 +23,7 @@ from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.pipeline_blip3o import Blip3oPipeline, has_pipeline
-from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
-from ..pipelines.published_pipeline import ORIGINAL_DECODER
+from ..pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def assemble_pipeline(
 
 def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The parts of a pipeline that a decoder gives: by diffusion (also of a published BLIP3-o), a VAE or patches."""
-    for subfolder in (ORIGINAL_DECODER, None):
+    for subfolder in (PUBLISHED_DECODER, None):
         if has_decoder(folder, **({"subfolder": subfolder} if subfolder else {})):
             decoder = Blip3oDecoderPipeline.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype)
             return {"unet": decoder.unet, "vae": decoder.vae, "decoder_scheduler": decoder.scheduler}

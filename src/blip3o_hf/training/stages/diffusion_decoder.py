@@ -5,9 +5,10 @@ from functools import cached_property
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
+from ...checkpoints.decoder_files import has_decoder
+from ...checkpoints.published_names import PUBLISHED_DECODER
 from ...models.target_encoder import TargetEncoder, feature_channels
-from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, has_decoder
-from ...pipelines.published_pipeline import ORIGINAL_DECODER
+from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline
 from ..arguments import FROZEN_DTYPES
 from ..tasks.diffusion_decoder import DiffusionDecoderTask
 from .base import Stage
@@ -66,7 +67,7 @@ class DiffusionDecoderStage(Stage):
 
     def _load_parts(self):
         folder = self.folders["decoder"]
-        subfolder = ORIGINAL_DECODER if has_decoder(folder, subfolder=ORIGINAL_DECODER) else None
+        subfolder = PUBLISHED_DECODER if has_decoder(folder, subfolder=PUBLISHED_DECODER) else None
         dtypes = {
             "unet": {"torch_dtype": torch.float32},
             "vae": {"torch_dtype": FROZEN_DTYPES[self.arguments.frozen_dtype]},

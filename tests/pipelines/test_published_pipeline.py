@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
-from tests.original_layout import CHANNELS, HIDDEN, NUM_QUERIES, TOKEN_IDS, VOCAB_SIZE, write_original_checkpoint
+from tests.published_layout import CHANNELS, HIDDEN, NUM_QUERIES, TOKEN_IDS, VOCAB_SIZE, write_published_checkpoint
 
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oForConditionalGeneration, Blip3oPipeline
 
@@ -19,7 +19,7 @@ SIZE = 64  # pixels: the decoder's 8 latents, 8 pixels each
 
 
 def write(folder, **settings):
-    return write_original_checkpoint(folder, **{"diffusion_decoder": True, **settings})
+    return write_published_checkpoint(folder, **{"diffusion_decoder": True, **settings})
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""From the original published layout to ours: one folder that every door of the libraries opens."""
+"""From the published layout to ours: one folder that every door of the libraries opens."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,34 +18,31 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedConfig
 
 from .. import __version__
+from ..checkpoints.decoder_files import decoder_weights, has_decoder, local_decoder
+from ..checkpoints.headers import NUM_BYTES, HeaderEntry, StoredTensor, read_header
+from ..checkpoints.lookup import HubFiles, LocalFiles, checkpoint_files
+from ..checkpoints.published_checkpoint import PublishedCheckpoint
+from ..checkpoints.published_names import OUTPUT_LAYER, PUBLISHED_DECODER, QUERIES, TARGET_ENCODER, our_name
+from ..checkpoints.settings import config_settings, read_settings
+from ..checkpoints.tensor_checks import check_tensors
+from ..checkpoints.weight_files import index_name
 from ..files import written_whole
 from ..hub.cards import CARD, Origin, is_hub_id, stated_license, write_card
 from ..hub.provenance import code_version
-from ..models.checkpoint_files import (
-    HubFiles,
-    LocalFiles,
-    StoredTensor,
-    check_tensors,
-    checkpoint_files,
-    config_settings,
-    read_header,
-    read_settings,
-)
+from ..models.configuration_blip3o import Blip3oConfig
+from ..models.fitted_config import config_of
 from ..models.image_processing_eva_clip import EvaClipImageProcessor
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..models.modeling_eva_clip import ORIGINAL_PREFIX, EvaClipVisionModel, original_tower_config
-from ..models.original_layout import OUTPUT_LAYER, QUERIES, OriginalCheckpoint, own_name
+from ..models.modeling_eva_clip import EvaClipVisionModel, published_tower_config
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from ..pipelines.pipeline_blip3o_decoder import has_decoder, load_scheduler, local_decoder, stored_component
-from ..pipelines.published_pipeline import ORIGINAL_DECODER
+from ..pipelines.pipeline_blip3o_decoder import load_scheduler
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .shards import Shard, TensorCopy, index_of, is_written, plan_shards, write_shard
 
 STATE = "conversion.json"
 LOCK = ".lock"
 _UNFINISHED = re.compile(r"\.\w+\.(json|safetensors)")  # names that a killed process leaves behind
-_NUM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 _DECODER_MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 
 
@@ -69,7 +67,8 @@ class ConversionReport:
         width = max(len(pattern) for pattern, _ in self.moved)
         lines = [f"{'tensors of ' + self.source:{width}}  number  now"]
         lines += [
-            f"{pattern:{width}}  {number:6d}  {place}" for (pattern, place), number in sorted(self.moved.items())
+            f"{pattern:{width}}  {number:6d}  {destination}"
+            for (pattern, destination), number in sorted(self.moved.items())
         ]
         lines.append(f"{'all':{width}}  {self.moved.total():6d}")
         return "\n".join([*lines, *self.notes])
@@ -77,9 +76,10 @@ class ConversionReport:
     def summary(self) -> str:
         """Numbers of tensors by the folder they went to."""
         numbers = Counter()
-        for (_, place), number in self.moved.items():
-            numbers[place if place.startswith("left out") else place.split()[0]] += number
-        return "\n".join([*(f"{number} tensors: {place}" for place, number in numbers.items()), *self.notes])
+        for (_, destination), number in self.moved.items():
+            numbers[destination if destination.startswith("left out") else destination.split()[0]] += number
+        lines = (f"{number} tensors: {destination}" for destination, number in numbers.items())
+        return "\n".join([*lines, *self.notes])
 
 
 @dataclass
@@ -97,15 +97,15 @@ class _Part:
         """Its tensors, in the order of the source."""
         copies = []
         for name, tensor in self.stored.items():
-            own = self.rename(name)
-            if own is not None:
+            renamed = self.rename(name)
+            if renamed is not None:
                 shape = tensor.shape[1:] if name == QUERIES else tensor.shape
-                num_bytes = _NUM_BYTES[tensor.dtype] * int(torch.Size(tensor.shape).numel())
-                copies.append(TensorCopy(own, shape, tensor.dtype, num_bytes, name, tensor.file))
+                num_bytes = NUM_BYTES[tensor.dtype] * math.prod(tensor.shape)
+                copies.append(TensorCopy(renamed, shape, tensor.dtype, num_bytes, name, tensor.file))
         return copies
 
 
-def convert_original(
+def convert_published(
     source: str | os.PathLike,
     target: str | os.PathLike,
     with_target_encoder: bool = False,
@@ -137,7 +137,7 @@ def convert_original(
     source, target = str(source), Path(target)
     if os.path.lexists(target):
         raise FileExistsError(f"The target must not exist yet. {target} does. Choose another, or remove it.")
-    checkpoint = OriginalCheckpoint.find(source)
+    checkpoint = PublishedCheckpoint.find(source)
     if checkpoint is None:
         raise ValueError(
             f"The source must be a published BLIP3-o checkpoint: a folder or Hub id with a config.json of the "
@@ -178,10 +178,10 @@ def _what_it_is(source: str) -> str:
 
 
 def _parts(
-    source: str, checkpoint: OriginalCheckpoint, files: LocalFiles | HubFiles, report: ConversionReport
+    source: str, checkpoint: PublishedCheckpoint, files: LocalFiles | HubFiles, report: ConversionReport
 ) -> tuple[Blip3oPipeline, list[_Part]]:
     """The pipeline without its weights, and the models that have weights to copy."""
-    config = checkpoint.config()
+    config = config_of(checkpoint, Blip3oConfig)
     model = checkpoint.empty_model(Blip3oForConditionalGeneration, config)
     model.config.architectures = [type(model).__name__]
     model.name_or_path = source
@@ -190,7 +190,7 @@ def _parts(
 
     def rename(name: str) -> str | None:
         is_tied_copy = name == OUTPUT_LAYER and config.tie_word_embeddings
-        return None if is_tied_copy else own_name(name)
+        return None if is_tied_copy else our_name(name)
 
     parts = [_Part("model", files, checkpoint.tensors, rename, "model")]
     components: dict[str, Any] = {"processor": None}
@@ -198,13 +198,13 @@ def _parts(
         components["processor"] = Blip3oProcessor.from_pretrained(source)
     else:
         report.notes.append("no processor: the source holds no tokenizer")
-    if not has_decoder(source, subfolder=ORIGINAL_DECODER):
-        report.notes.append(f"no decoder: the source holds no {ORIGINAL_DECODER}/")
+    if not has_decoder(source, subfolder=PUBLISHED_DECODER):
+        report.notes.append(f"no decoder: the source holds no {PUBLISHED_DECODER}/")
     else:
-        folder = local_decoder(source, ORIGINAL_DECODER)
+        folder = local_decoder(source, PUBLISHED_DECODER)
         components["decoder_scheduler"] = load_scheduler(folder)
         for name, model_class in _DECODER_MODELS.items():
-            _, stored = stored_component(folder / name)
+            _, stored = decoder_weights(folder / name)
             with torch.device("meta"):
                 components[name] = model_class.from_config(model_class.load_config(folder / name))
             expected = {key: tuple(value.shape) for key, value in components[name].state_dict().items()}
@@ -216,23 +216,23 @@ def _parts(
 
 
 def _target_encoder(
-    source: str, checkpoint: OriginalCheckpoint, files: LocalFiles | HubFiles, heads: int | None
+    source: str, checkpoint: PublishedCheckpoint, files: LocalFiles | HubFiles, heads: int | None
 ) -> _Part:
     """The EVA-CLIP tower, once its sizes and tensors agree."""
-    tower = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(ORIGINAL_PREFIX)}
+    tower = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(TARGET_ENCODER)}
     if not tower:
         raise ValueError(
-            f"The target encoder is written from the tensors {ORIGINAL_PREFIX}*. {source} holds none. Leave it out."
+            f"The target encoder is written from the tensors {TARGET_ENCODER}*. {source} holds none. Leave it out."
         )
-    config = original_tower_config(source, tower, {} if heads is None else {"num_attention_heads": heads})
+    config = published_tower_config(source, tower, {} if heads is None else {"num_attention_heads": heads})
 
     def rename(name: str) -> str:
-        return name.removeprefix(ORIGINAL_PREFIX)
+        return name.removeprefix(TARGET_ENCODER)
 
     return _Part("target_encoder", files, tower, rename, "model", config)
 
 
-def _account(checkpoint: OriginalCheckpoint, parts: list[_Part], report: ConversionReport) -> None:
+def _account(checkpoint: PublishedCheckpoint, parts: list[_Part], report: ConversionReport) -> None:
     """Say of every tensor of the source where it goes."""
 
     def pattern(name: str) -> str:
@@ -241,19 +241,19 @@ def _account(checkpoint: OriginalCheckpoint, parts: list[_Part], report: Convers
     encoder = next((part for part in parts if part.folder == "target_encoder"), None)
     model = parts[0]
     for name in checkpoint.tensors:
-        own, place = model.rename(name), "left out"
-        if own is not None:
-            place = f"model/ {pattern(own)}"
+        renamed, destination = model.rename(name), "left out"
+        if renamed is not None:
+            destination = f"model/ {pattern(renamed)}"
         elif encoder is not None and name in encoder.stored:
-            place = f"target_encoder/ {pattern(encoder.rename(name))}"
-        elif name.startswith(ORIGINAL_PREFIX):
-            place = "left out: target encoder"
+            destination = f"target_encoder/ {pattern(encoder.rename(name))}"
+        elif name.startswith(TARGET_ENCODER):
+            destination = "left out: target encoder"
         elif name == OUTPUT_LAYER:
-            place = "left out: the same as the input embeddings"
-        report.moved[pattern(name), place] += 1
+            destination = "left out: the same as the input embeddings"
+        report.moved[pattern(name), destination] += 1
     for part in parts:
         if part.folder in _DECODER_MODELS:
-            report.moved[f"{ORIGINAL_DECODER}/{part.folder}/*", f"{part.folder}/ the same names"] += len(part.stored)
+            report.moved[f"{PUBLISHED_DECODER}/{part.folder}/*", f"{part.folder}/ the same names"] += len(part.stored)
 
 
 def _start(
@@ -316,13 +316,13 @@ def _write_weights(work: Path, parts: list[_Part], plans: dict[str, list[Shard]]
         for part in parts:
             folder = work / part.folder
             folder.mkdir(exist_ok=True)
-            places: dict[str, tuple[Path, dict]] = {}
+            headers: dict[str, tuple[Path, dict[str, HeaderEntry]]] = {}
 
-            def locate(copy: TensorCopy, part=part, places=places) -> tuple[Path, int]:
-                if copy.source_file not in places:
+            def locate(copy: TensorCopy, part=part, headers=headers) -> tuple[Path, int]:
+                if copy.source_file not in headers:
                     path = part.files.path(copy.source_file)
-                    places[copy.source_file] = path, read_header(path)
-                path, header = places[copy.source_file]
+                    headers[copy.source_file] = path, read_header(path)
+                path, header = headers[copy.source_file]
                 return path, header[copy.source_name].begin
 
             for shard in plans[part.folder]:
@@ -332,7 +332,7 @@ def _write_weights(work: Path, parts: list[_Part], plans: dict[str, list[Shard]]
                 else:
                     write_shard(shard, folder, locate, progress.update)
             if len(plans[part.folder]) > 1:
-                with written_whole(folder / f"{part.stem}.safetensors.index.json") as temporary:
+                with written_whole(folder / index_name(part.stem)) as temporary:
                     temporary.write_text(json.dumps(index_of(plans[part.folder]), indent=2) + "\n")
 
 
@@ -378,4 +378,4 @@ def _origin(report: ConversionReport, card: Path | None) -> Origin:
     )
 
 
-__all__ = ["ConversionReport", "convert_original"]
+__all__ = ["ConversionReport", "convert_published"]

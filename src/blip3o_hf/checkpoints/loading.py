@@ -10,21 +10,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from .checkpoint_files import (
-    check_floating_point,
-    checkpoint_files,
-    located,
-    read_settings,
-    transformers_tensors,
-)
+from .lookup import checkpoint_files
+from .settings import read_settings
+from .stored_weights import transformers_tensors
+from .tensor_checks import check_floating_point, listed, located
 
 _ALIGNMENT = 64  # bytes
 _LARGEST_ALIGNED = 16 * 2**20  # bytes
-
-
-def _names(keys, most: int = 5) -> str:
-    keys = sorted(keys)
-    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")
 
 
 def load_complete(
@@ -53,9 +45,9 @@ def load_complete(
             f"download it again."
         ) from error
     if info["missing_keys"]:
-        missing = info["missing_keys"]
+        missing = sorted(info["missing_keys"])
         raise ValueError(
-            f"A checkpoint must hold every tensor of the model. {source} lacks {len(missing)}: {_names(missing)}. "
+            f"A checkpoint must hold every tensor of the model. {source} lacks {len(missing)}: {listed(missing)}. "
             f"Save or download it again."
         )
     if info["mismatched_keys"] and not ignore_mismatched_sizes:
@@ -69,7 +61,7 @@ def load_complete(
     return model, info
 
 
-def load_own(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
+def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
     """
     `load_complete` of what `save_pretrained` of transformers wrote: from safetensors alone, whose headers are checked
     before, and whose values after a tensor is read.
@@ -129,4 +121,4 @@ def check_finite(model: nn.Module, source: str | os.PathLike, locate: Callable[[
             )
 
 
-__all__ = ["align", "check_finite", "load_complete", "load_own"]
+__all__ = ["align", "check_finite", "load_complete", "load_saved"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.original_layout import write_original_checkpoint, write_weights
+from tests.published_layout import write_published_checkpoint, write_weights
 
 from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, Blip3oProcessor, EvaClipVisionModel
-from blip3o_hf.conversion import original, shards
-from blip3o_hf.conversion.original import convert_original
+from blip3o_hf.conversion import published, shards
+from blip3o_hf.conversion.published import convert_published
 from blip3o_hf.models.target_encoder import load_target_encoder
 
 VARIANTS = {
@@ -65,8 +65,8 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("max_shard_size", [5 * 10**9, 50_000])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_converting_equals_loading_and_saving(source, target, tmp_path, variant, max_shard_size):
-    write_original_checkpoint(source, **VARIANTS[variant])
-    convert_original(source, target, max_shard_size=max_shard_size)
+    write_published_checkpoint(source, **VARIANTS[variant])
+    convert_published(source, target, max_shard_size=max_shard_size)
     Blip3oPipeline.from_pretrained(source).save_pretrained(tmp_path / "saved")
     assert_same(written(target), written(tmp_path / "saved"))
     index = json.loads((target / "model_index.json").read_text())
@@ -75,8 +75,8 @@ def test_converting_equals_loading_and_saving(source, target, tmp_path, variant,
 
 @pytest.mark.parametrize("max_shard_size", [5 * 10**9, 50_000])
 def test_every_door_draws_and_answers_the_same(source, target, max_shard_size):
-    write_original_checkpoint(source, diffusion_decoder=True, shards=2)
-    convert_original(source, target, max_shard_size=max_shard_size)
+    write_published_checkpoint(source, diffusion_decoder=True, shards=2)
+    convert_published(source, target, max_shard_size=max_shard_size)
 
     def draw(pipeline):
         pipeline.set_progress_bar_config(disable=True)
@@ -92,8 +92,8 @@ def test_every_door_draws_and_answers_the_same(source, target, max_shard_size):
 
 
 def test_files_are_as_large_as_asked_and_hold_what_the_index_says(source, target):
-    write_original_checkpoint(source, tied=False)
-    convert_original(source, target, max_shard_size=50_000)
+    write_published_checkpoint(source, tied=False)
+    convert_published(source, target, max_shard_size=50_000)
     index = json.loads((target / "model/model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (target / "model").glob("*.safetensors"))
     assert len(files) > 3 and set(index["weight_map"].values()) == set(files)
@@ -108,8 +108,8 @@ def test_files_are_as_large_as_asked_and_hold_what_the_index_says(source, target
 
 
 def test_the_target_encoder_comes_on_request(source, target):
-    write_original_checkpoint(source, target_encoder=True, shards=2)
-    convert_original(source, target, with_target_encoder=True, target_encoder_heads=3)
+    write_published_checkpoint(source, target_encoder=True, shards=2)
+    convert_published(source, target, with_target_encoder=True, target_encoder_heads=3)
     encoder, image_processor = load_target_encoder(str(target / "target_encoder"))
     expected = EvaClipVisionModel.from_pretrained(source, num_attention_heads=3)
     assert encoder.config.num_attention_heads == 3
@@ -122,9 +122,9 @@ def test_the_target_encoder_comes_on_request(source, target):
 
 
 def test_every_tensor_of_the_source_is_in_the_report(source, target):
-    tensors = write_original_checkpoint(source, target_encoder=True, tied=True)
+    tensors = write_published_checkpoint(source, target_encoder=True, tied=True)
     write_weights(source, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
-    report = convert_original(source, target)
+    report = convert_published(source, target)
     assert report.moved.total() == len(tensors) + 1
     patterns = {pattern for pattern, _ in report.moved}
     assert {re.sub(r"\.\d+\.", ".{i}.", name) for name in tensors} | {"lm_head.weight"} == patterns
@@ -141,16 +141,16 @@ def test_every_tensor_of_the_source_is_in_the_report(source, target):
 
 
 def test_the_report_counts_the_decoder_and_names_what_is_missing(source, target, tmp_path):
-    write_original_checkpoint(source, diffusion_decoder=True, tokenizer=None)
-    report = convert_original(source, target)
+    write_published_checkpoint(source, diffusion_decoder=True, tokenizer=None)
+    report = convert_published(source, target)
     unet = load_file(source / "diffusion-decoder/unet/diffusion_pytorch_model.safetensors")
     assert report.moved["diffusion-decoder/unet/*", "unet/ the same names"] == len(unet)
     assert report.notes == ["no processor: the source holds no tokenizer"]
 
 
 def test_the_card_says_where_it_comes_from(source, target):
-    write_original_checkpoint(source, diffusion_decoder=True)
-    report = convert_original(source, target)
+    write_published_checkpoint(source, diffusion_decoder=True)
+    report = convert_published(source, target)
     card = (target / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: blip3o_hf\npipeline_tag: text-to-image\n")
     assert "from the folder `source`" in " ".join(card.split()) and 'Blip3oPipeline.from_pretrained("target")' in card
@@ -169,66 +169,66 @@ def interrupt_after(monkeypatch, number):
             raise KeyboardInterrupt
         plain(*args)
 
-    monkeypatch.setattr(original, "write_shard", write)
+    monkeypatch.setattr(published, "write_shard", write)
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped(source, target, tmp_path, monkeypatch):
-    write_original_checkpoint(source, tied=False, shards=3, diffusion_decoder=True)
+    write_published_checkpoint(source, tied=False, shards=3, diffusion_decoder=True)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            convert_original(source, target, max_shard_size=50_000)
+            convert_published(source, target, max_shard_size=50_000)
     assert not target.exists()
     partial = tmp_path / "target.partial"
     finished = {path: path.stat().st_mtime_ns for path in partial.rglob("*.safetensors")}
     assert len(finished) == 3
     (partial / "model" / ".unfinished.safetensors").write_bytes(b"half")
 
-    convert_original(source, target, max_shard_size=50_000)
+    convert_published(source, target, max_shard_size=50_000)
     assert not partial.exists()
     kept = {target / path.relative_to(partial): time for path, time in finished.items()}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    convert_original(source, tmp_path / "whole", max_shard_size=50_000)
+    convert_published(source, tmp_path / "whole", max_shard_size=50_000)
     actual, expected = written(target), written(tmp_path / "whole")
     assert_same(actual, expected)
 
 
 @pytest.mark.parametrize("left", [(), (".abcd1234.json",), (".lock", ".abcd1234.json")])
 def test_work_that_was_killed_as_it_began_is_begun_anew(source, target, tmp_path, left):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     (tmp_path / "target.partial").mkdir()
     for name in left:
         (tmp_path / "target.partial" / name).write_text("{")
-    convert_original(source, target)
-    assert not list(target.rglob(".*")) and not (target / original.STATE).exists()
+    convert_published(source, target)
+    assert not list(target.rglob(".*")) and not (target / published.STATE).exists()
 
 
 def test_a_finished_file_that_lost_its_end_is_written_again(source, target, tmp_path, monkeypatch):
     """As a power cut may leave it."""
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
-            convert_original(source, target, max_shard_size=50_000)
+            convert_published(source, target, max_shard_size=50_000)
     file = min((tmp_path / "target.partial" / "model").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
-    convert_original(source, target, max_shard_size=50_000)
-    convert_original(source, tmp_path / "whole", max_shard_size=50_000)
+    convert_published(source, target, max_shard_size=50_000)
+    convert_published(source, tmp_path / "whole", max_shard_size=50_000)
     assert_same(written(target), written(tmp_path / "whole"))
 
 
 def test_one_process_at_a_time_writes_a_target(source, target, tmp_path, monkeypatch):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     messages = []
 
     def write(*args):
         with pytest.raises(ValueError) as error:
-            convert_original(source, target)
+            convert_published(source, target)
         messages.append(str(error.value))
         shards.write_shard(*args)
 
-    monkeypatch.setattr(original, "write_shard", write)
-    convert_original(source, target)
+    monkeypatch.setattr(published, "write_shard", write)
+    convert_published(source, target)
     message = f"One process at a time writes a target. Another one is writing {tmp_path}/target.partial. Wait for it"
     assert messages and all(text.startswith(message) for text in messages)
     assert Blip3oForConditionalGeneration.from_pretrained(target)
@@ -236,11 +236,11 @@ def test_one_process_at_a_time_writes_a_target(source, target, tmp_path, monkeyp
 
 @pytest.mark.parametrize("change", ["source", "size", "file"])
 def test_the_work_of_another_conversion_is_not_continued(source, target, tmp_path, monkeypatch, change):
-    tensors = write_original_checkpoint(source, shards=2)
+    tensors = write_published_checkpoint(source, shards=2)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
-            convert_original(source, target, max_shard_size=50_000)
+            convert_published(source, target, max_shard_size=50_000)
     settings = {"max_shard_size": 50_000}
     if change == "source":
         source = shutil.copytree(source, tmp_path / "other")
@@ -251,7 +251,7 @@ def test_the_work_of_another_conversion_is_not_continued(source, target, tmp_pat
     partial = tmp_path / "target.partial"
     before = sorted(partial.rglob("*"))
     with pytest.raises(ValueError, match=re.escape(f"{partial} belongs to another: another source, changed files")):
-        convert_original(source, target, **settings)
+        convert_published(source, target, **settings)
     assert sorted(partial.rglob("*")) == before
 
 
@@ -260,7 +260,7 @@ def test_the_work_of_another_conversion_is_not_continued(source, target, tmp_pat
 
 def assert_refused(source, target, message, error=ValueError, **settings):
     with pytest.raises(error, match=message):
-        convert_original(source, target, **settings)
+        convert_published(source, target, **settings)
     assert [path.name for path in target.parent.iterdir() if path.name.startswith("target")] == []
 
 
@@ -272,15 +272,15 @@ def test_a_source_that_is_no_published_checkpoint_is_refused(make_model, source,
 
 
 def test_a_target_that_exists_is_left_alone(source, target):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     target.mkdir()
     with pytest.raises(FileExistsError, match=re.escape(f"The target must not exist yet. {target} does.")):
-        convert_original(source, target)
+        convert_published(source, target)
     assert list(target.iterdir()) == []
     target.rmdir()
     target.symlink_to("nowhere")
     with pytest.raises(FileExistsError, match=re.escape(f"The target must not exist yet. {target} does.")):
-        convert_original(source, target)
+        convert_published(source, target)
     assert list(target.parent.glob("target.*")) == []
 
 
@@ -288,7 +288,7 @@ def test_a_target_that_exists_is_left_alone(source, target):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_that_are_no_numbers_are_refused_by_file_and_tensor(source, target, dtype, value):
     name = "model.layers.1.mlp.down_proj.weight"
-    tensors = write_original_checkpoint(source, shards=2, dtype=dtype)
+    tensors = write_published_checkpoint(source, shards=2, dtype=dtype)
     tensors[name][-1, -1] = value
     write_weights(source, tensors, shards=2)
     file = f"model-{1 + sorted(tensors).index(name) % 2:05d}-of-00002.safetensors"
@@ -297,7 +297,7 @@ def test_weights_that_are_no_numbers_are_refused_by_file_and_tensor(source, targ
 
 
 def test_a_decoder_of_no_numbers_is_refused(source, target):
-    write_original_checkpoint(source, diffusion_decoder=True)
+    write_published_checkpoint(source, diffusion_decoder=True)
     file = source / "diffusion-decoder/vae/diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     weights["decoder.conv_in.bias"][0] = torch.nan
@@ -307,20 +307,20 @@ def test_a_decoder_of_no_numbers_is_refused(source, target):
 
 
 def test_a_truncated_shard_is_refused_by_file_and_tensor(source, target):
-    write_original_checkpoint(source, shards=3)
+    write_published_checkpoint(source, shards=3)
     file = source / "model-00002-of-00003.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     assert_refused(source, target, rf"{re.escape(str(file))} is cut short: it has \d+ bytes, and \S+ ends at byte")
 
 
 def test_a_missing_shard_is_refused_by_name(source, target):
-    write_original_checkpoint(source, shards=3)
+    write_published_checkpoint(source, shards=3)
     (source / "model-00002-of-00003.safetensors").unlink()
     assert_refused(source, target, r"in model-00002-of-00003\.safetensors, which is missing\. Download it\.")
 
 
 def test_a_config_that_lies_is_refused(source, target):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     file = source / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 64}))
     assert_refused(source, target, "config.json must describe the tensors beside it")
@@ -328,7 +328,7 @@ def test_a_config_that_lies_is_refused(source, target):
 
 @pytest.mark.parametrize("lie", [{"dtype": "F64"}, {"data_offsets": [0, 96]}])
 def test_a_header_that_lies_is_refused(source, target, lie):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     file = source / "model.safetensors"
     data = file.read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -341,20 +341,20 @@ def test_a_header_that_lies_is_refused(source, target, lie):
 
 @pytest.mark.parametrize("part", ["unet", "scheduler"])
 def test_a_decoder_that_lacks_a_part_is_refused(source, target, part):
-    write_original_checkpoint(source, diffusion_decoder=True)
+    write_published_checkpoint(source, diffusion_decoder=True)
     shutil.rmtree(source / "diffusion-decoder" / part)
     assert_refused(source, target, rf"diffusion-decoder lacks {part}/\w+\.json\.")
 
 
 def test_a_damaged_tokenizer_is_refused(source, target):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     (source / "tokenizer.json").write_text("{")
     assert_refused(source, target, re.escape(f"{source}/tokenizer.json does not. Save or download it again."))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_a_decoder_that_is_not_its_config_s_is_refused(source, target, part):
-    write_original_checkpoint(source, diffusion_decoder=True)
+    write_published_checkpoint(source, diffusion_decoder=True)
     file = source / "diffusion-decoder" / part / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
     weights["extra"] = weights.pop("conv_in.bias" if part == "unet" else "quant_conv.bias")
@@ -363,30 +363,30 @@ def test_a_decoder_that_is_not_its_config_s_is_refused(source, target, part):
 
 
 def test_a_target_encoder_that_is_not_there_is_refused(source, target):
-    write_original_checkpoint(source)
+    write_published_checkpoint(source)
     assert_refused(source, target, "holds none. Leave it out.", with_target_encoder=True)
 
 
 def test_a_target_encoder_of_unknown_heads_is_refused(source, target):
-    write_original_checkpoint(source, target_encoder=True)
+    write_published_checkpoint(source, target_encoder=True)
     assert_refused(source, target, "The number of attention heads must be known", with_target_encoder=True)
 
 
 def test_a_disk_that_is_too_small_is_refused(source, target, monkeypatch):
-    write_original_checkpoint(source)
-    monkeypatch.setattr(original.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    write_published_checkpoint(source)
+    monkeypatch.setattr(published.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     message = rf"{re.escape(str(target.parent))} has 0\.0 GB left, and 0\.\d GB are to be written\. Free some"
     assert_refused(source, target, message, error=OSError)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(source, target, monkeypatch):
-    write_original_checkpoint(source)
-    plain = original.read_header
+    write_published_checkpoint(source)
+    plain = published.read_header
 
     def cut(path):
         header = plain(path)
         path.write_bytes(path.read_bytes()[:-4])
         return header
 
-    monkeypatch.setattr(original, "read_header", cut)
+    monkeypatch.setattr(published, "read_header", cut)
     assert_refused(source, target, r"A file must not change while it is read\. \S+ ends within \S+\.")

@@ -1,6 +1,6 @@
 """Tiny repositories in the layout of published BLIP3-o checkpoints, with random weights.
 
-Written from what is known of the original alone, so that it can test the code that reads it: the flat config of
+Written from what is known of the reference alone, so that it can test the code that reads it: the flat config of
 transformers 4.51, its tensor names, the tokenizer files of Qwen2.5-VL with three added tokens, and the diffusion
 decoder beside the model. Every size differs from its neighbours where it can, so that nothing fits by accident.
 """
@@ -53,8 +53,8 @@ def feed_forward_width(multiplier: float | None = None, multiple_of: int = 256) 
     return multiple_of * math.ceil(width / multiple_of)
 
 
-def original_config(model_type: str = "blip3o_qwen_inference", tied: bool = True, dtype: str = "float32") -> dict:
-    """`config.json` as the original saves it."""
+def published_config(model_type: str = "blip3o_qwen_inference", tied: bool = True, dtype: str = "float32") -> dict:
+    """`config.json` as the reference saves it."""
     return {
         "architectures": [ARCHITECTURES[model_type]],
         "attention_dropout": 0.0,
@@ -116,13 +116,13 @@ def original_config(model_type: str = "blip3o_qwen_inference", tied: bool = True
     }
 
 
-def original_shapes(
+def published_shapes(
     tied: bool = True,
     num_key_value_heads: int = DIT_HEADS,
     ffn_dim_multiplier: float | None = None,
     target_encoder: bool = False,
 ) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor by its original name."""
+    """Shape of every tensor by its published name."""
     kv_text = HIDDEN // TEXT_HEADS * TEXT_KV_HEADS
     merged = 4 * VISION_HIDDEN
     shapes: dict[str, tuple[int, ...]] = {
@@ -250,9 +250,9 @@ def write_weights(folder: Path, tensors: dict[str, Tensor], shards: int = 1) -> 
     weight_map = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        own = names[shard::shards]
-        save_file({name: tensors[name] for name in own}, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(own, file)
+        in_shard = names[shard::shards]
+        save_file({name: tensors[name] for name in in_shard}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(in_shard, file)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
@@ -358,7 +358,7 @@ def write_diffusion_decoder(folder: Path) -> None:
         component.save_pretrained(folder / "diffusion-decoder" / name)
 
 
-def write_original_checkpoint(
+def write_published_checkpoint(
     folder: Path,
     *,
     model_type: str = "blip3o_qwen_inference",
@@ -374,7 +374,7 @@ def write_original_checkpoint(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """
-    Write a repository as the original publishes it.
+    Write a repository as the reference publishes it.
 
     Args:
         folder: created where missing.
@@ -389,14 +389,14 @@ def write_original_checkpoint(
         image_processor: whether `preprocessor_config.json` is written.
 
     Returns:
-        Every tensor by its original name.
+        Every tensor by its published name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = original_shapes(tied, num_key_value_heads, ffn_dim_multiplier, target_encoder)
+    shapes = published_shapes(tied, num_key_value_heads, ffn_dim_multiplier, target_encoder)
     tensors = random_tensors(shapes, dtype, seed)
     write_weights(folder, tensors, shards)
-    config = original_config(model_type, tied, str(dtype).removeprefix("torch."))
+    config = published_config(model_type, tied, str(dtype).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     generation = {
         "_from_model_config": True,
