@@ -127,6 +127,13 @@ def test_describe_names_a_truncated_picture(tmp_path, capsys, scene_file):
     fails(capsys, ["describe", cut], "The image must be a picture file", "cut.png")
 
 
+def test_the_demo_does_not_judge_pictures_of_another_world(tmp_path, capsys, make_pipeline):
+    make_pipeline().save_pretrained(tmp_path / "other")
+    assert main(["demo", "-o", str(tmp_path / "grid.png"), "--model", str(tmp_path / "other")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("drawn: ") == 12 and "pictures show exactly" not in printed
+
+
 def test_demo_writes_a_grid_and_prints_its_path(tmp_path, capsys):
     out = tmp_path / "grid.png"
     assert main(["demo", "-o", str(out)]) == 0

@@ -45,23 +45,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..evaluation.answers import answer
     from ..evaluation.sheets import contact_sheet
-    from ..shapes import ObjectGroup, Prompt, verify
+    from ..shapes import IMAGE_SIZE, ObjectGroup, Prompt, verify
 
     texts = [text for text, *_ in PROMPTS]
     generators = [torch.Generator().manual_seed(arguments.seed + index) for index in range(len(texts))]
     images = pipe(texts, generator=generators).images
+    is_checked = images[0].size == (IMAGE_SIZE, IMAGE_SIZE)  # the verifier reads pictures of the tiny world alone
     passed, captions = 0, []
     for image, (text, groups, *rest) in zip(images, PROMPTS, strict=True):
         background, relation = (*rest, None, None)[:2]
         prompt = Prompt(text, "demo", tuple(ObjectGroup(*group) for group in groups), relation, background)
-        verdict = verify(image, prompt)
-        passed += verdict.passed
-        captions.append(text if verdict.passed else f"{text} ({verdict.reason})")
-        print(f"{'right' if verdict.passed else 'wrong'}: {captions[-1]}")
+        verdict = verify(image, prompt) if is_checked else None
+        is_right = verdict is not None and verdict.passed
+        passed += is_right
+        captions.append(text if is_right or verdict is None else f"{text} ({verdict.reason})")
+        print(f"{'drawn' if verdict is None else 'right' if is_right else 'wrong'}: {captions[-1]}")
     description = answer(pipe.model, pipe.processor, [images[-1]], ["describe the image"])[0]
     captions[-1] += f"  ->  described as: {description}"
     save_picture(contact_sheet(images, captions, columns=4), output)
-    print(f"{passed} of {len(texts)} pictures show exactly what was asked for")
+    if is_checked:
+        print(f"{passed} of {len(texts)} pictures show exactly what was asked for")
     print(f"the last picture, described by the same model: {description}")
     print(output.absolute())
     return 0
