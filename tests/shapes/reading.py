@@ -151,12 +151,11 @@ def answer(scene, text):
     if len(names) == 2:
         ((a,), (b,)), relation = (_named(scene, name) for name in names), read_relation(asked)
         if relation is not None:
-            axis, sign = SIDE[relation]
+            axis, _ = SIDE[relation]
             name, words = ("column", "row")[axis], (("right of", "left of"), ("below", "above"))[axis]
             numbers = [(o.col, o.row)[axis] + 1 for o in (a, b)]
             found = "the same" if numbers[0] == numbers[1] else f"{words[numbers[0] < numbers[1]]} it"
-            reason = f"{name} {numbers[0]} and {name} {numbers[1]}, {found}"
-            return f"{reason}, so {'yes' if sign * (a.center[axis] - b.center[axis]) > 0 else 'no'}"
+            return f"{name} {numbers[0]} and {name} {numbers[1]}, {found}"
         sign = {"large": 1, "small": -1}[SIZE_OF[re.search(rf"{SIZE}(?= than)", text)[0]]]
         return "yes" if sign * (a.pixels - b.pixels) > 0 else "no"
     if not names:

@@ -79,7 +79,7 @@ def test_without_rates_the_pictures_are_the_captions():
                 "num_questions": 4,
                 "question_weights": {"position": 3.0},
             },
-            53335402,
+            3305576148,
             '[2, {"single_object": 0.5, "two_object": 1.0, "counting": 1.0, "colors": 1.0, "position": 2.0, '
             '"color_attr": 1.0, "mixed": 1.0, "sizes": 1.0, "places": 1.0}, {}]',
         ),

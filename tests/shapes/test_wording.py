@@ -141,7 +141,7 @@ def test_no_reworded_question_denies_a_held_out_relation(scenes):
             text = question.reworded(rng)
             a, b = (SHAPE_OF[match["noun"]] for match in NAME.finditer(text))
             assert (a, read_relation(text), b) not in HELD_OUT_RELATIONS
-            denied += question.answer.endswith("no")
+            denied += not question.answer.endswith(f"{dict(question.words)['relation']} it")
     assert denied > 20
 
 
@@ -244,8 +244,8 @@ def test_known_texts_have_no_places_left_to_fill():
 
 def test_the_reader_of_these_tests_is_not_easily_pleased():
     scene = Scene((SceneObject("circle", "red", "small", 0, 0), SceneObject("cross", "blue", "large", 4, 4)), "white")
-    assert answer(scene, "is the circle under the cross?") == "row 1 and row 5, above it, so no"
-    assert answer(scene, "would you say the circle is on top of the cross?") == "row 1 and row 5, above it, so yes"
+    assert answer(scene, "is the circle under the cross?") == "row 1 and row 5, above it"
+    assert answer(scene, "would you say the circle is on top of the cross?") == "row 1 and row 5, above it"
     assert read_prompt("on the left of a cross is a circle") == read_prompt("a cross with a circle on the left")
     assert read_prompt("a circle left of a cross") != read_prompt("a cross left of a circle")
     for text in ("a circle and a red", "two circle", "a circle on black, white background", "one small"):

@@ -399,8 +399,11 @@ def test_answers_are_true(kind, train_examples, held_out_examples):
         question.answer == answer(scene, question.text) for scene, question in zip(scenes, questions, strict=True)
     )
     assert {question.kind for question in questions} == {kind}
-    if kind in ("existence", "position"):
-        assert 0.45 < np.mean([question.answer.endswith("yes") for question in questions]) < 0.55
+    if kind == "existence":
+        assert 0.45 < np.mean([question.answer == "yes" for question in questions]) < 0.55
+    if kind == "position":
+        are_true = [question.answer.endswith(f"{dict(question.words)['relation']} it") for question in questions]
+        assert 0.45 < np.mean(are_true) < 0.55
     if kind == "count":
         assert {question.answer for question in questions} == set(NUMBER_WORDS)
     if kind == "size":

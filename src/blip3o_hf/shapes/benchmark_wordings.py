@@ -15,7 +15,7 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..pipelines.chat import NO_ANSWER, Blip3oChat
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from . import SO, ObjectGroup, Prompt, Scene, render
+from . import RELATIONS, ObjectGroup, Prompt, Scene, render
 
 WORDINGS = ("plain", "natural")
 ABOUT_WORDINGS = (
@@ -72,16 +72,24 @@ def score_worded_questions(
     questions: Sequence[AskedPicture],
     batch_size: int = 64,
 ) -> dict[str, Rate]:
-    """Accuracy by wording: exact matches; of an answer that gives its reason first, its yes or no."""
+    """Accuracy by wording: exact matches; of a relation, whether the one that was said is the one asked for or not."""
     rates = {wording: Rate(0, 0) for wording in WORDINGS}
     for start in tqdm(range(0, len(questions), batch_size), desc="asking", leave=False):
         batch = questions[start : start + batch_size]
         images = [[render(scene) for scene in asked.scenes] for asked in batch]
         for wording in WORDINGS:
             replies = answer(model, processor, images, [asked.texts[wording] for asked in batch], max_new_tokens=24)
-            right = sum(reply.rpartition(SO)[2] == asked.answer for reply, asked in zip(replies, batch, strict=True))
+            right = sum(_is_right(reply, asked) for reply, asked in zip(replies, batch, strict=True))
             rates[wording] += Rate(right, len(batch))
     return rates
+
+
+def _is_right(reply: str, asked: AskedPicture) -> bool:
+    """The model says which relation there is; these answers say yes or no to one."""
+    if asked.kind != "position":
+        return reply == asked.answer
+    (relation,) = (relation for relation in RELATIONS if f" {relation} " in asked.texts["plain"])
+    return ("yes" if reply.endswith(f", {relation} it") else "no") == asked.answer and ", " in reply
 
 
 def chat_scripts() -> list[list[dict[str, str]]]:

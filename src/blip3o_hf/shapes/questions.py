@@ -27,8 +27,6 @@ PLACE_KINDS = ("row", "column", "cell", "zone")
 """The kinds of question about the place of one object."""
 COMPARISON = "comparison"
 """The kind of question that is asked about two scenes."""
-SO = ", so "
-"""What stands between reason and verdict of an answer: `column 2 and column 6, left of it, so yes`."""
 GENERAL_QUESTION_KINDS = ("existence", "count", "background")
 """The kinds that can be asked about any scene."""
 
@@ -40,8 +38,8 @@ class Question:
 
     Args:
         text: In plain words.
-        answer: One word, but for the kinds `cell` and `zone`, and `position`: two places are compared more easily once
-            they are said, so the answer gives them before its yes or no.
+        answer: One word, but for the kinds `cell` and `zone`, and `position`, which says both places and the relation
+            that is there: `column 2 and column 6, left of it`.
         kind: One of `QUESTION_KINDS` or `PLACE_KINDS`, or `COMPARISON`.
         form: A key of `QUESTION_WORDS`; empty where there is one wording only.
         words: What its wordings have places for.
@@ -140,22 +138,22 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question:
     shapes = [o.shape for o in scene.objects]
     are_shapes_enough = shapes.count(a.shape) == shapes.count(b.shape) == 1 and rng.random() < 0.5
     first, second = (o.shape if are_shapes_enough else f"{o.color} {o.shape}" for o in (a, b))
-    relation, answer = stated_relation(a, b), "yes"
+    relation = stated_relation(a, b)
     false = [
         other
         for other in RELATIONS
         if offset_along(a.center, b.center, other) <= 0 and (a.shape, other, b.shape) not in HELD_OUT_RELATIONS
     ]
     if false and rng.random() < 0.5:
-        relation, answer = pick(rng, false), "no"
+        relation = pick(rng, false)
     axis = "column" if relation in ("left of", "right of") else "row"
     first_number, second_number = ((o.col if axis == "column" else o.row) + 1 for o in (a, b))
     before, after = ("left of", "right of") if axis == "column" else ("above", "below")
     found = "the same"
     if first_number != second_number:
         found = f"{before if first_number < second_number else after} it"
-    reason = f"{axis} {first_number} and {axis} {second_number}, {found}"
-    return _question("position", "position", f"{reason}{SO}{answer}", first=first, relation=relation, second=second)
+    answer = f"{axis} {first_number} and {axis} {second_number}, {found}"
+    return _question("position", "position", answer, first=first, relation=relation, second=second)
 
 
 def _ask_size(scene: Scene, rng: np.random.Generator) -> Question:
