@@ -16,7 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers import initialization as init
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
@@ -24,6 +24,20 @@ from ..names import check_name
 from ..objectives.feature_flow import add_noise, flow_loss
 from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sigma_from_uniform
+from .backbones import (
+    TOKEN_TYPES,
+    check_backbone,
+    holds,
+    image_token_id,
+    left_aligned,
+    needs_token_ids,
+    read,
+    read_after,
+    reads_padding,
+    text_stack,
+    token_cache,
+    token_types,
+)
 from .checkpoint_files import HUB_ARGUMENTS
 from .configuration_blip3o import Blip3oConfig
 from .loading import load_complete, load_own
@@ -152,7 +166,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if backbone is None:
             backbone = _vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+        check_backbone(backbone)
         self.backbone = backbone
+        self._reads_padding: bool | None = None  # measured when it matters
         self.queries = Blip3oQueries(config.num_queries, config.hidden_size)
         if config.uses_transformer:
             self.transformer = Blip3oTransformer2DModel(**config.transformer_config)
@@ -245,7 +261,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         """The backbone's text stack, without its output layer."""
-        return self.backbone.get_decoder()
+        return text_stack(self.backbone)
 
     # Understanding
 
@@ -297,46 +313,140 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         self._check_image_inputs(image_inputs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        batch_size, device = input_ids.shape[0], input_ids.device
-        decoder = self.get_decoder()
-        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
-        full_mask = torch.cat([attention_mask, attention_mask.new_ones(batch_size, queries.shape[1])], dim=1)
+        input_ids, attention_mask, image_inputs = left_aligned(input_ids, attention_mask, image_inputs)
         has_own_positions = self.config.image_positions == "backbone"
         grids = image_inputs.get("image_grid_thw") if has_own_positions else None
-        prompt_positions = self.prompt_positions(input_ids, attention_mask, grids)
-        first = prompt_positions.amax(-1, keepdim=True) + 1
-        query_positions = first + torch.arange(queries.shape[1], device=device)
-
+        positions = self.prompt_positions(input_ids, attention_mask, grids)
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
+        decoder = self.get_decoder()
         is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
-        if trains or (decoder.training and is_checkpointed):
-            # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
-            # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
-            prompt = self.embed_prompt(input_ids, **image_inputs)
-            hidden_states = decoder(
-                inputs_embeds=torch.cat([prompt, queries], dim=1),
-                attention_mask=full_mask,
-                position_ids=torch.cat([prompt_positions, query_positions], dim=-1),
-                use_cache=False,
-            ).last_hidden_state
-            return hidden_states[:, -queries.shape[1] :]
+        # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
+        # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
+        is_one_pass = (trains or (decoder.training and is_checkpointed)) and not needs_token_ids(decoder)
+        cache = token_cache(decoder)
+        if cache is None:
+            return self._read_without_cache(input_ids, positions, attention_mask, image_inputs)
+        if not is_one_pass:
+            with torch.set_grad_enabled(trains):
+                self.read_prompt(input_ids, positions, attention_mask, cache, **image_inputs)
+            if holds(cache, input_ids.shape[1]):
+                return self.read_queries(cache, positions, attention_mask)
+        return self.read_together(input_ids, positions, attention_mask, **image_inputs)
 
-        cache = DynamicCache(config=decoder.config)
-        with torch.no_grad():
-            decoder(
-                inputs_embeds=self.embed_prompt(input_ids, **image_inputs),
-                attention_mask=attention_mask,
-                position_ids=prompt_positions,
-                past_key_values=cache,
-                use_cache=True,
+    def _read_without_cache(
+        self,
+        input_ids: torch.LongTensor,
+        positions: torch.LongTensor,
+        attention_mask: torch.Tensor,
+        image_inputs: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The condition from a backbone that keeps states; prompts go one by one where padding would enter them."""
+        if self._reads_padding is None:
+            dtype = self.get_input_embeddings().weight.dtype
+            self._reads_padding = reads_padding(self.get_decoder(), dtype, input_ids.device)
+        starts = attention_mask.long().argmax(-1).tolist()
+        if not self._reads_padding or len(set(starts)) == 1:
+            rows, start = [slice(None)], [min(starts)]
+        elif image_inputs.get("pixel_values") is None:
+            rows, start = [slice(row, row + 1) for row in range(len(starts))], starts
+        else:
+            raise ValueError(
+                f"Prompts with images are read as one batch. The backbone "
+                f"({self.config.backbone_config.model_type}) would read their padding, too. Pass prompts of equal "
+                f"length, or one at a time."
             )
-        return decoder(
-            inputs_embeds=queries,
-            attention_mask=full_mask,
-            position_ids=query_positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        token_inputs = {name: value for name, value in image_inputs.items() if name in TOKEN_TYPES}
+        return torch.cat(
+            [
+                self.read_together(
+                    input_ids[row, first:],
+                    positions[..., row, first:],
+                    attention_mask[row, first:],
+                    **{**image_inputs, **{name: value[row, first:] for name, value in token_inputs.items()}},
+                )
+                for row, first in zip(rows, start, strict=True)
+            ]
+        )
+
+    def read_prompt(
+        self,
+        input_ids: torch.LongTensor,
+        positions: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **image_inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        The backbone's hidden states of a prompt, by its own forward, whatever that does with images.
+
+        Args:
+            input_ids (`[B, L]`): the prompt, or what follows the tokens in `past_key_values`.
+            positions (`[B, L]` or `[3, B, L]`): as `prompt_positions` gives them.
+            attention_mask (*optional*): 1 for real tokens; left out where there is no padding.
+            past_key_values (*optional*): a cache to which the prompt is added.
+            image_inputs: what the processor returns for input images.
+
+        Returns:
+            `torch.Tensor` `[B, L, hidden_size]`.
+        """
+        return read(
+            self.backbone, input_ids, positions, attention_mask, image_inputs, past_key_values=past_key_values
+        )
+
+    def read_queries(
+        self, past_key_values: Cache, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        The condition Q of prompts whose keys and values were kept: the hidden states at the queries, which run after
+        them.
+
+        Args:
+            past_key_values: keys and values of the prompts; those of the queries are added to them.
+            prompt_positions (`[B, L]` or `[3, B, L]`): as `prompt_positions` gives them.
+            attention_mask (`[B, L]`, *optional*): 1 for real tokens; left out where there is no padding.
+
+        Returns:
+            `torch.Tensor` `[B, num_queries, hidden_size]`.
+        """
+        queries, positions, full_mask = self._query_inputs(prompt_positions, attention_mask)
+        return read_after(self.get_decoder(), past_key_values, queries, positions, full_mask)
+
+    def read_together(
+        self,
+        input_ids: torch.LongTensor,
+        prompt_positions: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        **image_inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        The condition Q by one pass over prompts and queries. Arguments are those of `read_prompt`.
+
+        Raises:
+            ValueError: when the backbone makes more of token ids than embeddings; queries have none.
+        """
+        if needs_token_ids(self.get_decoder()):
+            raise ValueError(
+                f"This backbone ({self.config.backbone_config.model_type}) reads token ids in every layer, and "
+                f"queries have none; they can only follow a prompt in a cache. Gradient checkpointing takes none. "
+                f"Turn it off."
+            )
+        queries, positions, full_mask = self._query_inputs(prompt_positions, attention_mask)
+        embeddings = torch.cat([self.get_input_embeddings()(input_ids), queries], dim=1)
+        positions = torch.cat([prompt_positions, positions], dim=-1)
+        hidden_states = read(self.backbone, input_ids, positions, full_mask, image_inputs, inputs_embeds=embeddings)
+        return hidden_states[:, -queries.shape[1] :]
+
+    def _query_inputs(
+        self, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.LongTensor, torch.Tensor | None]:
+        """Embeddings and positions of the queries after prompts, and the mask of both."""
+        batch_size = prompt_positions.shape[-2]
+        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
+        first = prompt_positions.amax(-1, keepdim=True) + 1
+        positions = first + torch.arange(queries.shape[1], device=prompt_positions.device)
+        if attention_mask is None:
+            return queries, positions, None
+        return queries, positions, torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
 
     def prompt_positions(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
@@ -348,9 +458,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         positions_of_pixels = getattr(self.backbone.base_model, "get_rope_index", None)
         if image_grid_thw is None or positions_of_pixels is None:
             return _positions(attention_mask)
-        token_types = (input_ids == self.config.backbone_config.image_token_id).int()
+        is_image = (input_ids == image_token_id(self.config.backbone_config)).int()
         return positions_of_pixels(
-            input_ids, mm_token_type_ids=token_types, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+            input_ids, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=attention_mask
         )[0]
 
     def forward(
@@ -494,34 +604,13 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         )
         return mean, std
 
-    def embed_prompt(self, input_ids: torch.LongTensor, **image_inputs: torch.Tensor) -> torch.Tensor:
-        """Token embeddings `[B, L, hidden]`, with image features in the place of image placeholders."""
-        embeddings = self.get_input_embeddings()(input_ids)
-        if image_inputs.get("pixel_values") is None:
-            return embeddings
-        image_inputs.pop("mm_token_type_ids", None)
-        features = self.backbone.get_image_features(**image_inputs, return_dict=True).pooler_output
-        features = torch.cat(tuple(features)).to(embeddings)
-        slots = (input_ids == self.config.backbone_config.image_token_id)[..., None].expand_as(embeddings)
-        if int(slots.sum()) != features.numel():
-            raise ValueError(
-                f"The prompt must hold one image placeholder per image feature. It holds "
-                f"{int(slots.sum()) // embeddings.shape[-1]} for {features.shape[0]} features. "
-                f"Prepare prompts and images together with the processor."
-            )
-        return embeddings.masked_scatter(slots, features)
-
     def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict) -> dict:
-        """
-        The inputs with `mm_token_type_ids`, which placeholder ids tell as well: without them, the library falls back
-        from the positions of pixels to those of text, and says nothing.
-        """
-        has_grids = any(inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw"))
-        if input_ids is None or not has_grids or inputs.get("mm_token_type_ids") is not None:
+        """The inputs, with the kind of each token where there are images and the backbone takes it."""
+        has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        if input_ids is None or not has_pixels:
             return inputs
-        config = self.config.backbone_config
-        token_types = (input_ids == config.image_token_id).int() + 2 * (input_ids == config.video_token_id).int()
-        return {**inputs, "mm_token_type_ids": token_types}
+        given = {name: value for name, value in inputs.items() if value is not None}
+        return {**token_types(self.backbone, input_ids), **given}
 
     def _reset_stateful_cache(self) -> None:
         """What a diffusers pipeline calls after each run: caches of block outputs are for one run."""
