@@ -182,7 +182,12 @@ def backbone_config(family: str) -> PreTrainedConfig:
     if family in TEXT_FAMILIES:
         return AutoConfig.for_model(family, **{**TEXT, **TEXT_FAMILIES[family]})
     settings = VISION_FAMILIES[family]()
-    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+    ids = {
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+    }
     return AutoConfig.for_model(family, **({} if "image_token_index" in settings else ids), **settings)
 
 

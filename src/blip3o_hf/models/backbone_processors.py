@@ -1,4 +1,4 @@
-"""What [`Blip3oProcessor`] takes over from a backbone's own processor: the chat template, and how images become tokens."""
+"""What [`Blip3oProcessor`] takes over from a backbone: the chat template, and how images become tokens."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the model asks of any backbone: one forward that reads prompts with images, and a cache for queries after them."""
+"""What the model asks of any backbone: to read prompts with images, and a cache for the queries after them."""
 
 from collections.abc import Mapping
 from inspect import signature

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from ..objectives.feature_regression import regression_loss
 from ..objectives.noise_levels import sigma_from_uniform
 from .backbones import (
     TOKEN_TYPES,
+    accepts,
     check_backbone,
     holds,
     image_token_id,
@@ -279,10 +281,22 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             return type(self).image_generator(self, *args, **kwargs)
         input_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         self.backbone.generation_config = self.generation_config
-        return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
+        with self._preparing_inputs():
+            return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
 
     def prepare_inputs_for_generation(self, *args, **kwargs):
-        return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
+        return type(self.backbone).prepare_inputs_for_generation(self.backbone, *args, **kwargs)
+
+    @contextmanager
+    def _preparing_inputs(self):
+        """Let the backbone prepare its inputs as a wrapper wants it, which replaces the method of this model (PEFT)."""
+        replaced = vars(self).get("prepare_inputs_for_generation")
+        if replaced is not None:
+            self.backbone.prepare_inputs_for_generation = replaced
+        try:
+            yield
+        finally:
+            vars(self.backbone).pop("prepare_inputs_for_generation", None)
 
     # Generation
 
@@ -389,9 +403,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         Returns:
             `torch.Tensor` `[B, L, hidden_size]`.
         """
-        return read(
-            self.backbone, input_ids, positions, attention_mask, image_inputs, past_key_values=past_key_values
-        )
+        return read(self.backbone, input_ids, positions, attention_mask, image_inputs, past_key_values=past_key_values)
 
     def read_queries(
         self, past_key_values: Cache, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None = None
@@ -605,11 +617,15 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         return mean, std
 
     def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict) -> dict:
-        """The inputs, with the kind of each token where there are images and the backbone takes it."""
+        """The inputs, with the kind of each token where there are images, under names that the backbone takes."""
+        given = {
+            name: value
+            for name, value in inputs.items()
+            if name not in TOKEN_TYPES or (value is not None and accepts(self.backbone, name))
+        }
         has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
         if input_ids is None or not has_pixels:
-            return inputs
-        given = {name: value for name, value in inputs.items() if value is not None}
+            return given
         return {**token_types(self.backbone, input_ids), **given}
 
     def _reset_stateful_cache(self) -> None:
