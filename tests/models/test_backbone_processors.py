@@ -66,7 +66,7 @@ def test_inputs_are_those_of_the_backbone_s_own_processor(family, folders, proce
     settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     expected = own.apply_chat_template(messages, **settings)
     inputs = processor.apply_chat_template(messages, **settings)
-    for name in ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask"):
+    for name in ("input_ids", "attention_mask", "pixel_values", "pixel_attention_mask", "token_type_ids"):
         assert (name in inputs) == (name in expected), name
         if name in inputs:
             torch.testing.assert_close(inputs[name], expected[name])

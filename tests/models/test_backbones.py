@@ -99,10 +99,11 @@ def test_the_page_says_what_is_measured():
 
 def test_a_prompt_is_read_as_the_backbone_reads_it(model, prompts):
     """What the backbone hands to its output layer, and what it reads on the way to a condition."""
+    own, read = [], []
     for index in range(len(prompts.rows)):
         inputs = prompts.alone(index)
+        own.clear(), read.clear()
         kinds = token_types(model.backbone, inputs["input_ids"]) if prompts.pixels else {}
-        own, read = [], []
         with torch.no_grad():
             model.encode_condition(**inputs)  # the first call may measure how padding is read
             with hooked(reading_model(model.backbone), lambda args, output: read.append(output.last_hidden_state)):

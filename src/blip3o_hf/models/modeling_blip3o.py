@@ -249,6 +249,11 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         model.generation_config = pretrained.generation_config
         return model
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone without its output layer, which trainers of language models run for the hidden states (TRL)."""
+        return self.backbone.base_model
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -289,7 +294,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
 
     @contextmanager
     def _preparing_inputs(self):
-        """Let the backbone prepare its inputs as a wrapper wants it, which replaces the method of this model (PEFT)."""
+        """Lend the backbone the method by which a wrapper (PEFT) replaced that of this model."""
         replaced = vars(self).get("prepare_inputs_for_generation")
         if replaced is not None:
             self.backbone.prepare_inputs_for_generation = replaced

@@ -140,7 +140,9 @@ class Blip3oProcessor(ProcessorMixin):
         self.plan_instruction = plan_instruction
         self.check_instruction = check_instruction
         self.num_image_tokens = num_image_tokens
-        self.return_mm_token_type_ids = num_image_tokens is None  # those without grids take none
+        # Backbones with grids take the kind of each token, and those with crops (Gemma 3); others take none.
+        self._has_crops = "num_crops" in getattr(image_processor, "model_input_names", ())
+        self.return_mm_token_type_ids = num_image_tokens is None or self._has_crops
         self.has_whole_words = has_whole_words
         self.max_prompt_length = max_prompt_length
         self.training_turn_end = training_turn_end
@@ -226,7 +228,14 @@ class Blip3oProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "mm_token_type_ids"]
+        return [*super().model_input_names, "token_type_ids" if self._has_crops else "mm_token_type_ids"]
+
+    def __call__(self, *args, **kwargs) -> BatchFeature:
+        """As in transformers: `images`, `text`, and settings of both."""
+        inputs = super().__call__(*args, **kwargs)
+        if self._has_crops and "mm_token_type_ids" in inputs:
+            inputs["token_type_ids"] = inputs.pop("mm_token_type_ids")
+        return inputs
 
     @property
     def unused_input_names(self) -> list[str]:
