@@ -1,9 +1,9 @@
 """What [`Blip3oProcessor`] takes over from a backbone: the chat template, and how images become tokens."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -36,14 +36,11 @@ def fitted_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     if "date_string" in template:
         template = FIXED_DATE + template
-    word = "circle"
-    try:
-        text = _rendered(template, tokenizer, word)
-    except TemplateError:
-        text = ""
-    if word not in text:
+    if "is string" not in template and re.search(r"""['".]type\b""", template):
         template = LISTED_CONTENTS + template
-        text = _rendered(template, tokenizer, word)
+    word = "circle"
+    messages = [{"role": "user", "content": word}]
+    text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     begin = tokenizer.bos_token
     adds_begin = begin is not None and tokenizer(word)["input_ids"][:1] == [tokenizer.bos_token_id]
     if adds_begin and not text.startswith(begin):
@@ -52,11 +49,6 @@ def fitted_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if (boi := getattr(tokenizer, "boi_token", None)) and getattr(tokenizer, "image_token", None):
         template = template.replace(boi, tokenizer.image_token)
     return template
-
-
-def _rendered(template: str, tokenizer: PreTrainedTokenizerBase, word: str) -> str:
-    messages = [{"role": "user", "content": word}]
-    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
 
 
 def image_token_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -5,7 +5,7 @@ from inspect import signature
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import (
     Cache,
     DummyLayer,
@@ -14,11 +14,28 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+from transformers.configuration_utils import PreTrainedConfig
 
 # Layers of a cache that hold one entry for each token. All others hold a state that stands for many tokens at once.
 _TOKEN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """Names under which backbones take the kind of each token: 0 for text, 1 for an image, 2 for a video."""
+
+
+def vision_or_text_model(backbone_config: PreTrainedConfig):
+    """The Auto class that builds `backbone_config`: image-text-to-text where it exists, else causal LM."""
+    if type(backbone_config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+@torch.no_grad()
+def embed_new_tokens(backbone: PreTrainedModel, first: int, end: int) -> None:
+    """Give the tokens from `first` up to `end` the mean of all embeddings before them."""
+    if end > backbone.get_input_embeddings().num_embeddings:
+        backbone.resize_token_embeddings(end)
+    embeddings = backbone.get_input_embeddings().weight
+    embeddings[first:end] = embeddings[:first].float().mean(dim=0).to(embeddings.dtype)
 
 
 def accepts(module: nn.Module, name: str) -> bool:
@@ -51,7 +68,7 @@ def _is_causal(backbone: PreTrainedModel) -> bool:
     return any(getattr(module, "is_causal", False) is True for module in text_stack(backbone).modules())
 
 
-def image_token_id(config) -> int | None:
+def image_token_id(config: PreTrainedConfig) -> int | None:
     """The id of the placeholder of images, which backbones name in several ways; None where there is none."""
     names = ("image_token_id", "image_token_index")
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
@@ -248,10 +265,34 @@ def reads_padding(decoder: nn.Module, dtype: torch.dtype, device: torch.device) 
     return bool((passes[0] - passes[1]).abs().max() > 1e-3 * passes[0].abs().max())
 
 
+def rows_to_read(
+    backbone: PreTrainedModel,
+    attention_mask: torch.Tensor,
+    is_padding_read: bool,
+    image_inputs: Mapping[str, torch.Tensor],
+) -> list[tuple[slice, int]]:
+    """
+    Which prompts of a batch, padded on the left, are read together, and from which token on.
+
+    Raises:
+        ValueError: when padding would be read, and images keep prompts from being read one by one.
+    """
+    starts = attention_mask.long().argmax(-1).tolist()
+    if not is_padding_read or len(set(starts)) == 1:
+        return [(slice(None), min(starts))]
+    if image_inputs.get("pixel_values") is not None:
+        raise ValueError(
+            f"Prompts with images are read as one batch. The backbone ({backbone.config.model_type}) would read their "
+            f"padding, too. Pass prompts of equal length, or one at a time."
+        )
+    return [(slice(row, row + 1), start) for row, start in enumerate(starts)]
+
+
 __all__ = [
     "TOKEN_TYPES",
     "accepts",
     "check_backbone",
+    "embed_new_tokens",
     "holds",
     "image_token_id",
     "left_aligned",
@@ -260,7 +301,9 @@ __all__ = [
     "read_after",
     "reading_model",
     "reads_padding",
+    "rows_to_read",
     "text_stack",
     "token_cache",
     "token_types",
+    "vision_or_text_model",
 ]

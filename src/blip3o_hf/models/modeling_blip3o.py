@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
@@ -29,6 +27,7 @@ from .backbones import (
     TOKEN_TYPES,
     accepts,
     check_backbone,
+    embed_new_tokens,
     holds,
     image_token_id,
     left_aligned,
@@ -36,9 +35,11 @@ from .backbones import (
     read,
     read_after,
     reads_padding,
+    rows_to_read,
     text_stack,
     token_cache,
     token_types,
+    vision_or_text_model,
 )
 from .checkpoint_files import HUB_ARGUMENTS
 from .configuration_blip3o import Blip3oConfig
@@ -50,6 +51,7 @@ from .original_layout import (
     keep_own_names,
     register_with_transformers,
 )
+from .plain_weights import check_no_adapters, folder_of_shards, uncompiled
 from .transformer_next_dit import Blip3oTransformer2DModel
 
 
@@ -86,22 +88,6 @@ class Blip3oOutput(ModelOutput):
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position ids `[B, L]` counting real tokens only, so that padding changes nothing."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _vision_or_text_model(backbone_config):
-    """The Auto class that builds `backbone_config`: image-text-to-text where it exists, else causal LM."""
-    if type(backbone_config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
-
-
-@torch.no_grad()
-def _embed_new_tokens(backbone: PreTrainedModel, first: int, end: int) -> None:
-    """Give the tokens from `first` up to `end` the mean of all embeddings before them."""
-    if end > backbone.get_input_embeddings().num_embeddings:
-        backbone.resize_token_embeddings(end)
-    embeddings = backbone.get_input_embeddings().weight
-    embeddings[first:end] = embeddings[:first].float().mean(dim=0).to(embeddings.dtype)
 
 
 class Blip3oPreTrainedModel(PreTrainedModel):
@@ -167,7 +153,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     def __init__(self, config: Blip3oConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         if backbone is None:
-            backbone = _vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+            backbone = vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
         check_backbone(backbone)
         self.backbone = backbone
         self._reads_padding: bool | None = None  # measured when it matters
@@ -204,6 +190,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 config = original.config(kwargs.get("transformer_config"))
             original.empty_model(cls, config, compare_shapes=not accepts_mismatch)
             kwargs["use_safetensors"] = True
+        elif kwargs.get("device_map") is not None and not kwargs.get("subfolder"):
+            kwargs |= folder_of_shards(pretrained_model_name_or_path, **kwargs)
         load = load_complete if original is not None or pretrained_model_name_or_path is None else load_own
         model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         if original is not None:
@@ -216,10 +204,16 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     def save_pretrained(self, *args, **kwargs):
         """
         As in transformers, under our names, wherever the weights came from. To write published names, use
-        [`~models.original_layout.save_original_layout`].
+        [`~models.original_layout.save_original_layout`]. Compiled parts are saved as what was compiled.
+
+        Raises:
+            ValueError: when a pipeline's adapters are loaded into it; they would be saved in the place of its weights.
         """
         keep_own_names(self)
-        super().save_pretrained(*args, **kwargs)
+        if kwargs.get("state_dict") is None and not getattr(self, "_hf_peft_config_loaded", False):
+            check_no_adapters(self)
+        with uncompiled(self):
+            super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_backbone(
@@ -240,9 +234,9 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         settings.pop("model_type", None)
         settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
         with torch.random.fork_rng(devices=()):  # what is new is drawn the same, however the backbone is loaded
-            pretrained = _vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
+            pretrained = vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
         if processor is not None:
-            _embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
+            embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
             text_config = settings["backbone_config"].get_text_config()
             text_config.vocab_size = pretrained.get_input_embeddings().num_embeddings
         model = cls(Blip3oConfig(**settings), backbone=pretrained)
@@ -363,17 +357,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         if self._reads_padding is None:
             dtype = self.get_input_embeddings().weight.dtype
             self._reads_padding = reads_padding(self.get_decoder(), dtype, input_ids.device)
-        starts = attention_mask.long().argmax(-1).tolist()
-        if not self._reads_padding or len(set(starts)) == 1:
-            rows, start = [slice(None)], [min(starts)]
-        elif image_inputs.get("pixel_values") is None:
-            rows, start = [slice(row, row + 1) for row in range(len(starts))], starts
-        else:
-            raise ValueError(
-                f"Prompts with images are read as one batch. The backbone "
-                f"({self.config.backbone_config.model_type}) would read their padding, too. Pass prompts of equal "
-                f"length, or one at a time."
-            )
+        rows = rows_to_read(self.backbone, attention_mask, self._reads_padding, image_inputs)
         token_inputs = {name: value for name, value in image_inputs.items() if name in TOKEN_TYPES}
         return torch.cat(
             [
@@ -383,7 +367,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                     attention_mask[row, first:],
                     **{**image_inputs, **{name: value[row, first:] for name, value in token_inputs.items()}},
                 )
-                for row, first in zip(rows, start, strict=True)
+                for row, first in rows
             ]
         )
 
