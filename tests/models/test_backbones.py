@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from blip3o_hf.models.backbones import reading_model, reads_padding, token_cache, token_types
+from blip3o_hf.models.backbones import TOKEN_TYPES, reading_model, reads_padding, token_cache, token_types
 from blip3o_hf.models.configuration_blip3o import Blip3oConfig
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parent))
-from backbone_families import FAMILIES, TEXT, VISION_FAMILIES, Prompts, backbone_config
+from backbone_families import FAMILIES, IMAGE, TEXT, VISION_FAMILIES, Prompts, backbone_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 HEAD = "| `model_type` | images | queries run | a padded batch is read |\n| --- | --- | --- | --- |\n"
@@ -157,6 +157,16 @@ def test_prompt_and_images_matter(model, prompts, family):
         if family in VISION_FAMILIES:
             other = {**inputs, "pixel_values": inputs["pixel_values"].flip(-1)}
             assert difference(model.encode_condition(**other), condition) > 1e-4
+
+
+@pytest.mark.parametrize("kinds", ["none", "given"])
+@pytest.mark.parametrize("family", VISION_FAMILIES)
+def test_kinds_of_tokens_are_told_by_the_prompt_where_they_are_not_given(model, prompts, kinds):
+    inputs = prompts.batch("right")
+    is_image = (inputs["input_ids"] == IMAGE).int()
+    more = {name: is_image if kinds == "given" else None for name in TOKEN_TYPES}
+    with torch.no_grad():
+        assert torch.equal(model.encode_condition(**inputs, **more), model.encode_condition(**inputs))
 
 
 # What cannot be right is refused

@@ -121,10 +121,7 @@ def left_aligned(
     steps = torch.arange(length, device=input_ids.device)
     num_padding = length - 1 - (attention_mask.long() * steps).amax(-1, keepdim=True)  # on the right
     order = (steps - num_padding) % length
-    moved = {
-        name: value.gather(1, order) if name in TOKEN_TYPES and value is not None else value
-        for name, value in others.items()
-    }
+    moved = {name: value.gather(1, order) if name in TOKEN_TYPES else value for name, value in others.items()}
     return input_ids.gather(1, order), attention_mask.gather(1, order), moved
 
 
@@ -169,11 +166,11 @@ def read(
             f"Use a backbone such as Qwen2.5-VL, or prompts without images."
         )
     _check_token_inputs(backbone, input_ids, image_inputs)
-    image_inputs = {**token_types(model, input_ids), **image_inputs}
     num_queries = 0 if inputs_embeds is None else inputs_embeds.shape[1] - input_ids.shape[1]
-    for name in TOKEN_TYPES:
-        if image_inputs.get(name) is not None:
-            image_inputs[name] = nn.functional.pad(image_inputs[name], (0, num_queries))  # queries are text
+    kinds = token_types(model, input_ids)
+    kinds |= {name: value for name, value in image_inputs.items() if name in kinds}
+    inputs |= {name: nn.functional.pad(value, (0, num_queries)) for name, value in kinds.items()}  # queries are text
+    image_inputs = {name: value for name, value in image_inputs.items() if name not in TOKEN_TYPES}
     try:
         hidden_states = model(**inputs, **image_inputs).last_hidden_state
     except ValueError as error:

@@ -326,7 +326,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         self._check_image_inputs(image_inputs)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        input_ids, attention_mask, image_inputs = left_aligned(input_ids, attention_mask, image_inputs)
+        given = {name: value for name, value in image_inputs.items() if value is not None}
+        input_ids, attention_mask, image_inputs = left_aligned(input_ids, attention_mask, given)
         has_own_positions = self.config.image_positions == "backbone"
         grids = image_inputs.get("image_grid_thw") if has_own_positions else None
         positions = self.prompt_positions(input_ids, attention_mask, grids)
