@@ -28,6 +28,7 @@ def register_configs() -> None:
 
 
 def register_models() -> None:
+    import transformers
     from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     from .models.configuration_blip3o import Blip3oConfig
@@ -38,6 +39,8 @@ def register_models() -> None:
     for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
         auto_class.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
     AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
+    # TRL looks up the class of a saved model, by the name in its config, on `transformers` itself.
+    transformers.Blip3oForConditionalGeneration = Blip3oForConditionalGeneration
 
     def generate_images(*args, **kwargs):
         from .pipelines.text_to_image import generate_images

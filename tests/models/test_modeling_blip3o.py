@@ -529,8 +529,8 @@ def test_more_images_than_placeholders_are_refused(model, processor, make_image)
     inputs = processor.encode_prompts(["a circle"], images=[make_image()])
     two = processor.image_processor([make_image(), make_image()], return_tensors="pt")
     message = (
-        "The prompt must hold one image placeholder per image feature. It holds 64 for 128 features. Prepare prompts "
-        "and images together with the processor."
+        "The prompt must hold one image placeholder per image feature. The backbone says: Image features and image "
+        "tokens do not match, tokens: 64, features: 128. Prepare prompts and images together with the processor."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         model.encode_condition(**{**inputs, **two})

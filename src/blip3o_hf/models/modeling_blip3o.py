@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,15 +11,11 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     ProcessorMixin,
 )
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
@@ -31,8 +28,19 @@ from ..names import check_name
 from ..objectives import get_objective
 from ..objectives.noise_levels import sigma_from_uniform
 from ..objectives.objective import Objective
+from .backbones import (
+    TOKEN_TYPES,
+    accepts,
+    check_backbone,
+    embed_new_tokens,
+    text_stack,
+    token_types,
+    vision_or_text_model,
+)
+from .condition import Blip3oConditionMixin
 from .configuration_blip3o import Blip3oConfig
 from .fitted_config import config_of, fitted
+from .plain_weights import check_no_adapters, folder_of_shards, uncompiled
 from .transformer_next_dit import Blip3oTransformer2DModel
 
 
@@ -66,29 +74,6 @@ class Blip3oOutput(ModelOutput):
     condition: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
     query_logits: torch.Tensor | None = None
-
-
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Position ids `[B, L]` counting real tokens only, so that padding changes nothing."""
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _vision_or_text_model(
-    backbone_config: PreTrainedConfig,
-) -> type[AutoModelForImageTextToText] | type[AutoModelForCausalLM]:
-    """The Auto class that builds `backbone_config`: image-text-to-text where it exists, else causal LM."""
-    if type(backbone_config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
-
-
-@torch.no_grad()
-def _embed_new_tokens(backbone: PreTrainedModel, first: int, end: int) -> None:
-    """Give the tokens from `first` up to `end` the mean of all embeddings before them."""
-    if end > backbone.get_input_embeddings().num_embeddings:
-        backbone.resize_token_embeddings(end)
-    embeddings = backbone.get_input_embeddings().weight
-    embeddings[first:end] = embeddings[:first].float().mean(dim=0).to(embeddings.dtype)
 
 
 class Blip3oPreTrainedModel(PreTrainedModel):
@@ -127,7 +112,7 @@ class Blip3oPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
 
 
-class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
+class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel, GenerationMixin):
     """
     One model that understands and draws (paper section 5.1).
 
@@ -156,7 +141,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     def __init__(self, config: Blip3oConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         if backbone is None:
-            backbone = _vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+            backbone = vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
+        check_backbone(backbone)
         self.backbone = backbone
         self.queries = Blip3oQueries(config.num_queries, config.hidden_size)
         if config.uses_transformer:
@@ -193,6 +179,8 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
                 config = config_of(published, Blip3oConfig, kwargs.get("transformer_config"))
             published.empty_model(cls, config, compare_shapes=not accepts_mismatch)
             kwargs["use_safetensors"] = True
+        elif kwargs.get("device_map") is not None and not kwargs.get("subfolder"):
+            kwargs |= folder_of_shards(pretrained_model_name_or_path, **kwargs)
         load = load_complete if published is not None or pretrained_model_name_or_path is None else load_saved
         model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
         if published is not None:
@@ -205,10 +193,16 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, under our names, wherever the weights came from. To write published names, use
-        [`~checkpoints.published_saving.save_published_layout`].
+        [`~checkpoints.published_saving.save_published_layout`]. Compiled parts are saved as what was compiled.
+
+        Raises:
+            ValueError: when a pipeline's adapters are loaded into it; they would be saved in the place of its weights.
         """
         keep_our_names(self)
-        super().save_pretrained(*args, **kwargs)
+        if kwargs.get("state_dict") is None and not getattr(self, "_hf_peft_config_loaded", False):
+            check_no_adapters(self)
+        with uncompiled(self):
+            super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_backbone(
@@ -233,14 +227,19 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         settings.pop("model_type", None)
         settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
         with torch.random.fork_rng(devices=()):  # what is new is drawn the same, however the backbone is loaded
-            pretrained = _vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
+            pretrained = vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
         if processor is not None:
-            _embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
+            embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
             text_config = settings["backbone_config"].get_text_config()
             text_config.vocab_size = pretrained.get_input_embeddings().num_embeddings
         model = cls(Blip3oConfig(**settings), backbone=pretrained)
         model.generation_config = pretrained.generation_config
         return model
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone without its output layer, which trainers of language models run for the hidden states (TRL)."""
+        return self.backbone.base_model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
@@ -256,7 +255,7 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         """The backbone's text stack, without its output layer."""
-        return self.backbone.get_decoder()
+        return text_stack(self.backbone)
 
     @property
     def objective(self) -> Objective:
@@ -279,122 +278,25 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
             return type(self).image_generator(self, *args, **kwargs)
         input_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         self.backbone.generation_config = self.generation_config
-        return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
+        with self._preparing_inputs():
+            return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The backbone's own."""
-        return self.backbone.prepare_inputs_for_generation(*args, **kwargs)
+        return type(self.backbone).prepare_inputs_for_generation(self.backbone, *args, **kwargs)
+
+    @contextmanager
+    def _preparing_inputs(self) -> Iterator[None]:
+        """Lend the backbone the method by which a wrapper (PEFT) replaced that of this model."""
+        replaced = vars(self).get("prepare_inputs_for_generation")
+        if replaced is not None:
+            self.backbone.prepare_inputs_for_generation = replaced
+        try:
+            yield
+        finally:
+            vars(self.backbone).pop("prepare_inputs_for_generation", None)
 
     # Generation
-
-    def encode_condition(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        **image_inputs: torch.Tensor,
-    ) -> torch.Tensor:
-        """
-        The condition Q: the backbone's hidden states at the query tokens, after the final norm (paper section 3.2).
-
-        The prompt runs first, without gradient, and leaves its keys and values in a cache; the queries run after it.
-        Attention is causal, so nothing of the prompt depends on the queries, and their gradient is that of the full
-        sequence. Where the backbone itself trains, there is nothing to save: one pass over the whole sequence.
-
-        Args:
-            input_ids (`[B, L]`): prompts that end with the `[IMG]` token, padded on either side.
-            attention_mask (`[B, L]`, *optional*): 1 for real tokens. Positions count real tokens only.
-            image_inputs: what the processor returns for input images (`pixel_values`, `image_grid_thw`, ...).
-
-        Returns:
-            `torch.Tensor` `[B, num_queries, hidden_size]`.
-
-        Raises:
-            ValueError: when given an image and the backbone reads text only.
-        """
-        self._check_image_inputs(image_inputs)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        decoder = self.get_decoder()
-        has_own_positions = self.config.image_positions == "backbone"
-        grids = image_inputs.get("image_grid_thw") if has_own_positions else None
-        prompt_positions = self.prompt_positions(input_ids, attention_mask, grids)
-
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
-        is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
-        if trains or (decoder.training and is_checkpointed):
-            # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
-            # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
-            queries, query_positions, full_mask = self._query_inputs(prompt_positions, attention_mask)
-            prompt = self.embed_prompt(input_ids, **image_inputs)
-            hidden_states = decoder(
-                inputs_embeds=torch.cat([prompt, queries], dim=1),
-                attention_mask=full_mask,
-                position_ids=torch.cat([prompt_positions, query_positions], dim=-1),
-                use_cache=False,
-            ).last_hidden_state
-            return hidden_states[:, -queries.shape[1] :]
-
-        cache = DynamicCache(config=decoder.config)
-        with torch.no_grad():
-            decoder(
-                inputs_embeds=self.embed_prompt(input_ids, **image_inputs),
-                attention_mask=attention_mask,
-                position_ids=prompt_positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-        return self.read_queries(cache, prompt_positions, attention_mask)
-
-    def read_queries(
-        self, past_key_values: Cache, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """
-        The condition Q of prompts whose keys and values were kept: the hidden states at the queries, which run after
-        them.
-
-        Args:
-            past_key_values: keys and values of the prompts; those of the queries are added to them.
-            prompt_positions (`[B, L]` or `[3, B, L]`): as `prompt_positions` gives them.
-            attention_mask (`[B, L]`, *optional*): 1 for real tokens; left out where there is no padding.
-
-        Returns:
-            `torch.Tensor` `[B, num_queries, hidden_size]`.
-        """
-        queries, positions, full_mask = self._query_inputs(prompt_positions, attention_mask)
-        return self.get_decoder()(
-            inputs_embeds=queries,
-            attention_mask=full_mask,
-            position_ids=positions,
-            past_key_values=past_key_values,
-            use_cache=True,
-        ).last_hidden_state
-
-    def _query_inputs(
-        self, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.LongTensor, torch.Tensor | None]:
-        """Embeddings and positions of the queries after prompts, and the mask of both."""
-        batch_size = prompt_positions.shape[-2]
-        queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
-        first = prompt_positions.amax(-1, keepdim=True) + 1
-        positions = first + torch.arange(queries.shape[1], device=prompt_positions.device)
-        if attention_mask is None:
-            return queries, positions, None
-        return queries, positions, torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
-
-    def prompt_positions(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
-    ) -> torch.LongTensor:
-        """
-        Positions of a prompt's real tokens: `[B, L]`, counted on, or `[3, B, L]`, the backbone's own for images of
-        these grids, where it has such.
-        """
-        positions_of_pixels = getattr(self.backbone.base_model, "get_rope_index", None)
-        if image_grid_thw is None or positions_of_pixels is None:
-            return _positions(attention_mask)
-        token_types = (input_ids == self.config.backbone_config.image_token_id).int()
-        return positions_of_pixels(
-            input_ids, mm_token_type_ids=token_types, image_grid_thw=image_grid_thw, attention_mask=attention_mask
-        )[0]
 
     def forward(
         self,
@@ -554,34 +456,17 @@ class Blip3oForConditionalGeneration(Blip3oPreTrainedModel, GenerationMixin):
         )
         return mean, std
 
-    def embed_prompt(self, input_ids: torch.LongTensor, **image_inputs: torch.Tensor) -> torch.Tensor:
-        """Token embeddings `[B, L, hidden]`, with image features in the place of image placeholders."""
-        embeddings = self.get_input_embeddings()(input_ids)
-        if image_inputs.get("pixel_values") is None:
-            return embeddings
-        image_inputs.pop("mm_token_type_ids", None)
-        features = self.backbone.get_image_features(**image_inputs, return_dict=True).pooler_output
-        features = torch.cat(tuple(features)).to(embeddings)
-        slots = (input_ids == self.config.backbone_config.image_token_id)[..., None].expand_as(embeddings)
-        if int(slots.sum()) != features.numel():
-            raise ValueError(
-                f"The prompt must hold one image placeholder per image feature. It holds "
-                f"{int(slots.sum()) // embeddings.shape[-1]} for {features.shape[0]} features. "
-                f"Prepare prompts and images together with the processor."
-            )
-        return embeddings.masked_scatter(slots, features)
-
     def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        """
-        The inputs with `mm_token_type_ids`, which placeholder ids tell as well: without them, the library falls back
-        from the positions of pixels to those of text, and says nothing.
-        """
-        has_grids = any(inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw"))
-        if input_ids is None or not has_grids or inputs.get("mm_token_type_ids") is not None:
-            return inputs
-        config = self.config.backbone_config
-        token_types = (input_ids == config.image_token_id).int() + 2 * (input_ids == config.video_token_id).int()
-        return {**inputs, "mm_token_type_ids": token_types}
+        """The inputs, with the kind of each token where there are images, under names that the backbone takes."""
+        given = {
+            name: value
+            for name, value in inputs.items()
+            if name not in TOKEN_TYPES or (value is not None and accepts(self.backbone, name))
+        }
+        has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        if input_ids is None or not has_pixels:
+            return given
+        return {**token_types(self.backbone, input_ids), **given}
 
     def _reset_stateful_cache(self) -> None:
         """What a diffusers pipeline calls after each run: caches of block outputs are for one run."""

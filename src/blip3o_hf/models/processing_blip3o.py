@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessorMixin
 from ..checkpoints.lookup import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, given_arguments
 from ..checkpoints.published_config import backbone_config, published_settings
 from ..checkpoints.settings import read_settings
+from .backbone_processors import UNREAD, fitted_template, image_text, image_token_of, tokens_per_tile
 from .configuration_blip3o import has_vision
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
@@ -40,8 +41,6 @@ CHAT_TEMPLATE = (
 
 # The reference closes the assistant's empty turn before the image in training, and leaves it open to draw.
 REFERENCE_TRAINING_TURN_END = "<|im_end|>\n"
-# Llama's template names the day; without its own default, prompts would change from day to day.
-FIXED_DATE = "{%- set date_string = date_string | default('26 Jul 2024') -%}"
 # Areas in pixels between which Qwen2.5-VL, as published, reads an image at its own size.
 QWEN_IMAGE_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 16384 * 28 * 28}
 
@@ -91,8 +90,11 @@ class Blip3oProcessor(ProcessorMixin):
             `{caption}` stands for the caption.
         check_instruction (`str`): the user turn that asks whether an image shows a caption, to be answered with yes
             or no; `{caption}` stands for the caption.
-        num_image_tokens (`int`, *optional*): placeholders of an image, for a backbone to which all images are of one
-            size (LLaVA); by default the image processor's grids tell.
+        num_image_tokens (`int`, *optional*): placeholders of an image, or of each of its tiles, for a backbone whose
+            vision tower reads pictures of one size (LLaVA, SmolVLM, Gemma 3); by default the image processor's grids
+            tell.
+        image_token (`str`, *optional*): the placeholder that the backbone reads as an image; by default the
+            tokenizer's, or else `<|image_pad|>`.
         has_whole_words (`bool`, defaults to `False`): whether every word that the model was trained on is a token, so
             that a word of several tokens is one it never read. See `unknown_words`.
         max_prompt_length (`int`, *optional*): longest generation prompt in tokens, `[IMG]` included.
@@ -116,9 +118,10 @@ class Blip3oProcessor(ProcessorMixin):
         has_whole_words: bool = False,
         max_prompt_length: int | None = None,
         training_turn_end: str = "",
+        image_token: str | None = None,
         **kwargs,
     ):
-        self.image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
+        self.image_token = image_token or getattr(tokenizer, "image_token", None) or "<|image_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         for name, given, usual in (
             ("instruction", instruction, f"The paper's is {GENERATION_INSTRUCTION!r}."),
@@ -139,10 +142,16 @@ class Blip3oProcessor(ProcessorMixin):
         self.plan_instruction = plan_instruction
         self.check_instruction = check_instruction
         self.num_image_tokens = num_image_tokens
-        self.return_mm_token_type_ids = num_image_tokens is None  # those without grids take none
+        # Backbones with grids take the kind of each token, and those with crops (Gemma 3); others take none.
+        self._has_crops = "num_crops" in getattr(image_processor, "model_input_names", ())
+        self.return_mm_token_type_ids = num_image_tokens is None or self._has_crops
         self.has_whole_words = has_whole_words
         self.max_prompt_length = max_prompt_length
         self.training_turn_end = training_turn_end
+        # What is generated follows the last token, whatever the tokenizer's files say.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        if hasattr(image_processor, "return_row_col_info"):
+            image_processor.return_row_col_info = True
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
     @classmethod
@@ -186,11 +195,15 @@ class Blip3oProcessor(ProcessorMixin):
         For a new model on a backbone: the backbone's tokenizer, chat template and image processor (on PIL), with the
         token `[IMG]` added. Give it to [`Blip3oForConditionalGeneration.from_backbone`], which makes room for it.
 
-        A template that names the day gets a fixed one. A tokenizer without a padding token pads with its end token. A
-        backbone that already has a [`Blip3oProcessor`] keeps it.
+        A template that names the day gets a fixed one, one that drops contents that are strings learns to read them,
+        and one that leaves the first token to the tokenizer writes it. A tokenizer without a padding token pads with
+        its end token. A backbone that already has a [`Blip3oProcessor`] keeps it.
 
         Args:
             backbone: folder or Hub id of any Hugging Face autoregressive model.
+
+        Raises:
+            ValueError: later, at the first image, when the image processor does not tell how many tokens it has.
         """
         if cls.get_processor_dict(backbone)[0].get("processor_class") == cls.__name__:
             return cls.from_pretrained(backbone)
@@ -198,28 +211,56 @@ class Blip3oProcessor(ProcessorMixin):
         tokenizer.add_special_tokens({"additional_special_tokens": ["[IMG]"]}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        template = tokenizer.chat_template
-        if template and "date_string" in template:
-            template = FIXED_DATE + template
-        if has_vision(AutoConfig.from_pretrained(backbone)):
-            image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
-        else:
-            image_processor = Qwen2VLImageProcessorPil()
-        return cls(image_processor, tokenizer, chat_template=template)
+        settings = cls.get_processor_dict(backbone)[0]
+        config = AutoConfig.from_pretrained(backbone)
+        template = settings.get("chat_template") or tokenizer.chat_template
+        if isinstance(template, str):
+            template = fitted_template(template, tokenizer)
+        if not has_vision(config):
+            return cls(Qwen2VLImageProcessorPil(), tokenizer, chat_template=template)
+        image_processor = AutoImageProcessor.from_pretrained(backbone, backend="pil")
+        has_grids = "image_grid_thw" in image_processor.model_input_names
+        return cls(
+            image_processor,
+            tokenizer,
+            chat_template=template,
+            num_image_tokens=None if has_grids else tokens_per_tile(config, settings),
+            image_token=image_token_of(config, tokenizer),
+        )
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "mm_token_type_ids"]
+        return [*super().model_input_names, "token_type_ids" if self._has_crops else "mm_token_type_ids"]
+
+    def __call__(self, *args, **kwargs) -> BatchFeature:
+        """As in transformers: `images`, `text`, and settings of both."""
+        inputs = super().__call__(*args, **kwargs)
+        if self._has_crops and "mm_token_type_ids" in inputs:
+            inputs["token_type_ids"] = inputs.pop("mm_token_type_ids")
+        return inputs
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return [*super().unused_input_names, *UNREAD]
+
+    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+        """As in transformers; where images are cut into tiles, they stay with their prompts."""
+        images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        is_tiled = hasattr(self.image_processor, "return_row_col_info")
+        if is_tiled and images and text and not isinstance(images[0], (list, tuple)):
+            remaining = iter(images)
+            numbers = [sample.count(self.image_token) for sample in text]
+            lists = [[image for _, image in zip(range(number), remaining, strict=False)] for number in numbers]
+            images = [*lists, leftover] if (leftover := list(remaining)) else lists
+        return images, text, *others
 
     def image_length(self, image_inputs: Mapping[str, Any], image_idx: int) -> int:
-        """How many tokens image `image_idx` has: one per merged patch, or `num_image_tokens`."""
-        if self.num_image_tokens is not None:
-            return self.num_image_tokens
-        return int(image_inputs["image_grid_thw"][image_idx].prod()) // self.image_processor.merge_size**2
+        """How many placeholders image `image_idx` has."""
+        return self.replace_image_token(image_inputs, image_idx).count(self.image_token)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The placeholders of image `image_idx`."""
-        return self.image_token * self.image_length(image_inputs, image_idx)
+        """The placeholders of image `image_idx`, with the marks around them."""
+        return image_text(self, image_inputs, image_idx)
 
     def render_prompt(self, caption: str, num_images: int = 0, history: Sequence[Mapping[str, Any]] = ()) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
 from ..data.images import as_input_image
 from ..files import written_whole
+from ..models.backbones import accepts, reading_model, token_cache
 from ..models.processing_blip3o import message_images
 from .checking import ACCEPTED, BackboneChecker, check_num_attempts
 from .pipeline_blip3o import Blip3oPipeline
@@ -55,7 +55,8 @@ class Blip3oReply:
 class Blip3oChat:
     """
     A conversation with one user. It keeps the keys and values of everything said and shown, so each turn costs its own
-    tokens only, whether the model answers or draws.
+    tokens only, whether the model answers or draws. A recurrent or hybrid backbone has no such cache, and reads the
+    whole conversation in each turn.
 
     In a conversation images have the backbone's own positions, in rows and columns: what was read to answer serves to
     draw. Answers are those of the backbone's `generate` on the whole conversation.
@@ -283,13 +284,23 @@ class Blip3oChat:
         self.messages += messages
 
     def _forget_cache(self) -> None:
-        self._cache = DynamicCache(config=self.pipe.model.get_decoder().config)
+        self._cache = token_cache(self.pipe.model.get_decoder())  # none of a backbone that keeps states
         self._ids: list[int] = []
         self._seen: list[Image.Image] = []
 
-    def _crop(self, length: int) -> None:
-        if self._cache.get_seq_length() > length:
-            self._cache.crop(length - self._cache.get_seq_length())
+    def _crop(self, length: int) -> int:
+        """Take the cache back to at most this many tokens, and say how many it holds: none where it has lost them."""
+        excess = self._cache.get_seq_length() - length
+        if excess <= 0:
+            return length
+        if any(
+            getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window
+            for layer in self._cache.layers
+        ):
+            self._forget_cache()
+            return 0
+        self._cache.crop(-excess)
+        return length
 
     def _answer(
         self, text: str, images: Sequence[Image.Image], may_draw: bool, generation: dict[str, Any]
@@ -297,9 +308,9 @@ class Blip3oChat:
         """What the backbone answers, and whether it starts an image."""
         _check_arguments("answer", generation, OWN_GENERATION)
         processor, model = self.pipe.processor, self.pipe.model
-        ids, positions = self._read([*self.messages, _user(text, images)], ending="", num_reserved=1)
+        ids, positions, pixels = self._read([*self.messages, _user(text, images)], ending="", num_reserved=1)
         start = processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)
-        room = model.config.get_text_config().max_position_embeddings - int(positions.max()) - 1
+        room = MAX_NEW_TOKENS if self._limit is None else self._limit - int(positions.max()) - 1
         settings = {"max_new_tokens": min(MAX_NEW_TOKENS, room), "do_sample": False, "num_beams": 1, **generation}
         name = "eos_token_id" if may_draw else "suppress_tokens"
         given = settings.get(name, getattr(model.generation_config, name))
@@ -307,14 +318,13 @@ class Blip3oChat:
         # An answer begins with a word, or with the token that starts an image.
         settings.setdefault("begin_suppress_tokens", self._silent_tokens)
         self._ids = []  # an interrupt may leave layers of several lengths; they are read again then
-        sequence = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            position_ids=positions,
-            past_key_values=self._cache,
-            **settings,
-        )[0].tolist()
-        self._ids = sequence[: self._cache.get_seq_length()]
+        if self._cache is None:
+            read = pixels
+        else:
+            read = {"position_ids": positions, "past_key_values": self._cache}
+        sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **read, **settings)[0].tolist()
+        if self._cache is not None:
+            self._ids = sequence[: self._cache.get_seq_length()]
         said = sequence[ids.shape[1] :]
         wants_image = may_draw and said[-1:] == [start]
         text = processor.post_process_image_text_to_text(torch.tensor([said]))[0].strip()
@@ -330,74 +340,86 @@ class Blip3oChat:
     def _condition(self, messages: Sequence[Mapping[str, Any]]) -> torch.Tensor:
         """The condition `[1, num_queries, hidden]` of messages whose last one asks for a picture."""
         model = self.pipe.model
-        ids, positions = self._read(
+        ids, positions, pixels = self._read(
             messages, self.pipe.processor.image_start_token, model.config.num_queries, is_read_whole=True
         )
-        read, self._ids = self._ids, []
         with torch.no_grad():
+            if self._cache is None:
+                return model.read_together(ids, positions, **pixels)
+            read, self._ids = self._ids, []
             condition = model.read_queries(self._cache, positions)
-        self._crop(ids.shape[1])
-        self._ids = read
+        self._ids = read[: self._crop(ids.shape[1])]
         return condition
+
+    @property
+    def _limit(self) -> int | None:
+        """How many positions the backbone has; none where it counts none."""
+        return getattr(self.pipe.model.config.get_text_config(), "max_position_embeddings", None)
 
     def _read(
         self, messages: Sequence[Mapping[str, Any]], ending: str, num_reserved: int, is_read_whole: bool = False
-    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+    ) -> tuple[torch.LongTensor, torch.LongTensor, dict[str, torch.Tensor]]:
         """
         Bring the cache to the end of the messages, or, where the library reads the last token itself, to the one
         before it.
 
         Returns:
-            Token ids `[1, L]`, and their positions `[1, L]` or `[3, 1, L]`.
+            Token ids `[1, L]`, their positions `[1, L]` or `[3, 1, L]`, and where there is no cache, the image inputs.
         """
         processor, model = self.pipe.processor, self.pipe.model
         self.pipe._load_offloaded_model()
         device = self.pipe._execution_device
         text = processor.apply_chat_template(messages, add_generation_prompt=True) + ending
         images = message_images(messages)
-        inputs = processor(
-            text=[text],
-            **({"images": images} if images else {}),
-            add_special_tokens=False,
-            verbose=False,  # the limit is the backbone's, and is checked below
-            return_tensors="pt",
-            return_mm_token_type_ids=False,
-        )
+        inputs = self._inputs(text, images)
         ids = inputs["input_ids"].to(device)
-        grids = inputs["image_grid_thw"].to(device) if "image_grid_thw" in inputs else None
-        positions = model.prompt_positions(ids, torch.ones_like(ids), grids)
-        limit = model.config.get_text_config().max_position_embeddings
-        if int(positions.max()) + 1 + num_reserved > limit:
+        pixels = self._pixels(inputs)
+        positions = model.prompt_positions(ids, torch.ones_like(ids), pixels.get("image_grid_thw"))
+        if self._limit is not None and int(positions.max()) + 1 + num_reserved > self._limit:
             raise ValueError(
-                f"A conversation must fit the backbone's context, {limit} positions. With this turn it has "
+                f"A conversation must fit the backbone's context, {self._limit} positions. With this turn it has "
                 f"{int(positions.max()) + 1 + num_reserved}. Drop its beginning with `forget(1)`, or start a new one."
             )
         if not self.reuse_cache:
             self._forget_cache()
+        if self._cache is None:
+            return ids, positions, pixels
         end = ids.shape[1] - (not is_read_whole)
+        spans = [span for span in inputs.get("text_replacement_offsets", [[]])[0] if span["type"] == "image"]
         starts = _image_starts(
-            ids[0], processor.image_token_id, [processor.image_length(inputs, i) for i in range(len(images))]
+            ids[0], processor.image_token_id, [span["replacement"].count(processor.image_token) for span in spans]
         )
-        begin = min(self._common_length(ids[0].tolist(), images, starts), end)
-        self._crop(begin)
+        begin = self._crop(min(self._common_length(ids[0].tolist(), images, starts), end))
+        num_read = sum(start < begin for start in starts)
+        if num_read < len(images) and accepts(reading_model(model.backbone), "token_type_ids"):
+            begin, num_read = self._crop(0), 0  # images attend both ways, and such a mask has no tokens before it
         self._ids = []
         if begin < end:
-            num_read = sum(start < begin for start in starts)
-            pixels = {}
-            if num_read < len(images) and starts[num_read] < end:
-                rows = num_read if grids is None else int(grids[:num_read].prod(dim=-1).sum())
-                pixels = {"pixel_values": inputs["pixel_values"][rows:].to(device)}
-                if grids is not None:
-                    pixels["image_grid_thw"] = grids[num_read:]
+            if num_read == len(images):
+                pixels = {}
+            elif num_read:
+                new = images[num_read:]
+                pixels = self._pixels(self._inputs(processor.image_token * len(new), new))
             with torch.no_grad():
-                model.get_decoder()(
-                    inputs_embeds=model.embed_prompt(ids[:, begin:end], **pixels),
-                    position_ids=positions[..., begin:end],
-                    past_key_values=self._cache,
-                    use_cache=True,
-                )
+                model.read_prompt(ids[:, begin:end], positions[..., begin:end], past_key_values=self._cache, **pixels)
         self._ids, self._seen = ids[0, :end].tolist(), images
-        return ids, positions
+        return ids, positions, {}
+
+    def _inputs(self, text: str, images: Sequence[Image.Image]) -> Mapping[str, Any]:
+        return self.pipe.processor(
+            text=[text],
+            **({"images": list(images)} if images else {}),
+            add_special_tokens=False,
+            verbose=False,  # the limit is the backbone's, and is checked later
+            return_tensors="pt",
+            return_mm_token_type_ids=False,
+            return_text_replacement_offsets=True,
+        )
+
+    def _pixels(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """What the backbone needs of images."""
+        names = self.pipe.processor.image_processor.model_input_names
+        return {name: inputs[name].to(self.pipe._execution_device) for name in names if name in inputs}
 
     def _common_length(self, ids: list[int], images: list[Image.Image], starts: list[int]) -> int:
         """How many tokens of the cache are those of a conversation, pictures compared, too."""
