@@ -304,31 +304,21 @@ class Blip3oProcessor(ProcessorMixin):
         Raises:
             TypeError, ValueError: on a prompt that is not a string, is empty, or is longer than the context.
         """
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        if not prompts:
-            raise ValueError("There must be at least one prompt. Got an empty list. Pass one string, or several.")
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise TypeError(
-                    f"A prompt must be a string. Got {type(prompt).__name__}. Pass one string, or a list of strings."
-                )
-            if not prompt.strip() and not raw:
-                raise ValueError(f"A prompt must say something. Got {prompt!r}. Describe the image to draw.")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        _check_prompts(prompts, raw)
         image_lists = [[] for _ in prompts]
         if images is not None:
             image_lists = [list(item) if isinstance(item, (list, tuple)) else [item] for item in images]
-            if len(image_lists) != len(prompts):
-                raise ValueError(
-                    f"`images` must hold one entry per prompt. Got {len(image_lists)} for {len(prompts)} prompts. "
-                    f"Use an empty list for a prompt without images."
-                )
         histories = [()] * len(prompts) if histories is None else histories
-        if len(histories) != len(prompts):
-            raise ValueError(
-                f"`histories` must hold one entry per prompt. Got {len(histories)} for {len(prompts)} prompts. "
-                f"Use an empty list for a prompt with nothing before it."
-            )
+        for name, lists, empty in (
+            ("images", image_lists, "a prompt without images"),
+            ("histories", histories, "a prompt with nothing before it"),
+        ):
+            if len(lists) != len(prompts):
+                raise ValueError(
+                    f"`{name}` must hold one entry per prompt. Got {len(lists)} for {len(prompts)} prompts. Use an "
+                    f"empty list for {empty}."
+                )
         turn_end = self.training_turn_end if training else ""
         texts = [
             (prompt if raw else self.render_prompt(prompt, len(shown), history) + turn_end) + self.image_start_token
@@ -400,6 +390,19 @@ class Blip3oProcessor(ProcessorMixin):
             pixels = (generated_outputs.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
             return [Image.fromarray(image) for image in pixels.cpu().numpy()]
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **kwargs)
+
+
+def _check_prompts(prompts: Sequence[Any], raw: bool) -> None:
+    """Raise a `TypeError` or `ValueError` when one of them is no string or says nothing."""
+    if not prompts:
+        raise ValueError("There must be at least one prompt. Got an empty list. Pass one string, or several.")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(
+                f"A prompt must be a string. Got {type(prompt).__name__}. Pass one string, or a list of strings."
+            )
+        if not prompt.strip() and not raw:
+            raise ValueError(f"A prompt must say something. Got {prompt!r}. Describe the image to draw.")
 
 
 __all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor", "message_images"]
