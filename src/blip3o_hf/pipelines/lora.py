@@ -1,11 +1,13 @@
 """LoRA in the pipeline: load, weigh, fuse and unload trained adapters, as the pipelines of diffusers do."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from transformers import PreTrainedModel
 
@@ -297,6 +299,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         self._merged_adapters = set()
         self.null_features = None
 
+    @functools.wraps(DiffusionPipeline.save_pretrained, assigned=())
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in diffusers; layers that carry an adapter cannot be saved as plain weights."""
         if list(adapted_layers(self.model)) or self._adapted_queries is not None:
