@@ -433,6 +433,20 @@ def test_loading_in_another_dtype_casts_every_part(published):
     assert (loaded.unet.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.bfloat16)
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ({"unet": torch.bfloat16}, (torch.bfloat16, torch.float32)),
+        ({"unet": "bfloat16", "default": torch.float16}, (torch.bfloat16, torch.float16)),
+        ({"vae": torch.bfloat16}, (torch.float32, torch.bfloat16)),
+    ],
+)
+def test_every_part_may_have_a_dtype_of_its_own(published, name, dtypes, expected):
+    loaded = Blip3oDecoderPipeline.from_pretrained(published[1], **{name: dtypes})
+    assert (loaded.unet.dtype, loaded.vae.dtype) == expected
+
+
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
 def test_a_variant_is_found_where_there_is_no_plain_file(published, max_shard_size):
     decoder, folder = published

@@ -1,7 +1,7 @@
 """Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,9 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
                 in alphabetical order. The variant says nothing about the precision in memory: pass `dtype`.
             part_arguments: arguments for one part alone, such as `{"unet": {"quantization_config": ...}}`.
             unet, vae, scheduler: parts to use instead of those in the folder.
-            kwargs: passed on to the `from_pretrained` of UNet and VAE (`dtype`, `device_map`, ...).
+            kwargs: passed on to the `from_pretrained` of UNet and VAE (`device_map`, ...). `dtype` is one for both, or
+                one for each: `{"unet": ..., "vae": ..., "default": ...}`; `quantization_config` may be a
+                `PipelineQuantizationConfig`.
 
         Raises:
             ValueError: when a part is missing, incomplete or damaged, has weights that are no numbers, or has them in
@@ -118,7 +120,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         kwargs["use_safetensors"] = True
         for name in missing:
             if name in _MODELS:
-                arguments = kwargs | (part_arguments or {}).get(name, {})
+                arguments = part_settings(kwargs, name) | (part_arguments or {}).get(name, {})
                 components[name] = _load_model(_MODELS[name], folder / name, variant, arguments)
             else:
                 components[name] = load_scheduler(folder)
@@ -434,6 +436,25 @@ def as_dtype(dtype: Any) -> Any:
     return named
 
 
+def part_settings(settings: Mapping[str, Any], part: str, is_diffusers: bool = True) -> dict[str, Any]:
+    """
+    Arguments of `from_pretrained` for one part, of those for a pipeline: of a `dtype` for each part (a dictionary,
+    whose `default` is for all others) and of a `PipelineQuantizationConfig` what is for this one.
+    """
+    settings = dict(settings)
+    for name in DTYPE_ARGUMENTS:
+        if isinstance(settings.get(name), Mapping):
+            settings[name] = settings[name].get(part, settings[name].get("default"))
+            if settings[name] is None:
+                del settings[name]
+    quantization = settings.get("quantization_config")
+    if hasattr(quantization, "_resolve_quant_config"):
+        settings["quantization_config"] = quantization._resolve_quant_config(is_diffusers, part)
+        if settings["quantization_config"] is None:
+            del settings["quantization_config"]
+    return settings
+
+
 def _load_model(model_class: type, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
     """The UNet or VAE in `folder`, whole and of finite numbers."""
     variant, tensors = decoder_weights(folder, variant)
@@ -461,4 +482,5 @@ __all__ = [
     "feature_tokens",
     "image_conditions",
     "load_scheduler",
+    "part_settings",
 ]
