@@ -17,6 +17,7 @@ from ..models.processing_blip3o import message_images
 from .checking import ACCEPTED, BackboneChecker, check_num_attempts
 from .pipeline_blip3o import Blip3oPipeline
 from .planning import PLAN_TOKENS, sampled, spawn
+from .sampling_runs import in_one_thread
 
 CONVERSATION = "conversation.json"
 MAX_NEW_TOKENS = 256
@@ -101,6 +102,7 @@ class Blip3oChat:
 
     # What a user does
 
+    @in_one_thread
     def send(
         self,
         text: str,
@@ -132,6 +134,7 @@ class Blip3oChat:
         self._add(_user(text, images), {"role": "assistant", "content": said})
         return Blip3oReply(said)
 
+    @in_one_thread
     def ask(self, text: str, images: Sequence[Image.Image] | Image.Image = (), **generation: Any) -> Blip3oReply:
         """Ask something, of the conversation so far or of `images`, and get words. Arguments are those of `send`."""
         images = self._checked(text, images)
@@ -139,6 +142,7 @@ class Blip3oChat:
         self._add(_user(text, images), {"role": "assistant", "content": said})
         return Blip3oReply(said)
 
+    @in_one_thread
     def draw(
         self,
         prompt: str,

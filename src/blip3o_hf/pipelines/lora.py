@@ -354,6 +354,31 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             )
         super().save_pretrained(*args, **kwargs)
 
+    @contextmanager
+    def _scaled_lora(self, scale: float) -> Iterator[None]:
+        """Multiply the scales of active adapters, of every part and of the queries, for as long as this lasts."""
+        layers, queries = list(adapted_layers(self.model)), self._adapted_queries
+        if scale == 1 or not (layers or queries):
+            yield
+            return
+        scalings = [dict(layer.scaling) for layer in layers]
+        query_scales = {} if queries is None else dict(queries.scales)
+        # Null features drawn meanwhile are those of these scales, and of no use afterwards.
+        null_features, self.null_features = self.null_features, None
+        try:
+            for layer in layers:
+                for name in layer.scaling.keys() & set(layer.active_adapters):
+                    layer.scaling[name] *= scale
+            for name in () if queries is None else queries.active:
+                queries.scales[name] *= scale
+            yield
+        finally:
+            for layer, scaling in zip(layers, scalings, strict=True):
+                layer.scaling.update(scaling)
+            if queries is not None:
+                queries.scales.update(query_scales)
+            self.null_features = null_features
+
     @property
     def _adapted_queries(self) -> Blip3oAdaptedQueries | None:
         return self.model.queries if isinstance(self.model.queries, Blip3oAdaptedQueries) else None

@@ -12,7 +12,7 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline, has_pipeline
+from .pipeline_blip3o import FEATURE_OUTPUT_TYPES, OUTPUT_TYPES, Blip3oPipeline, has_pipeline
 from .planning import plan_conversations, spawn
 
 logger = logging.get_logger(__name__)
@@ -30,6 +30,8 @@ SAMPLING_ARGUMENTS = (
     "decoder_num_inference_steps",
     "decoder_guidance_scale",
     "decoder_guidance_interval",
+    "negative_prompt",
+    "attention_kwargs",
 )
 """What a call takes and hands to [`Blip3oPipeline`], beside `seed`, `generator` and `output_type`."""
 
@@ -83,7 +85,7 @@ class Blip3oTextToImagePipeline(Pipeline):
                 image depends on neither the batch nor the place of its prompt.
             generator (`torch.Generator`, *optional*): what noise is drawn from in the place of a seed, for one prompt
                 after the other.
-            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` for image features alone.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` (also `"latent"`) for image features alone.
             batch_size: prompts drawn at once.
             kwargs: further settings of [`Blip3oPipeline`]: `num_inference_steps`, `guidance_scale`,
                 `num_images_per_prompt` and so on.
@@ -127,7 +129,7 @@ class Blip3oTextToImagePipeline(Pipeline):
             prompts,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
-            output_type="features" if output_type == "features" else "pt",
+            output_type="features" if output_type in FEATURE_OUTPUT_TYPES else "pt",
             **sampling,
         )
         made = {"image_features": output.image_features, "images": output.images}
@@ -145,7 +147,7 @@ class Blip3oTextToImagePipeline(Pipeline):
 
     def postprocess(self, made: dict[str, Any], output_type: str = "pil"):
         results = [{"image_features": features} for features in made["image_features"][0]]
-        if output_type != "features":
+        if output_type not in FEATURE_OUTPUT_TYPES:
             images = made["images"][0]
             if output_type != "pt":
                 images = VaeImageProcessor.pt_to_numpy(images)
