@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from transformers import pipeline as task_pipeline
@@ -90,6 +91,10 @@ def test_chats_and_the_task_of_transformers_take_one():
     task = task_pipeline("text-to-image", model=path)
     assert differs(turn)
     assert differs(lambda **extra: task("a circle", seed=0, **settings, **extra)["image_features"])
+    numbers = {"seed": np.int64(0), "num_inference_steps": np.int64(2), "num_images_per_prompt": np.int64(2)}
+    results = task("a circle", **{**settings, **numbers}, output_type="latent")
+    expected = task("a circle", seed=0, **settings, output_type="features", num_images_per_prompt=2)
+    assert all(torch.equal(a["image_features"], b["image_features"]) for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 
 from blip3o_hf.pipelines.chat import Blip3oChat
+from blip3o_hf.pipelines.checking import BackboneChecker
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 
 PROMPTS = ["two red circles", "a small blue square"]
@@ -174,6 +175,14 @@ def test_an_interrupted_picture_is_not_drawn_again(pipeline):
     interrupt = at_step(1, lambda pipe: setattr(pipe, "_interrupt", True))
     assert pipeline("two red circles", callback_on_step_end=interrupt, **settings).attempts == [1]
     assert pipeline("two red circles", **settings).attempts == [3]
+
+
+def test_an_interrupted_turn_is_not_drawn_again(pipeline, monkeypatch):
+    monkeypatch.setattr(BackboneChecker, "__call__", lambda self, images, texts: [0.0])
+    interrupt = at_step(1, lambda pipe: setattr(pipe, "_interrupt", True))
+    reply = Blip3oChat(pipeline).draw("two red circles", num_attempts=3, callback_on_step_end=interrupt)
+    assert reply.attempts == 1
+    assert Blip3oChat(pipeline).draw("two red circles", num_attempts=3).attempts == 3
 
 
 # Guidance

@@ -174,6 +174,8 @@ class Blip3oChat:
         look = BackboneChecker(self.pipe.model, self.pipe.processor) if is_looked_at else None
         request, best, attempts = {}, None, 0
         while best is None or (look is not None and best.score < ACCEPTED and attempts < number):
+            if best is not None and self.pipe.interrupt:
+                break
             attempts += 1
             plan_text = self._plan(prompt, images, generator) if plan else None
             told = self.pipe.processor.instruction.replace("{caption}", plan_text or prompt)

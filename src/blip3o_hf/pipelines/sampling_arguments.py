@@ -40,7 +40,7 @@ class SamplingSettings:
 
     def __post_init__(self):
         interval = self.guidance_interval
-        if isinstance(interval, (list, tuple)):
+        if isinstance(interval, (list, tuple)) and any(isinstance(level, np.generic) for level in interval):
             interval = tuple(as_number(level) for level in interval)
         settings = {
             "num_inference_steps": as_number(self.num_inference_steps),

@@ -14,6 +14,7 @@ from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .pipeline_blip3o import FEATURE_OUTPUT_TYPES, OUTPUT_TYPES, Blip3oPipeline, has_pipeline
 from .planning import plan_conversations, spawn
+from .sampling_arguments import as_number
 
 logger = logging.get_logger(__name__)
 
@@ -112,7 +113,7 @@ class Blip3oTextToImagePipeline(Pipeline):
         if output_type is not None and output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}. Got {output_type!r}.")
         forward = {**sampling, "seed": seed, "generator": generator, "output_type": output_type}
-        forward = {name: value for name, value in forward.items() if value is not None}
+        forward = {name: as_number(value) for name, value in forward.items() if value is not None}
         return {}, forward, {} if output_type is None else {"output_type": output_type}
 
     def preprocess(self, prompt: str) -> dict[str, Any]:
