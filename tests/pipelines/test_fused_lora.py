@@ -132,6 +132,30 @@ def test_choosing_takes_fused_adapters_out_of_every_part(adapted, assert_close):
     assert_same(pipeline, adapted(), assert_close)
 
 
+def test_a_choice_that_is_refused_changes_nothing(adapted, assert_close):
+    pipeline = adapted(a=1.0)
+    pipeline.fuse_lora(adapter_names=["b"])
+    for names, weights in ((["a", "c"], None), (["a"], [1.0, 2.0])):
+        with pytest.raises(ValueError, match=r"not in the list of present adapters|not equal to the length"):
+            pipeline.set_adapters(names, weights)
+    assert pipeline.fused_loras == {"b"}
+    assert_same(pipeline, adapted(b=1.0), assert_close)
+
+
+def test_a_load_that_fails_leaves_the_active_adapters(adapted, folders, monkeypatch, assert_close):
+    pipeline = adapted(b=0.5)
+
+    def fail(self, name, weight):
+        raise MemoryError("full")
+
+    monkeypatch.setattr(Blip3oAdaptedQueries, "add", fail)
+    with pytest.raises(MemoryError, match="full"):
+        pipeline.load_lora_weights(folders["a"], adapter_name="c")
+    monkeypatch.undo()
+    assert pipeline.get_active_adapters() == ["b"]
+    assert_same(pipeline, adapted(b=0.5), assert_close)
+
+
 def test_disabling_takes_fused_adapters_out_of_every_part(adapted, assert_close):
     pipeline = adapted(a=1.0)
     pipeline.fuse_lora(adapter_names=["b"])

@@ -101,6 +101,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         self._unfuse_all()
         with self._without_offloading(), ExitStack() as undo:
             trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            undo.callback(self._activate, list(self.get_active_adapters()))
             undo.callback(self.delete_adapters, adapter_name)
             if "transformer" in parts:
                 part = parts["transformer"]
@@ -222,7 +223,9 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             {key: value for key, value in weight.items() if key != "queries"} if isinstance(weight, dict) else weight
             for weight in weights
         ]
-        self._unfuse_all()
+        known = {name for others in self.get_list_adapters().values() for name in others}
+        if known.issuperset(names) and len(names) == len(weights):  # the library refuses anything else
+            self._unfuse_all()
         if names:
             super().set_adapters(names, without_queries)
         else:
