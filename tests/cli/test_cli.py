@@ -5,11 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from peft import get_peft_model
 from PIL import Image
 from tests.published_layout import write_published_checkpoint
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import build_parser, main
+from blip3o_hf.cli.generate import lora_of
+from blip3o_hf.models.adapters import lora_config, save_lora
+from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.shapes import Scene, SceneObject, render
 
 TINY = Path(packaged_model_path("blip3o-tiny"))
@@ -69,6 +74,45 @@ def test_generate_writes_numbered_files_that_depend_on_the_seed_alone(tmp_path, 
     alone = np.asarray(Image.open(tmp_path / "b.png")).astype(int)
     assert np.abs(alone - second).max() <= 1  # a batch rounds differently in the last bit
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.png", "a.png", "b.png"]
+
+
+def test_generate_takes_a_negative_prompt_and_adapters(tmp_path, capsys):
+    model = Blip3oForConditionalGeneration.from_pretrained(packaged_model_path())
+    model = get_peft_model(model, lora_config(model, rank=2, train_queries=False))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    path = save_lora(model, tmp_path)
+
+    def drawn(*options):
+        settings = ["-o", str(tmp_path / "a.png"), "--steps", "2", "--attempts", "1"]
+        assert main(["generate", "two red circles", *settings, *options]) == 0
+        return np.asarray(Image.open(tmp_path / "a.png")).astype(int)
+
+    plain = drawn()
+    assert (drawn("--negative-prompt", "a blue square") != plain).any()
+    full = drawn("--lora", str(path))
+    assert (full != plain).any() and (drawn("--lora", f"{tmp_path}:1") == full).all()
+    assert (drawn("--lora", f"{tmp_path}:0") == plain).all()
+    assert np.abs(drawn("--lora", f"{tmp_path}:0.5", "--lora", f"{tmp_path}:0.5") - full).max() <= 1
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    fails(capsys, ["generate", "a circle", "--lora", tmp_path / "empty"], "A LoRA is read from")
+    fails(capsys, ["generate", "a circle", "--guidance", "1", "--negative-prompt", "a"], "switches guidance off")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("my_lora", ("my_lora", 1.0)),
+        ("my_lora:0.5", ("my_lora", 0.5)),
+        ("me/style:-1", ("me/style", -1.0)),
+        ("C:\\loras\\style", ("C:\\loras\\style", 1.0)),
+        ("C:\\loras\\style:2", ("C:\\loras\\style", 2.0)),
+    ],
+)
+def test_a_lora_on_the_command_line_may_have_a_scale(text, expected):
+    assert lora_of(text) == expected
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -126,6 +127,36 @@ def test_parts_have_scales_of_their_own(pipeline, folders, make_adapter):
     assert not torch.equal(pipeline.encode_prompt(PROMPTS), condition)
     with pytest.raises(ValueError, match=r"Unknown part 'unet'.* Available: transformer, backbone, queries"):
         pipeline.set_adapters("style", {"unet": 0.5})
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, np.float32(0.5), 2])
+def test_a_call_may_scale_the_active_adapters(pipeline, folders, scale):
+    pipeline.load_lora_weights(folders["second"], adapter_name="second")
+    pipeline.load_lora_weights(folders["first"], adapter_name="first")
+    pipeline.set_adapters("first", 0.5)
+    full, null = draw(pipeline), pipeline.prepare_null_features()
+    scaled = draw(pipeline, attention_kwargs={"scale": scale})
+    assert torch.equal(draw(pipeline), full) and pipeline.null_features is null
+    pipeline.set_adapters("first", 0.5 * float(scale))
+    assert torch.equal(scaled, draw(pipeline))
+
+
+def test_a_scale_is_taken_back_after_an_error(pipeline, folders):
+    pipeline.load_lora_weights(folders["first"])
+    full = draw(pipeline)
+
+    def fail(pipe, step, timestep, tensors):
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        draw(pipeline, attention_kwargs={"scale": 0.0}, callback_on_step_end=fail)
+    assert torch.equal(draw(pipeline), full)
+
+
+@pytest.mark.parametrize("attention_kwargs", [{"gligen": 1}, {"scale": "1"}, {"scale": float("nan")}])
+def test_other_attention_arguments_are_refused(pipeline, attention_kwargs):
+    with pytest.raises(ValueError, match=r"`attention_kwargs` knows the key 'scale' alone, a factor on LoRA"):
+        draw(pipeline, attention_kwargs=attention_kwargs)
 
 
 def test_two_adapters_add_up(pipeline, make_pipeline, folders, assert_close):

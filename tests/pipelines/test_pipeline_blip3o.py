@@ -479,9 +479,9 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
             "Pass a prompt or its condition to generate, or features to decode.",
         ),
         (
-            {"prompt": "a circle", "output_type": "latent"},
+            {"prompt": "a circle", "output_type": "jpg"},
             ValueError,
-            "`output_type` must be one of pil, np, pt, features. Got 'latent'. Use 'pil' for PIL images.",
+            "`output_type` must be one of pil, np, pt, features, latent. Got 'jpg'. Use 'pil' for PIL images.",
         ),
         ({"prompt": 7}, TypeError, NO_PROMPT.format("int 7")),
         ({"prompt": []}, TypeError, NO_PROMPT.format("list []")),
@@ -549,8 +549,8 @@ NO_PROMPT = "`prompt` must be a string or a list of strings. Got {}. Example: pi
         (
             {"prompt": "a circle", "callback_on_step_end_tensor_inputs": ["latents", "condition"]},
             ValueError,
-            "`callback_on_step_end_tensor_inputs` must be among ['latents']. Got ['condition']. The callback can "
-            "read and replace the latents.",
+            "`callback_on_step_end_tensor_inputs` must be among ['latents', 'prompt_embeds']. Got ['condition']. The "
+            "callback can read and replace the latents.",
         ),
         (
             {"image_features": torch.zeros(1, 16, 5, 5)},

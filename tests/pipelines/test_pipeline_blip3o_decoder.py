@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UNet2DConditionModel,
 )
+from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -297,6 +299,89 @@ def test_the_callback_gets_only_the_tensors_it_asks_for(decoder, features, null)
     assert torch.equal(with_callback, draw(decoder, features, null, generator=seeded(1)))
 
 
+def test_a_call_in_the_midst_of_another_changes_neither(decoder, features, null):
+    expected = draw(decoder, features, null, generator=seeded(1))
+    short = draw(decoder, features, null, steps=2, generator=seeded(2))
+    inner = []
+
+    def run():
+        inner.append(draw(decoder, features, null, steps=2, generator=seeded(2)))
+
+    def callback(pipe, step, timestep, tensors):
+        if step == 1:
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join(60)
+
+    assert torch.equal(draw(decoder, features, null, generator=seeded(1), callback_on_step_end=callback), expected)
+    assert torch.equal(inner[0], short)
+
+
+def test_a_callback_switches_guidance_off_and_ends_the_steps(decoder, features, null):
+    options = {"generator": seeded(1), "output_type": "latent"}
+    expected = draw(decoder, features, null, guidance_interval=(0.5, 1.0), **options)  # the first step alone
+    callback = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    options["generator"] = seeded(1)
+    assert torch.equal(draw(decoder, features, null, callback_on_step_end=callback, **options), expected)
+    seen = []
+
+    def interrupt(pipe, step, timestep, tensors):
+        seen.append(tensors["latents"])
+        pipe._interrupt = step == 1
+
+    assert torch.equal(draw(decoder, features, null, callback_on_step_end=interrupt, output_type="latent"), seen[-1])
+    assert len(seen) == 2 and decoder.interrupt and decoder.num_timesteps == 3
+
+
+def test_guidance_switched_on_needs_null_features(decoder, features):
+    def callback(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 3.0
+
+    with pytest.raises(ValueError, match=r"Guidance needs `null_features`. A callback switched it on"):
+        draw(decoder, features, guidance_scale=1.0, callback_on_step_end=callback)
+
+
+def test_an_interrupt_of_the_whole_is_for_its_decoder_too(make_whole):
+    whole, sizes = make_whole(), []
+    expected = whole("two red circles", generator=seeded(1), output_type="pt").images
+
+    def interrupt(module, arguments):
+        sizes.append(len(arguments[0]))
+        thread = threading.Thread(target=setattr, args=(whole, "_interrupt", True))
+        thread.start()
+        thread.join(60)
+
+    handle = whole.unet.register_forward_pre_hook(interrupt)
+    whole("two red circles", generator=seeded(1))
+    assert sizes == [2] and whole.interrupt
+    handle.remove()
+    assert torch.equal(whole("two red circles", generator=seeded(1), output_type="pt").images, expected)
+
+
+def test_interrupted_null_features_are_not_kept(make_whole):
+    whole, calls = make_whole(), []
+
+    def interrupt(module, arguments):
+        calls.append(1)
+        if len(calls) == 4:  # the first step of the null features, after three of the prompt's
+            whole._interrupt = True
+
+    handle = whole.transformer.register_forward_pre_hook(interrupt)
+    images = whole("two red circles", generator=seeded(1), output_type="pt").images
+    assert len(calls) == 4 and whole.null_features is None
+    handle.remove()
+    again = whole("two red circles", generator=seeded(1), output_type="pt").images
+    assert whole.null_features is not None and not torch.equal(images, again)
+
+
+def test_numbers_of_numpy_are_numbers(decoder, features, null):
+    numbers = {"height": np.int64(32), "width": np.int32(16), "guidance_scale": np.float32(2)}
+    numbers["num_images_per_prompt"] = np.int64(2)
+    plain = {name: value.item() for name, value in numbers.items()}
+    images = draw(decoder, features, null, steps=np.int64(2), generator=seeded(1), **numbers)
+    assert torch.equal(images, draw(decoder, features, null, steps=2, generator=seeded(1), **plain))
+
+
 # Pixels
 
 
@@ -346,6 +431,28 @@ def test_a_vae_that_overflows_in_fp16_decodes_in_fp32(force_upcast):
     assert images.dtype == (torch.float32 if force_upcast else torch.float16)
     assert vae.dtype == torch.float16
     assert all(torch.equal(value, weights[name]) for name, value in vae.state_dict().items())
+
+
+def test_two_threads_decode_with_a_vae_that_overflows(monkeypatch):
+    decoder = make_decoder_pipeline(vae=make_vae(force_upcast=True).to(torch.float16))
+    latents = torch.randn(1, 4, 8, 8)
+    expected = decoder.decode_latents(latents)
+    decode, first_is_done, second = decoder.vae.decode, threading.Event(), []
+    thread = threading.Thread(target=lambda: second.append(decoder.decode_latents(latents)))
+
+    def slow(given):
+        if threading.current_thread() is thread:
+            first_is_done.wait(60)
+        else:
+            thread.start()
+            thread.join(0.2)
+        return decode(given)
+
+    monkeypatch.setattr(decoder.vae, "decode", slow)
+    first = decoder.decode_latents(latents)
+    first_is_done.set()
+    thread.join(60)
+    assert torch.equal(first, expected) and torch.equal(second[0], expected)
 
 
 # Folders
@@ -431,6 +538,20 @@ def test_a_part_may_be_given(published, features, null):
 def test_loading_in_another_dtype_casts_every_part(published):
     loaded = Blip3oDecoderPipeline.from_pretrained(published[1], dtype=torch.bfloat16, use_safetensors=True)
     assert (loaded.unet.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ({"unet": torch.bfloat16}, (torch.bfloat16, torch.float32)),
+        ({"unet": "bfloat16", "default": torch.float16}, (torch.bfloat16, torch.float16)),
+        ({"vae": torch.bfloat16}, (torch.float32, torch.bfloat16)),
+    ],
+)
+def test_every_part_may_have_a_dtype_of_its_own(published, name, dtypes, expected):
+    loaded = Blip3oDecoderPipeline.from_pretrained(published[1], **{name: dtypes})
+    assert (loaded.unet.dtype, loaded.vae.dtype) == expected
 
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "20KB"])
@@ -676,8 +797,8 @@ NO_TENSOR = (
         (
             {"callback_on_step_end_tensor_inputs": ["noise"]},
             ValueError,
-            "`callback_on_step_end_tensor_inputs` must be among ['latents']. Got ['noise']. The callback can read "
-            "and replace the latents.",
+            "`callback_on_step_end_tensor_inputs` must be among ['latents', 'prompt_embeds']. Got ['noise']. The "
+            "callback can read and replace the latents.",
         ),
     ],
 )

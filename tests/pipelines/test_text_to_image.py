@@ -160,7 +160,7 @@ def test_any_to_any_goes_both_ways(reference, monkeypatch):
         ({"sed": 1}, ValueError, "Unknown key 'sed' in a call for an image. Did you mean 'seed'?"),
         ({"seed": 1, "generator": torch.Generator()}, ValueError, "Noise comes from a `seed` or from a `generator`."),
         ({"generator": [torch.Generator()]}, TypeError, "`generator` must be one torch.Generator. Got list."),
-        ({"output_type": "jpg"}, ValueError, "`output_type` must be one of pil, np, pt, features. Got 'jpg'."),
+        ({"output_type": "jpg"}, ValueError, "`output_type` must be one of pil, np, pt, features, latent. Got 'jpg'."),
         ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be"),
     ],
 )

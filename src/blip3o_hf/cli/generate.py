@@ -1,6 +1,7 @@
 """`blip3o-hf generate`: a prompt to one image file or several."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from .files import check_picture_path, save_picture
@@ -16,6 +17,8 @@ from .models import (
 EXAMPLES = """examples:
   blip3o-hf generate "two red circles" -o out.png
   blip3o-hf generate "a blue square above a green triangle" -o out.png -n 4 --seed 7 --guidance 3
+  blip3o-hf generate "two circles" --negative-prompt "two red circles" --guidance 4
+  blip3o-hf generate "a cat" --lora my_lora:0.8 --lora me/style
 """
 
 
@@ -27,7 +30,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="image i is drawn with seed + i (default: %(default)s)")
     add_sampling_arguments(parser)
+    parser.add_argument(
+        "--negative-prompt", default=None, metavar="TEXT", help="what guidance leads away from (default: nothing)"
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=lora_of,
+        metavar="PATH[:SCALE]",
+        help="a LoRA's file, folder or Hub id, and how much it counts (default: 1); several add up",
+    )
     add_model_argument(parser)
+
+
+def lora_of(text: str) -> tuple[str, float]:
+    """
+    Where a LoRA is, and its scale.
+
+    >>> lora_of("my_lora:0.5"), lora_of("me/style")
+    (('my_lora', 0.5), ('me/style', 1.0))
+    """
+    path, colon, scale = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:  # the colon is part of the path
+        return text, 1.0
+
+
+def load_loras(pipe, loras: Sequence[tuple[str, float]]) -> None:
+    """Load LoRAs into a pipeline, all of them active at their scales."""
+    names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
+    for name, (path, _) in zip(names, loras, strict=True):
+        pipe.load_lora_weights(path, adapter_name=name)
+    if loras:
+        pipe.set_adapters(names, [scale for _, scale in loras])
 
 
 def numbered(path: Path, index: int) -> Path:
@@ -40,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.num_images < 1:
         raise ValueError(f"-n must be at least 1. Got {arguments.num_images}. Use -n 1 for one image.")
     pipe = load_pipeline(arguments.model)
+    load_loras(pipe, arguments.lora)
 
     import torch
 
@@ -49,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.prompt,
         num_images_per_prompt=arguments.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        negative_prompt=arguments.negative_prompt,
         **sampling_of(arguments),
     )
     paths = [numbered(output, index) for index in range(arguments.num_images)]

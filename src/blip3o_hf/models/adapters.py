@@ -479,17 +479,20 @@ class Blip3oAdaptedQueries(nn.Module):
         self.scales[name] = 1.0
 
     def remove(self, name: str) -> None:
-        """Forget the queries of an adapter, if it has any."""
+        """Forget the queries of an adapter, if it has any; what of them is fused becomes part of the base."""
+        if self.fused_scales is not None and name in self.fused_scales:
+            self._keep({name: self.fused_scales.pop(name)})
         if name in self.trained:
             del self.trained[name], self.scales[name]
             self.active = tuple(other for other in self.active if other != name)
 
-    def fuse(self, scale: float = 1.0, names: Sequence[str] | None = None) -> None:
-        """Keep to the present scales, times `scale`, of `names` or the active adapters, until `unfuse`."""
-        for name in self.active:
-            self.scales[name] *= scale
-        chosen = self.active if names is None else names
-        self.fused_scales = {name: self.scales[name] for name in chosen if name in self.trained}
+    def fuse(self, scale: float, names: Sequence[str]) -> None:
+        """Keep to the present scales, times `scale`, of these adapters and those fused before, until `unfuse`."""
+        self.fused_scales = self.fused_scales or {}
+        for name in names:
+            if name in self.trained and name not in self.fused_scales:
+                self.scales[name] *= scale
+                self.fused_scales[name] = self.scales[name]
 
     def unfuse(self) -> None:
         self.fused_scales = None
@@ -497,8 +500,18 @@ class Blip3oAdaptedQueries(nn.Module):
     def unload(self) -> Blip3oQueries:
         """The model's own queries, or what was fused into them."""
         if self.fused_scales:
-            self.base_layer.weight.data = self._combined(1, self.fused_scales)[0].clone()
+            self._keep(self.fused_scales)
         return self.base_layer
+
+    @torch.no_grad()
+    def _keep(self, scales: Mapping[str, float]) -> None:
+        """Make adapters at these scales part of the base; what each of the others adds to it stays."""
+        base = self.base_layer.weight
+        old, new = base.clone(), self._combined(1, scales)[0].clone()
+        base.copy_(new)
+        for name, queries in self.trained.items():
+            if name not in scales:
+                queries.weight.add_(new - old)
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Query embeddings `[batch_size, num_queries, hidden_size]`."""

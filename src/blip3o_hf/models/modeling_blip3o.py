@@ -1,5 +1,6 @@
 """The BLIP3-o model: a frozen autoregressive backbone, learned query tokens and a diffusion transformer."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -190,6 +191,8 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         model.hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
         return (model, info) if wants_info else model
 
+    # Wrapped for its signature: a pipeline of diffusers hands on only what that names, `variant` among it.
+    @functools.wraps(PreTrainedModel.save_pretrained, assigned=())
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, under our names, wherever the weights came from. To write published names, use

@@ -11,6 +11,7 @@ Shapes: B batch, S = (H / patch) * (W / patch) feature tokens, Q query tokens, D
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,10 @@ ROPE_THETA = 10000.0
 QK_NORM_EPS = 1e-5
 CAPTION_NORM_EPS = 1e-5
 NORM_OUT_EPS = 1e-6
+# Names of modules, as patterns: the blocks, what adds to the hidden states in them, and what comes after them.
+_BLOCKS = r"layers\.\d+"
+_BLOCK_PARTS = rf"{_BLOCKS}\.(attn[12]|feed_forward)"
+_STACK_OUTPUT = "norm_out"
 
 
 def timestep_sinusoid(timestep: Tensor, dim: int = TIME_FREQUENCY_DIM) -> Tensor:
@@ -182,6 +187,7 @@ class Blip3oAttention(nn.Module, AttentionModuleMixin):
         super().__init__()
         self.heads = num_heads
         self.head_dim = dim // num_heads
+        self.is_cross_attention = has_output  # by which caches of diffusers tell the two attentions apart
         self.kv_groups = num_heads // num_kv_heads
         kv_dim = num_kv_heads * self.head_dim
         self.to_q = nn.Linear(dim, dim, bias=False)
@@ -389,9 +395,14 @@ class Blip3oTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         self.gradient_checkpointing = False
 
     def enable_cache(self, config) -> None:
-        """Enable a diffusers cache of block outputs, e.g. `FirstBlockCacheConfig(threshold=0.1)`."""
+        """
+        Enable a diffusers cache of block outputs, e.g. `FirstBlockCacheConfig(threshold=0.1)`.
+
+        A `TaylorSeerCacheConfig` that names no modules is for the attentions and feed-forwards of all blocks; its
+        `use_lite_mode` is for the whole stack of blocks.
+        """
         _register_block_for_caching()
-        super().enable_cache(config)
+        super().enable_cache(_with_our_names(config))
 
     def precompute_condition(self, encoder_hidden_states: Tensor, project_layers: bool = True) -> Blip3oConditionCache:
         """
@@ -523,6 +534,21 @@ class Blip3oTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         patch = self.config.patch_size
         patches = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def _with_our_names(config: Any) -> Any:
+    """A config of TaylorSeer with the names of this transformer's modules, where diffusers would look for others."""
+    from diffusers import TaylorSeerCacheConfig  # with every hook of diffusers, hence late
+
+    if not isinstance(config, TaylorSeerCacheConfig):
+        return config
+    if config.use_lite_mode:
+        return replace(
+            config, use_lite_mode=False, skip_predict_identifiers=[_BLOCKS], cache_identifiers=[_STACK_OUTPUT]
+        )
+    if config.skip_predict_identifiers is None and config.cache_identifiers is None:
+        return replace(config, cache_identifiers=[_BLOCK_PARTS])
+    return config
 
 
 def _register_block_for_caching() -> None:

@@ -17,6 +17,7 @@ from ..models.processing_blip3o import message_images
 from .checking import ACCEPTED, BackboneChecker, check_num_attempts
 from .pipeline_blip3o import Blip3oPipeline
 from .planning import PLAN_TOKENS, sampled, spawn
+from .sampling_runs import in_one_thread
 
 CONVERSATION = "conversation.json"
 MAX_NEW_TOKENS = 256
@@ -102,6 +103,7 @@ class Blip3oChat:
 
     # What a user does
 
+    @in_one_thread
     def send(
         self,
         text: str,
@@ -133,6 +135,7 @@ class Blip3oChat:
         self._add(_user(text, images), {"role": "assistant", "content": said})
         return Blip3oReply(said)
 
+    @in_one_thread
     def ask(self, text: str, images: Sequence[Image.Image] | Image.Image = (), **generation: Any) -> Blip3oReply:
         """Ask something, of the conversation so far or of `images`, and get words. Arguments are those of `send`."""
         images = self._checked(text, images)
@@ -140,6 +143,7 @@ class Blip3oChat:
         self._add(_user(text, images), {"role": "assistant", "content": said})
         return Blip3oReply(said)
 
+    @in_one_thread
     def draw(
         self,
         prompt: str,
@@ -171,6 +175,8 @@ class Blip3oChat:
         look = BackboneChecker(self.pipe.model, self.pipe.processor) if is_looked_at else None
         request, best, attempts = {}, None, 0
         while best is None or (look is not None and best.score < ACCEPTED and attempts < number):
+            if best is not None and self.pipe.interrupt:
+                break
             attempts += 1
             plan_text = self._plan(prompt, images, generator) if plan else None
             told = self.pipe.processor.instruction.replace("{caption}", plan_text or prompt)

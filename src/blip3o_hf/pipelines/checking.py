@@ -9,6 +9,7 @@ from PIL import Image
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from .planning import chat_messages
+from .sampling_arguments import as_number
 
 Checker = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
 """
@@ -70,7 +71,7 @@ class BackboneChecker:
 
 def check_num_attempts(number: int) -> None:
     """Raise `ValueError` unless `number` is an integer of at least 1."""
-    if type(number) is not int or number < 1:
+    if type(as_number(number)) is not int or number < 1:
         raise ValueError(
             f"`num_attempts` must be an integer of at least 1. Got {number!r}. With 1, pictures are not looked at."
         )
@@ -106,6 +107,7 @@ def draw_until_shown(
     check: Callable[[torch.Tensor, list[int], list[str] | None], Sequence[float]],
     num_images: int,
     num_attempts: int,
+    is_interrupted: Callable[[], bool] = lambda: False,
 ) -> Attempts:
     """
     Draw pictures, look at them, and draw those that were rejected again.
@@ -116,6 +118,7 @@ def draw_until_shown(
         check: given pixels, numbers and plans, returns the checker's scores.
         num_images: how many pictures there are.
         num_attempts: how often one is drawn at most.
+        is_interrupted: whether to draw none again.
     """
     kept: Attempts | None = None
     pending = list(range(num_images))
@@ -133,6 +136,6 @@ def draw_until_shown(
                     if plans is not None:
                         kept.plans[index] = plans[position]
         pending = [index for index in range(num_images) if kept.scores[index] < ACCEPTED]
-        if not pending:
+        if not pending or is_interrupted():
             break
     return kept

@@ -1,40 +1,62 @@
 """One denoising loop with classifier-free guidance, for both diffusion stages: image features, and pixels of them."""
 
 import inspect
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from .sampling_arguments import SamplingSettings
 
 
+class Denoiser:
+    """
+    A network under a condition, as the denoising loop asks for it.
+
+    Attributes:
+        condition (`[N, ...]`): what it is told of each image; callbacks get it as `prompt_embeds`, and may replace it.
+        guides_below: whether scales below 1 guide, too.
+    """
+
+    condition: torch.Tensor
+    guides_below: ClassVar[bool] = False
+
+    def is_guided(self, scale: float) -> bool:
+        """Whether a guidance scale asks for the null condition, too."""
+        return scale != 1 if self.guides_below else scale > 1
+
+    def predict(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        """What the network predicts of latents, at the step of this index in the scheduler's timesteps."""
+        raise NotImplementedError
+
+    def predict_both(self, latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same under the condition and under the null condition, in this order."""
+        raise NotImplementedError
+
+
 def denoise_with_guidance(
     pipe: DiffusionPipeline,
+    scheduler: SchedulerMixin,
     latents: torch.Tensor,
     sampling: SamplingSettings,
-    predict: Callable[[torch.Tensor, int], torch.Tensor],
-    predict_both: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None,
+    denoiser: Denoiser,
     begin: int = 0,
 ) -> torch.Tensor:
     """
-    Follow `pipe.scheduler`, whose timesteps are set, from a noise level down to 0.
+    Follow a scheduler, whose timesteps are set, from a noise level down to 0.
 
     With classifier-free guidance a prediction is null + scale * (conditional - null).
 
     Args:
-        pipe: has the scheduler and the progress bar; its callback is called with it.
+        pipe: has the progress bar, and what callbacks change; its callback is called with it.
+        scheduler: this call's own.
         latents (`[N, ...]`): at the noise level of the first step.
-        predict: what the network predicts from latents under their condition, at the step of this index in the
-            scheduler's timesteps.
-        predict_both: the same under the condition and under the null condition, in this order; `None` where there is
-            no guidance.
+        denoiser: predicts.
         begin: index of the first step.
 
     Returns:
         `torch.Tensor` `[N, ...]`.
     """
-    scheduler = pipe.scheduler
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
     options = {"return_dict": False}
@@ -44,20 +66,49 @@ def denoise_with_guidance(
     timesteps = scheduler.timesteps[begin:]
     noise_levels = [timestep / scheduler.config.num_train_timesteps for timestep in timesteps.tolist()]
     low, high = sampling.guidance_interval
-    with pipe.progress_bar(total=len(timesteps)) as progress:
+    with (
+        pipe._sampling_stage(sampling.guidance_scale, len(timesteps)) as run,
+        pipe.progress_bar(total=len(timesteps)) as progress,
+    ):
         for step, timestep in enumerate(timesteps):
-            if predict_both is not None and low <= noise_levels[step] <= high:
-                prediction, null_prediction = predict_both(latents, begin + step)
-                prediction = null_prediction + sampling.guidance_scale * (prediction - null_prediction)
+            if run.interrupt:
+                break
+            run.current_timestep = timestep
+            scale = run.guidance_scale
+            if denoiser.is_guided(scale) and low <= noise_levels[step] <= high:
+                prediction, null_prediction = denoiser.predict_both(latents, begin + step)
+                prediction = null_prediction + scale * (prediction - null_prediction)
             else:
-                prediction = predict(latents, begin + step)
+                prediction = denoiser.predict(latents, begin + step)
             latents = scheduler.step(prediction, timestep, latents, **options)[0]
             if sampling.callback_on_step_end is not None:
-                tensors = {name: latents for name in sampling.callback_on_step_end_tensor_inputs}
-                returned = sampling.callback_on_step_end(pipe, step, timestep, tensors)
-                latents = (returned or {}).get("latents", latents)
+                tensors = {"latents": latents, "prompt_embeds": denoiser.condition}
+                tensors = {name: tensors[name] for name in sampling.callback_on_step_end_tensor_inputs}
+                returned = sampling.callback_on_step_end(pipe, step, timestep, tensors) or {}
+                latents = returned.get("latents", latents)
+                if "prompt_embeds" in returned:
+                    replace_condition(denoiser, returned["prompt_embeds"])
             progress.update()
     return latents
 
 
-__all__ = ["denoise_with_guidance"]
+def replace_condition(denoiser: Denoiser, given: torch.Tensor) -> None:
+    """
+    Go on under a callback's condition. Its last row alone is what callbacks of diffusers leave of it when they switch
+    guidance off, since their batch has the null condition, too; it changes nothing.
+
+    Raises:
+        ValueError: when it has another shape.
+    """
+    present = denoiser.condition
+    if given is present or torch.equal(given, present) or torch.equal(given, present[-1:]):
+        return
+    if given.shape != present.shape:
+        raise ValueError(
+            f"`prompt_embeds` of a callback must keep their shape, {list(present.shape)}. Got {list(given.shape)}. "
+            f"Return one row for each image."
+        )
+    denoiser.condition = given.to(present)
+
+
+__all__ = ["Denoiser", "denoise_with_guidance"]

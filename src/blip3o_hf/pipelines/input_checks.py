@@ -1,6 +1,7 @@
 """What `Blip3oPipeline` refuses before it computes anything: one clear error for each argument."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from ..models.processing_blip3o import Blip3oProcessor
 from .decoders import DECODER_ARGUMENTS
 from .sampling_arguments import (
     SamplingSettings,
+    as_number,
     check_callback_tensors,
     check_generators,
     check_latents,
@@ -29,6 +31,23 @@ def check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oPro
             f"The model must embed every token of the processor's tokenizer. The tokenizer's largest id is "
             f"{largest}, and the model has {size} embeddings. Use the tokenizer that was saved with the model."
         )
+
+
+def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
+    """
+    The factor on LoRA adapters that `attention_kwargs` of a call holds, 1 without.
+
+    Raises:
+        ValueError: when it holds anything else.
+    """
+    scale = 1.0 if attention_kwargs is None else as_number(dict(attention_kwargs).get("scale", 1.0))
+    is_number = isinstance(scale, (int, float)) and math.isfinite(scale)
+    if not is_number or set(attention_kwargs or ()) - {"scale"}:
+        raise ValueError(
+            f"`attention_kwargs` knows the key 'scale' alone, a factor on LoRA adapters. Got "
+            f"{attention_kwargs!r:.80}. Choose an attention implementation with `transformer.set_attention_backend`."
+        )
+    return scale
 
 
 class Blip3oInputChecksMixin:
@@ -64,7 +83,7 @@ class Blip3oInputChecksMixin:
                 f"{' and '.join(given) or 'none'}. Pass a prompt or its condition to generate, or features to decode."
             )
         check_output_type(output_type, self._output_types)
-        if output_type != "features" and self.feature_decoder is None:
+        if output_type not in ("features", "latent") and self.feature_decoder is None:
             raise ValueError(
                 "This pipeline has no decoder, so it makes image features and no pixels. Got "
                 f"output_type={output_type!r}. Pass output_type='features', or load a repository with a decoder."
@@ -122,6 +141,49 @@ class Blip3oInputChecksMixin:
                 f"start from. Got {received}. `Blip3oReconstructionPipeline.encode_images` makes them."
             )
 
+    def check_negative_prompt(
+        self,
+        negative_prompt: str | Sequence[str] | None,
+        prompts: Sequence[str] | None,
+        condition: torch.Tensor | None,
+        guidance_scale: float,
+    ) -> list[str] | None:
+        """
+        The negative prompt of each prompt or condition; `None` where there are none.
+
+        Raises:
+            TypeError, ValueError: when it is no text, not one for each, or nothing would be guided away from it.
+        """
+        if negative_prompt is None:
+            return None
+        num_inputs = len(condition) if condition is not None else len(prompts or ())
+        texts = [negative_prompt] * (num_inputs or 1) if isinstance(negative_prompt, str) else negative_prompt
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(
+                f"`negative_prompt` must be a string or a list of strings. Got {type(texts).__name__} {texts!r:.60}. "
+                f"Example: negative_prompt='a blue square'."
+            )
+        if not any(texts):
+            return None
+        reasons = {
+            "only features are decoded": num_inputs == 0,
+            "this pipeline has no processor to read it": self.processor is None,
+            f"the objective {self.model.config.objective!r} has no guidance": not self.model.objective.has_noise,
+            f"guidance_scale={guidance_scale} switches guidance off": guidance_scale == 1,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None:
+            raise ValueError(
+                f"`negative_prompt` is what guidance leads away from. Got {texts[0]!r:.60}, but {reason}. "
+                f"Leave it out."
+            )
+        if len(texts) != num_inputs:
+            raise ValueError(
+                f"`negative_prompt` must be one for all, or one for each prompt. Got {len(texts)} for {num_inputs}. "
+                f"Give an empty one to those that have none."
+            )
+        return list(texts)
+
     def check_images(self, image: Any, prompts: Sequence[str] | None) -> list[list[Image.Image]]:
         """
         The input images of each prompt, upright and in RGB.
@@ -168,4 +230,4 @@ class Blip3oInputChecksMixin:
             decoder.check_inputs(features, **decoder.taken({**decoding, "generator": generator}))
 
 
-__all__ = ["Blip3oInputChecksMixin", "check_vocabulary"]
+__all__ = ["Blip3oInputChecksMixin", "check_attention_kwargs", "check_vocabulary"]

@@ -1,11 +1,13 @@
 """LoRA in the pipeline: load, weigh, fuse and unload trained adapters, as the pipelines of diffusers do."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from transformers import PreTrainedModel
 
@@ -75,7 +77,8 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         **kwargs,
     ) -> None:
         """
-        Load an adapter and make it the active one.
+        Load an adapter and make it the active one. Fused adapters are taken out of the weights first; call
+        `unload_lora_weights` before, to build on what was fused.
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, a folder or a Hub id with what `save_lora`,
@@ -95,8 +98,10 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         label = "The dictionary" if isinstance(source, Mapping) else str(source)
         parts, queries = split_lora(tensors, metadata, self.model, label)
         adapter_name = self._new_adapter_name(adapter_name)
+        self._unfuse_all()
         with self._without_offloading(), ExitStack() as undo:
             trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+            undo.callback(self._activate, list(self.get_active_adapters()))
             undo.callback(self.delete_adapters, adapter_name)
             if "transformer" in parts:
                 part = parts["transformer"]
@@ -200,10 +205,11 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         adapter_weights: float | dict | list[float] | list[dict] | None = None,
     ) -> None:
         """
-        Choose the active adapters, and how much each of them counts (1 by default).
+        Choose the active adapters, and how much each of them counts (1 by default). Fused adapters are taken out of
+        the weights first.
 
         Args:
-            adapter_names: one or several.
+            adapter_names: one or several; an empty list for none.
             adapter_weights: one number for all adapters or one per adapter; instead of a number,
                 `{"transformer": ..., "backbone": ..., "queries": ...}` gives one per part.
         """
@@ -217,17 +223,25 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             {key: value for key, value in weight.items() if key != "queries"} if isinstance(weight, dict) else weight
             for weight in weights
         ]
-        super().set_adapters(names, without_queries)
+        known = {name for others in self.get_list_adapters().values() for name in others}
+        if known.issuperset(names) and len(names) == len(weights):  # the library refuses anything else
+            self._unfuse_all()
+        if names:
+            super().set_adapters(names, without_queries)
+        else:
+            self._activate([])
         queries = self._adapted_queries
         if queries is not None:
             for name, weight in zip(names, weights, strict=True):
-                own = weight.get("queries") if isinstance(weight, dict) else weight
+                scale = weight.get("queries") if isinstance(weight, dict) else weight
                 if name in queries.scales:
-                    queries.scales[name] = 1.0 if own is None else float(own)
+                    queries.scales[name] = 1.0 if scale is None else float(scale)
             queries.active = tuple(name for name in names if name in queries.scales)
         self.null_features = None
 
     def disable_lora(self) -> None:
+        """Draw without adapters until `enable_lora`; fused ones are taken out of the weights first."""
+        self._unfuse_all()
         super().disable_lora()
         if self._adapted_queries is not None:
             self._adapted_queries.is_enabled = False
@@ -255,16 +269,22 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
 
         Args:
             components: parts to fuse: `transformer`, `backbone`, `queries`.
-            lora_scale: factor on the present scales.
+            lora_scale: factor on the present scales of the adapters that are fused.
             safe_fusing: whether to refuse when a fused weight would not be finite.
             adapter_names: by default the active ones.
         """
+        names = self.get_active_adapters() if adapter_names is None else list(adapter_names)
         with self._without_offloading():
             parts = [component for component in components if component != "queries"]
             if parts or not components:
-                super().fuse_lora(parts, lora_scale, safe_fusing, adapter_names, **kwargs)
+                # By the library's own `lora_scale` active adapters would be scaled, and fused ones twice.
+                modules = (getattr(self, part, None) for part in parts if part in LORA_PARTS)
+                for layer in (layer for module in modules if module is not None for layer in adapted_layers(module)):
+                    for name in set(names) & layer.scaling.keys() - set(layer.merged_adapters):
+                        layer.scaling[name] *= lora_scale
+                super().fuse_lora(parts, 1.0, safe_fusing, names, **kwargs)
             if self._adapted_queries is not None and "queries" in components:
-                self._adapted_queries.fuse(lora_scale, adapter_names)
+                self._adapted_queries.fuse(lora_scale, names)
         self.null_features = None
 
     def unfuse_lora(self, components: Sequence[str] = _COMPONENTS, **kwargs) -> None:
@@ -278,15 +298,45 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         self.null_features = None
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """Forget adapters, their queries included; after the last one, layers are plain again."""
+        """
+        Forget adapters, their queries included; after the last one, layers are plain again. What was fused of them
+        stays in the weights for good. Where no other adapter was active, the first of those left becomes so.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        active = [name for name in self.get_active_adapters() if name not in names]
         super().delete_adapters(names)
-        if self._adapted_queries is not None:
+        layers, queries = list(adapted_layers(self.model)), self._adapted_queries
+        for layer in layers:
+            layer.merged_adapters = [name for name in layer.merged_adapters if name not in names]
+        self._merged_adapters = self._merged_adapters - set(names)
+        if queries is not None:
             for name in names:
-                self._adapted_queries.remove(name)
-        if not any(self.get_list_adapters().values()):
+                queries.remove(name)
+            if not queries.fused_scales and not self._merged_adapters:
+                queries.unfuse()
+        remaining = sorted({name for others in self.get_list_adapters().values() for name in others})
+        if not remaining:
             self.unload_lora_weights()
+        else:
+            self._activate(active or remaining[:1])
         self.null_features = None
+
+    def _activate(self, names: list[str]) -> None:
+        """Make these adapters the active ones of every layer and of the queries, at the scales they have."""
+        for layer in adapted_layers(self.model):
+            layer.set_adapter(names)
+        if self._adapted_queries is not None:
+            self._adapted_queries.active = tuple(name for name in names if name in self._adapted_queries.trained)
+
+    def _unfuse_all(self) -> None:
+        """
+        Take fused adapters out of the weights, of every part: PEFT does so of those parts alone that it changes, at
+        the scales that hold by then, and would leave the others and the queries behind.
+        """
+        queries = self._adapted_queries
+        is_fused = queries is not None and queries.fused_scales is not None
+        if is_fused or any(layer.merged for layer in adapted_layers(self.model)):
+            self.unfuse_lora()
 
     def unload_lora_weights(self) -> None:
         """Remove all adapters and their queries: what is left are the weights from before, or the fused ones."""
@@ -297,6 +347,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         self._merged_adapters = set()
         self.null_features = None
 
+    @functools.wraps(DiffusionPipeline.save_pretrained, assigned=())
     def save_pretrained(self, *args, **kwargs) -> None:
         """As in diffusers; layers that carry an adapter cannot be saved as plain weights."""
         if list(adapted_layers(self.model)) or self._adapted_queries is not None:
@@ -305,6 +356,31 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
                 "unload_lora_weights(), after fuse_lora() to keep what they do."
             )
         super().save_pretrained(*args, **kwargs)
+
+    @contextmanager
+    def _scaled_lora(self, scale: float) -> Iterator[None]:
+        """Multiply the scales of active adapters, of every part and of the queries, for as long as this lasts."""
+        layers, queries = list(adapted_layers(self.model)), self._adapted_queries
+        if scale == 1 or not (layers or queries):
+            yield
+            return
+        scalings = [dict(layer.scaling) for layer in layers]
+        query_scales = {} if queries is None else dict(queries.scales)
+        # Null features drawn meanwhile are those of these scales, and of no use afterwards.
+        null_features, self.null_features = self.null_features, None
+        try:
+            for layer in layers:
+                for name in layer.scaling.keys() & set(layer.active_adapters):
+                    layer.scaling[name] *= scale
+            for name in () if queries is None else queries.active:
+                queries.scales[name] *= scale
+            yield
+        finally:
+            for layer, scaling in zip(layers, scalings, strict=True):
+                layer.scaling.update(scaling)
+            if queries is not None:
+                queries.scales.update(query_scales)
+            self.null_features = null_features
 
     @property
     def _adapted_queries(self) -> Blip3oAdaptedQueries | None:

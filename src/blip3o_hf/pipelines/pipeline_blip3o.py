@@ -1,8 +1,6 @@
 """Text to image with BLIP3-o: prompt to condition, condition to image features, features to pixels."""
 
-import contextlib
 import inspect
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +12,11 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, ModelMixin, UNet2DC
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ..checkpoints.loading import align, check_finite
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.published_config import is_published
-from ..models.condition_cache import Blip3oConditionCache
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
@@ -28,8 +24,8 @@ from ..models.transformer_next_dit import Blip3oTransformer2DModel
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .checking import Checker, draw_until_shown
 from .decoders import Blip3oFeatureDecoder, DiffusionDecoder, check_decoder_parts, decoder_of_part
-from .guidance import denoise_with_guidance
-from .input_checks import Blip3oInputChecksMixin, check_vocabulary
+from .denoising import Blip3oDenoisingMixin
+from .input_checks import Blip3oInputChecksMixin, check_attention_kwargs, check_vocabulary
 from .lora import Blip3oLoraLoaderMixin
 from .pipeline_blip3o_decoder import (
     DTYPE_ARGUMENTS,
@@ -41,9 +37,11 @@ from .pipeline_blip3o_decoder import (
 from .plans_and_attempts import Blip3oPlansAndAttemptsMixin
 from .published_pipeline import load_published_parts
 from .repository import Blip3oRepositoryMixin
-from .sampling_arguments import SamplingSettings
+from .sampling_arguments import SamplingSettings, as_number
+from .sampling_runs import Blip3oSamplingRunsMixin
 
-OUTPUT_TYPES = ("pil", "np", "pt", "features")
+FEATURE_OUTPUT_TYPES = ("features", "latent")
+OUTPUT_TYPES = ("pil", "np", "pt", *FEATURE_OUTPUT_TYPES)
 
 
 def has_pipeline(source: str | os.PathLike, **kwargs: Any) -> bool:
@@ -64,8 +62,8 @@ def has_pipeline(source: str | os.PathLike, **kwargs: Any) -> bool:
 class Blip3oPipelineOutput(BaseOutput):
     """
     Args:
-        images: list of PIL images, array `[N, H, W, 3]` in [0, 1], tensor `[N, 3, H, W]` in [0, 1], or `None` with
-            `output_type="features"`.
+        images: list of PIL images, array `[N, H, W, 3]` in [0, 1], tensor `[N, 3, H, W]` in [0, 1]; `None` with
+            `output_type="features"`, and the features with `"latent"`.
         image_features (`torch.Tensor` `[N, C, h, w]`): the generated image features.
         plans (`list[str]`, *optional*): what the backbone wrote before it drew, one text per image, with a plan.
         attempts (`list[int]`, *optional*): how often each image was drawn, where the pictures were looked at.
@@ -85,6 +83,8 @@ class Blip3oPipeline(
     Blip3oRepositoryMixin,
     Blip3oInputChecksMixin,
     Blip3oPlansAndAttemptsMixin,
+    Blip3oDenoisingMixin,
+    Blip3oSamplingRunsMixin,
     Blip3oLoraLoaderMixin,
     DiffusionPipeline,
 ):
@@ -134,7 +134,7 @@ class Blip3oPipeline(
     model_cpu_offload_seq = "model->decoder->unet->vae"
     # A list: diffusers adds it to one.
     _optional_components = ["processor", "decoder", "unet", "vae", "decoder_scheduler"]
-    _callback_tensor_inputs = ("latents",)
+    _callback_tensor_inputs = ("latents", "prompt_embeds")
     _output_types = OUTPUT_TYPES
 
     def __init__(
@@ -241,6 +241,7 @@ class Blip3oPipeline(
             return None
         pipeline = Blip3oDecoderPipeline(unet=self.unet, vae=self.vae, scheduler=self.decoder_scheduler)
         pipeline.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
+        pipeline._sampling_runs = self._runs  # an interrupt is for both stages
         return pipeline
 
     @property
@@ -282,6 +283,8 @@ class Blip3oPipeline(
         plan: bool | None = None,
         num_attempts: int | None = None,
         checker: Checker | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
     ):
         """
         Args:
@@ -297,11 +300,13 @@ class Blip3oPipeline(
             condition (`[B, num_queries, hidden]`, *optional*): what `encode_prompt` returns; no prompt is read then.
             image_features (`[N, C, h, w]`, *optional*): features to decode; neither is read then. With `strength`, one
                 for each image to make: features to start from.
-            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` to stop before the decoder.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` to stop before the decoder; `"latent"` is another
+                word for that, with which `images` are the features, too.
             return_dict: whether to return a [`Blip3oPipelineOutput`] and not a tuple `(images, image_features)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it
-                returns replace the pipeline's.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets; `latents` is the only one.
+                returns replace the pipeline's. It may also set `pipe._interrupt` and `pipe._guidance_scale`.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets: `latents`, and as `prompt_embeds` the
+                condition.
             null_features (`[1 or N, C, h, w]`, *optional*): features that guidance of the diffusion decoder leads
                 away from; by default those of `prepare_null_features`.
             height, width: image size in pixels, by default the diffusion decoder's own.
@@ -318,6 +323,10 @@ class Blip3oPipeline(
                 several rejected ones the best is kept. With 1, nothing is looked at.
             checker: what looks in the model's place: given pictures and what each should show, it returns a number
                 from 0 to 1 for each, accepted from 0.5 on.
+            negative_prompt: what guidance leads away from: one prompt for all images, or one for each prompt. This
+                goes beyond the paper: its model is guided away from zeros, and so it is here without one, or with an
+                empty one.
+            attention_kwargs: `{"scale": ...}`, a factor on the active LoRA adapters, for this call.
 
         Returns:
             [`Blip3oPipelineOutput`] or a tuple.
@@ -326,6 +335,7 @@ class Blip3oPipeline(
             TypeError, ValueError: on bad input, before anything is computed.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
+        num_images_per_prompt, strength = as_number(num_images_per_prompt), as_number(strength)
         sampling = replace(
             self.default_sampling.chosen(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale),
             guidance_interval=guidance_interval,
@@ -335,15 +345,17 @@ class Blip3oPipeline(
         )
         decoding = {
             "null_features": null_features,
-            "height": height,
-            "width": width,
-            "num_inference_steps": decoder_num_inference_steps,
-            "guidance_scale": decoder_guidance_scale,
+            "height": as_number(height),
+            "width": as_number(width),
+            "num_inference_steps": as_number(decoder_num_inference_steps),
+            "guidance_scale": as_number(decoder_guidance_scale),
             "guidance_interval": decoder_guidance_interval,
         }
         self.check_inputs(
             prompts, sampling, num_images_per_prompt, latents, condition, image_features, output_type, strength
         )
+        lora_scale = check_attention_kwargs(attention_kwargs)
+        negative_prompts = self.check_negative_prompt(negative_prompt, prompts, condition, sampling.guidance_scale)
         images = None if image is None else self.check_images(image, prompts)
         plan = self._wants_plan(plan, prompts)
         check = self._picture_check(
@@ -364,11 +376,9 @@ class Blip3oPipeline(
             self.check_decoder_inputs(torch.empty(num_images, *self.feature_shape, device="meta"), decoding, generator)
         else:
             self.check_decoder_inputs(image_features, decoding, generator)
-        if condition is None and image_features is None and not plan:
-            condition = self.encode_prompt(prompts, images=images)
 
         def pixels_of(features: torch.Tensor, generator: Any) -> torch.Tensor | None:
-            if output_type == "features":
+            if output_type in FEATURE_OUTPUT_TYPES:
                 return None
             return self.decode_features(features, **decoding, generator=generator)
 
@@ -390,18 +400,26 @@ class Blip3oPipeline(
                 latents=latents if attempt == 0 else None,
                 start_features=None if start_features is None else start_features[numbers],
                 strength=strength,
+                null_condition=None if null_condition is None else null_condition[rows],
             )
             return features, pixels_of(features, drawing.generator), plans
 
         kept, plans = None, None
-        if image_features is not None:
-            pixels = pixels_of(image_features, generator)
-        elif check is None:
-            image_features, pixels, plans = draw(list(range(num_images)), 0)
-        else:
-            kept = draw_until_shown(draw, check, num_images, self._num_attempts(num_attempts))
-            image_features, pixels, plans = kept.features, kept.pixels, kept.plans
-        drawn = None if pixels is None else self.image_processor.postprocess(pixels, output_type=output_type)
+        with self._sampling_run(self._shares_state or lora_scale != 1) as run, self._scaled_lora(lora_scale):
+            if condition is None and image_features is None and not plan:
+                condition = self.encode_prompt(prompts, images=images)
+            null_condition = self.encode_negative_prompt(negative_prompts)
+            if image_features is not None:
+                pixels = pixels_of(image_features, generator)
+            elif check is None:
+                image_features, pixels, plans = draw(list(range(num_images)), 0)
+            else:
+                number = self._num_attempts(num_attempts)
+                kept = draw_until_shown(draw, check, num_images, number, lambda: run.was_interrupted)
+                image_features, pixels, plans = kept.features, kept.pixels, kept.plans
+        drawn = image_features if output_type == "latent" else None
+        if pixels is not None:
+            drawn = self.image_processor.postprocess(pixels, output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return drawn, image_features
@@ -409,161 +427,6 @@ class Blip3oPipeline(
         if kept is not None:
             output.attempts, output.scores, output.accepted = kept.numbers, kept.scores, kept.accepted
         return output
-
-    def encode_prompt(
-        self,
-        prompts: Sequence[str],
-        num_images_per_prompt: int = 1,
-        raw: bool = False,
-        images: Sequence[Sequence[Image.Image]] | None = None,
-        truncation: bool = False,
-    ) -> torch.Tensor:
-        """
-        Prompts to conditions `[len(prompts) * num_images_per_prompt, num_queries, hidden]`; `raw` prompts go without
-        instruction and template, `images` are those of each prompt, `truncation` cuts captions that are too long.
-        """
-        self._load_offloaded_model()
-        inputs = self.processor.encode_prompts(list(prompts), images=images, raw=raw, truncation=truncation)
-        condition = self.model.encode_condition(**inputs.to(self._execution_device))
-        return condition.repeat_interleave(num_images_per_prompt, dim=0)
-
-    def generate_features(
-        self,
-        condition: torch.Tensor,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        callback_on_step_end: Callable[..., dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        start_features: torch.Tensor | None = None,
-        strength: float | None = None,
-    ) -> torch.Tensor:
-        """
-        Conditions `[N, num_queries, hidden]` to image features `[N, C, h, w]` on the target encoder's own scale: by
-        `prepare_latents` and `denoise`, or in one pass where the model's objective has no noise. With `start_features`
-        `[N, C, h, w]` the flow starts from these at the noise level `strength`.
-        """
-        if self.model.objective.has_noise:
-            if start_features is not None:
-                start_features = self.model.normalize_features(start_features.to(self._execution_device))
-            features = self.denoise(
-                self.prepare_latents(condition.shape[0], generator, latents),
-                condition,
-                num_inference_steps,
-                guidance_scale,
-                guidance_interval,
-                generator,
-                callback_on_step_end,
-                callback_on_step_end_tensor_inputs,
-                start_features,
-                strength,
-            )
-        else:
-            self._load_offloaded_model()
-            features = self.model.regress_features(condition)
-        return self.model.denormalize_features(features)
-
-    def prepare_latents(
-        self,
-        num_images: int,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Noise to start from, `[num_images, C, h, w]`: drawn, or the caller's own."""
-        if latents is None:
-            generator = list(generator) if isinstance(generator, tuple) else generator
-            shape = (num_images, *self.feature_shape)
-            latents = randn_tensor(shape, generator, self._execution_device, self.transformer.dtype)
-        latents = latents.to(self._execution_device, self.transformer.dtype)
-        return latents * getattr(self.scheduler, "init_noise_sigma", 1.0)
-
-    def denoise(
-        self,
-        latents: torch.Tensor,
-        condition: torch.Tensor,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        callback_on_step_end: Callable[..., dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        start_features: torch.Tensor | None = None,
-        strength: float | None = None,
-    ) -> torch.Tensor:
-        """
-        Flow from noise to (normalised) image features, sigma 1 to 0, with classifier-free guidance.
-
-        Everything that depends only on the condition is computed once, before the first step.
-
-        Args:
-            latents (`[N, C, h, w]`): noise.
-            condition (`[N, num_queries, hidden]`): from `encode_prompt`.
-            generator: for schedulers that draw noise at every step.
-            start_features (`[N, C, h, w]`, *optional*): normalised features to start from.
-            strength: noise level in (0, 1] at which to start from them; of the steps, those at higher levels are left
-                out.
-
-        Returns:
-            `torch.Tensor` `[N, C, h, w]`.
-        """
-        self._load_offloaded_model()
-        objective = self.model.objective
-        plain, guided = self._transformer_conditions(condition.to(self.transformer.dtype), guidance_scale != 1.0)
-        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
-        timesteps, sigmas = self.scheduler.timesteps, self.scheduler.sigmas.to(latents.device)
-        begin = 0
-        if start_features is not None:
-            order = getattr(self.scheduler, "order", 1)  # Heun's steps come in pairs
-            begin = order * math.ceil(int((sigmas > strength).sum()) / order)
-            begin = min(begin, len(timesteps) - 1)
-            latents = objective.add_noise(start_features.to(latents), latents, sigmas[begin].to(latents))
-
-        def velocity(latents: torch.Tensor, index: int, batch: str, condition: dict[str, Any]) -> torch.Tensor:
-            with self._cache_context(batch):
-                prediction = self.transformer(latents, timesteps[index], **condition).sample
-            return objective.predicted_velocity(prediction, latents, sigmas[index])
-
-        def predict(latents: torch.Tensor, index: int) -> torch.Tensor:
-            return velocity(latents, index, "plain", plain)
-
-        def predict_both(latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            velocities = velocity(torch.cat([latents, latents]), index, "guided", guided)
-            null_velocity, conditional_velocity = velocities.chunk(2)
-            return conditional_velocity, null_velocity
-
-        sampling = SamplingSettings(
-            num_inference_steps,
-            guidance_scale,
-            guidance_interval,
-            generator,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-        return denoise_with_guidance(
-            self, latents, sampling, predict, None if guided is None else predict_both, begin=begin
-        )
-
-    def _transformer_conditions(
-        self, condition: torch.Tensor, is_guided: bool
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """
-        What the transformer attends to in every step, as its arguments: the condition, and for guidance a batch of
-        twice the size, the null condition first.
-        """
-        if self._transformer_offloads_groups:
-            # Group offloading brings weights back in `forward` alone.
-            plain = {"encoder_hidden_states": condition}
-            if not is_guided:
-                return plain, None
-            return plain, {"encoder_hidden_states": torch.cat([torch.zeros_like(condition), condition])}
-        cache = self.transformer.precompute_condition(condition)
-        if not is_guided:
-            return {"condition_cache": cache}, None
-        null = self.transformer.precompute_condition(torch.zeros_like(condition[:1]))
-        both = Blip3oConditionCache.cat([null.repeat_interleave(len(condition)), cache])
-        return {"condition_cache": cache}, {"condition_cache": both}
 
     @torch.no_grad()
     def prepare_null_features(
@@ -591,12 +454,16 @@ class Blip3oPipeline(
                 generator = torch.Generator().manual_seed(self.config.null_seed)
             elif isinstance(generator, (list, tuple)):
                 generator = generator[0]
-            self.null_features = self.generate_features(
-                self.encode_prompt([self.config.null_prompt], raw=True),
-                self.config.default_num_inference_steps,
-                self.config.default_guidance_scale,
-                generator=generator,
-            )
+            with self._sampling_run(self._shares_state) as run:
+                features = self.generate_features(
+                    self.encode_prompt([self.config.null_prompt], raw=True),
+                    self.config.default_num_inference_steps,
+                    self.config.default_guidance_scale,
+                    generator=generator,
+                )
+            if run.was_interrupted:
+                return features  # and not kept, since steps are missing
+            self.null_features = features
         return self.null_features
 
     def decode_features(
@@ -627,16 +494,6 @@ class Blip3oPipeline(
             "generator": generator,
         }
         return decoder.decode(image_features, **decoder.taken(settings))
-
-    @property
-    def _transformer_offloads_groups(self) -> bool:
-        hooks = getattr(self.transformer, "_diffusers_hook", None)
-        return hooks is not None and hooks.get_hook("group_offloading") is not None
-
-    def _cache_context(self, name: str):
-        """Caches of block outputs (`pipe.transformer.enable_cache`) tell batches of two sizes apart."""
-        is_cached = self.transformer.is_cache_enabled
-        return self.transformer.cache_context(name) if is_cached else contextlib.nullcontext()
 
     def _load_offloaded_model(self) -> None:
         """Bring the model to its device under CPU offloading, whose hook watches `forward` alone."""

@@ -1,7 +1,8 @@
 """Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
 
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from ..checkpoints.decoder_files import CONFIG_FILES, decoder_weights, local_dec
 from ..checkpoints.loading import check_finite, load_complete
 from ..checkpoints.tensor_checks import located
 from ..objectives.latent_flow import unscale_latents, vae_scale_factor
-from .guidance import denoise_with_guidance
+from .guidance import Denoiser, denoise_with_guidance
 from .sampling_arguments import (
     SamplingSettings,
+    as_number,
     check_callback_tensors,
     check_generators,
     check_latents,
     check_num_images_per_prompt,
     check_output_type,
 )
+from .sampling_runs import Blip3oSamplingRunsMixin, scheduler_of_run
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NUM_INFERENCE_STEPS = 50
@@ -36,9 +39,71 @@ CROP = (0, 0)
 
 _MODELS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 DTYPE_ARGUMENTS = ("dtype", "torch_dtype")
+# While one thread has a VAE in fp32 for its images, another must not take it back to fp16.
+_UPCAST = threading.Lock()
 
 
-class Blip3oDecoderPipeline(DiffusionPipeline):
+class PixelDenoiser(Denoiser):
+    """
+    The UNet, as the noise in latents under image features.
+
+    Args:
+        unet, vae_scale_factor: of the pipeline.
+        scheduler: with its timesteps set.
+        latents (`[N, latent channels, H, W]`): those that it will denoise first, for their size and precision.
+        image_features (`[N, C, h, w]` or `[N, h * w, C]`): one row per image.
+        null_features (`[1 or N, ...]`, *optional*): what guidance leads away from; needed with guidance.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae_scale_factor: int,
+        scheduler: SchedulerMixin,
+        latents: torch.Tensor,
+        image_features: torch.Tensor,
+        null_features: torch.Tensor | None,
+    ):
+        self.unet = unet
+        self.scheduler = scheduler
+        self.condition = feature_tokens(image_features).to(latents.device, unet.dtype)
+        self.null_condition = None
+        if null_features is not None:
+            self.null_condition = feature_tokens(null_features).to(self.condition).expand_as(self.condition)
+        size = [side * vae_scale_factor for side in latents.shape[-2:]]
+        self.time_ids = image_conditions(*size).to(latents.device).repeat(len(latents), 1)
+
+    @property
+    def condition(self) -> torch.Tensor:
+        return self._condition
+
+    @condition.setter
+    def condition(self, value: torch.Tensor) -> None:
+        self._condition = value
+        self._guided: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def predict(self, latents: torch.Tensor, index: int) -> torch.Tensor:
+        return self._noise(latents, index, self.condition, self.time_ids)
+
+    def predict_both(self, latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.null_condition is None:
+            raise ValueError(
+                "Guidance needs `null_features`. A callback switched it on, and there are none. Pass those of "
+                "`Blip3oPipeline.prepare_null_features()`."
+            )
+        if self._guided is None:
+            self._guided = torch.cat([self.condition, self.null_condition]), self.time_ids.repeat(2, 1)
+        noise, null_noise = self._noise(torch.cat([latents, latents]), index, *self._guided).chunk(2)
+        return noise, null_noise
+
+    def _noise(self, latents: torch.Tensor, index: int, tokens: torch.Tensor, time_ids: torch.Tensor) -> torch.Tensor:
+        timestep = self.scheduler.timesteps[index]
+        scaled = self.scheduler.scale_model_input(latents, timestep)
+        conditions = {"text_embeds": tokens.mean(dim=1), "time_ids": time_ids}
+        return self.unet(scaled, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+
+
+class Blip3oDecoderPipeline(Blip3oSamplingRunsMixin, DiffusionPipeline):
     """
     Draws images from image features, generated ones or those of the target encoder (paper section 5.1: the diffusion
     decoder follows Emu2).
@@ -70,7 +135,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->vae"
-    _callback_tensor_inputs = ("latents",)
+    _callback_tensor_inputs = ("latents", "prompt_embeds")
 
     def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: EulerDiscreteScheduler):
         super().__init__()
@@ -105,7 +170,9 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
                 in alphabetical order. The variant says nothing about the precision in memory: pass `dtype`.
             part_arguments: arguments for one part alone, such as `{"unet": {"quantization_config": ...}}`.
             unet, vae, scheduler: parts to use instead of those in the folder.
-            kwargs: passed on to the `from_pretrained` of UNet and VAE (`dtype`, `device_map`, ...).
+            kwargs: passed on to the `from_pretrained` of UNet and VAE (`device_map`, ...). `dtype` is one for both, or
+                one for each: `{"unet": ..., "vae": ..., "default": ...}`; `quantization_config` may be a
+                `PipelineQuantizationConfig`.
 
         Raises:
             ValueError: when a part is missing, incomplete or damaged, has weights that are no numbers, or has them in
@@ -118,7 +185,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         kwargs["use_safetensors"] = True
         for name in missing:
             if name in _MODELS:
-                arguments = kwargs | (part_arguments or {}).get(name, {})
+                arguments = part_settings(kwargs, name) | (part_arguments or {}).get(name, {})
                 components[name] = _load_model(_MODELS[name], folder / name, variant, arguments)
             else:
                 components[name] = load_scheduler(folder)
@@ -171,7 +238,8 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
             return_dict: whether to return an [`~diffusers.ImagePipelineOutput`] and not a tuple `(images,)`.
             callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it
                 returns replace the pipeline's.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets; `latents` is the only one.
+            callback_on_step_end_tensor_inputs: which tensors the callback gets: `latents`, and as `prompt_embeds` the
+                feature tokens. It may also set `pipe._interrupt` and `pipe._guidance_scale`.
 
         Returns:
             [`~diffusers.ImagePipelineOutput`] or a tuple.
@@ -179,7 +247,8 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         Raises:
             TypeError, ValueError: on bad input, before anything is computed.
         """
-        height, width = self.image_size(height, width)
+        height, width = self.image_size(as_number(height), as_number(width))
+        num_images_per_prompt = as_number(num_images_per_prompt)
         sampling = SamplingSettings(
             num_inference_steps,
             guidance_scale,
@@ -343,23 +412,6 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         Returns:
             `torch.Tensor` `[N, latent channels, H, W]`.
         """
-        num_images, device, dtype = len(latents), latents.device, self.unet.dtype
-        tokens = feature_tokens(image_features).to(device, dtype)
-        size = [side * self.vae_scale_factor for side in latents.shape[-2:]]
-        time_ids = image_conditions(*size).to(device).repeat(num_images, 1)
-        guided = None
-        if guidance_scale > 1:
-            null_tokens = feature_tokens(null_features).to(device, dtype).expand_as(tokens)
-            guided = (torch.cat([tokens, null_tokens]), time_ids.repeat(2, 1))
-
-        def predict(latents: torch.Tensor, index: int) -> torch.Tensor:
-            return self._predict_noise(latents, index, tokens, time_ids)
-
-        def predict_both(latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._predict_noise(torch.cat([latents, latents]), index, *guided).chunk(2)
-
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        latents = latents * self.scheduler.init_noise_sigma
         sampling = SamplingSettings(
             num_inference_steps,
             guidance_scale,
@@ -368,7 +420,13 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
-        return denoise_with_guidance(self, latents, sampling, predict, None if guided is None else predict_both)
+        with scheduler_of_run(self.scheduler) as scheduler:
+            scheduler.set_timesteps(sampling.num_inference_steps, device=latents.device)
+            denoiser = PixelDenoiser(
+                self.unet, self.vae_scale_factor, scheduler, latents, image_features, null_features
+            )
+            latents = latents * scheduler.init_noise_sigma
+            return denoise_with_guidance(self, scheduler, latents, sampling, denoiser)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -377,24 +435,22 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         The VAE runs in its own precision, as in the reference, but in fp32 when it is kept in fp16 and its config
         says that this overflows (`force_upcast`).
         """
-        config = self.vae.config
-        overflows = self.vae.dtype == torch.float16 and config.force_upcast
-        if overflows:
-            self.vae.to(dtype=torch.float32)
-        latents = latents.to(self._execution_device, self.vae.dtype)
-        images = self.vae.decode(unscale_latents(latents, config.scaling_factor, config.shift_factor)).sample
-        if overflows:
-            self.vae.to(dtype=torch.float16)
-        return images
+        if not self.vae.config.force_upcast:
+            return self._decode_latents(latents)
+        with _UPCAST:
+            overflows = self.vae.dtype == torch.float16
+            if overflows:
+                self.vae.to(dtype=torch.float32)
+            try:
+                return self._decode_latents(latents)
+            finally:
+                if overflows:
+                    self.vae.to(dtype=torch.float16)
 
-    def _predict_noise(
-        self, latents: torch.Tensor, index: int, tokens: torch.Tensor, time_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """What the UNet predicts at the scheduler's timestep of this index."""
-        timestep = self.scheduler.timesteps[index]
-        scaled = self.scheduler.scale_model_input(latents, timestep)
-        conditions = {"text_embeds": tokens.mean(dim=1), "time_ids": time_ids}
-        return self.unet(scaled, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+    def _decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        config = self.vae.config
+        latents = latents.to(self._execution_device, self.vae.dtype)
+        return self.vae.decode(unscale_latents(latents, config.scaling_factor, config.shift_factor)).sample
 
     def _latents_shape(self, num_images: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor
@@ -434,6 +490,25 @@ def as_dtype(dtype: Any) -> Any:
     return named
 
 
+def part_settings(settings: Mapping[str, Any], part: str, is_diffusers: bool = True) -> dict[str, Any]:
+    """
+    Arguments of `from_pretrained` for one part, of those for a pipeline: of a `dtype` for each part (a dictionary,
+    whose `default` is for all others) and of a `PipelineQuantizationConfig` what is for this one.
+    """
+    settings = dict(settings)
+    for name in DTYPE_ARGUMENTS:
+        if isinstance(settings.get(name), Mapping):
+            settings[name] = settings[name].get(part, settings[name].get("default"))
+            if settings[name] is None:
+                del settings[name]
+    quantization = settings.get("quantization_config")
+    if hasattr(quantization, "_resolve_quant_config"):
+        settings["quantization_config"] = quantization._resolve_quant_config(is_diffusers, part)
+        if settings["quantization_config"] is None:
+            del settings["quantization_config"]
+    return settings
+
+
 def _load_model(model_class: type, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
     """The UNet or VAE in `folder`, whole and of finite numbers."""
     variant, tensors = decoder_weights(folder, variant)
@@ -461,4 +536,5 @@ __all__ = [
     "feature_tokens",
     "image_conditions",
     "load_scheduler",
+    "part_settings",
 ]

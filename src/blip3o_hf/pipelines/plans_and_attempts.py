@@ -108,8 +108,8 @@ class Blip3oPlansAndAttemptsMixin:
         is_variation: bool,
     ) -> str | None:
         """Why the pictures that a call makes cannot be compared with a text; `None` where they can."""
-        if output_type == "features":
-            return "only pictures can be looked at, and output_type is 'features'"
+        if output_type in ("features", "latent"):
+            return f"only pictures can be looked at, and output_type is {output_type!r}"
         if prompts is None:
             return "there is no prompt to compare them with"
         if has_images and not plan:

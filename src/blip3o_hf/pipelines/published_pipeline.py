@@ -12,7 +12,7 @@ from ..checkpoints.published_names import PUBLISHED_DECODER
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor, has_tokenizer
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from .pipeline_blip3o_decoder import Blip3oDecoderPipeline
+from .pipeline_blip3o_decoder import Blip3oDecoderPipeline, part_settings
 
 logger = logging.get_logger(__name__)
 
@@ -39,8 +39,11 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
     hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     variant = kwargs.pop("variant", None)
     kwargs.pop("use_safetensors", None)
-    dtype = kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None)
-    quantization = kwargs.pop("quantization_config", None)
+    by_part = {
+        "dtype": kwargs.pop("torch_dtype", None) or kwargs.pop("dtype", None),
+        "quantization_config": kwargs.pop("quantization_config", None),
+    }
+    by_part = {name: value for name, value in by_part.items() if value is not None}
     if isinstance(kwargs.get("device_map"), dict):
         raise ValueError(
             "The `device_map` of a pipeline must be a string, such as 'balanced' or 'cuda'. Got a dictionary. "
@@ -48,7 +51,7 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
         )
     files = checkpoint_files(source, **hub_arguments)
     if "model" not in parts:
-        settings = _settings_of("model", dtype, quantization, is_diffusers=False)
+        settings = part_settings(by_part, "model", is_diffusers=False)
         parts["model"] = Blip3oForConditionalGeneration.from_pretrained(source, **hub_arguments, **kwargs, **settings)
     if "processor" not in parts:
         parts["processor"] = None
@@ -68,9 +71,7 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
             source,
             subfolder=subfolder,
             variant=variant,
-            part_arguments={
-                part: _settings_of(part, dtype, quantization, is_diffusers=True) for part in ("unet", "vae")
-            },
+            **by_part,
             **given,
             **hub_arguments,
             **{name: kwargs[name] for name in _DECODER_ARGUMENTS if name in kwargs},
@@ -79,15 +80,6 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
     elif len(given) < len(_DECODER_PARTS):
         logger.warning(f"{files} holds no {PUBLISHED_DECODER}/, so only output_type='features' works.")
     return parts
-
-
-def _settings_of(part: str, dtype: Any, quantization: Any, is_diffusers: bool) -> dict[str, Any]:
-    """`dtype` and `quantization_config` of one part, of those given for all or one per part."""
-    settings = {
-        "dtype": dtype.get(part, dtype.get("default")) if isinstance(dtype, dict) else dtype,
-        "quantization_config": quantization and quantization._resolve_quant_config(is_diffusers, part),
-    }
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 __all__ = ["load_published_parts"]

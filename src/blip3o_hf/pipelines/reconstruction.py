@@ -17,10 +17,12 @@ from ..data.records import RECONSTRUCT
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize
 from ..names import check_name
 from .pipeline_blip3o import Blip3oPipeline, Blip3oPipelineOutput
+from .sampling_arguments import as_number
 
 MODES = ("autoencoder", "unified")
 # Arguments of the pipeline that are of no use where features are only decoded.
 DECODED_WITHOUT = ("num_inference_steps", "guidance_scale", "guidance_interval", "plan", "num_attempts", "checker")
+DECODED_WITHOUT += ("negative_prompt", "attention_kwargs")
 _TARGET_ENCODER = "target_encoder"
 
 
@@ -179,6 +181,7 @@ class Blip3oReconstructionPipeline:
             generator: one for all, or one for each.
             sampling: arguments of the pipeline.
         """
+        num_images = as_number(num_images)
         seen = {"image": [[image]]} if prompt == RECONSTRUCT else {}
         return self.pipe(
             prompt,

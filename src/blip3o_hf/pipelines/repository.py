@@ -30,6 +30,7 @@ class Blip3oRepositoryMixin:
         save_directory: str | os.PathLike,
         safe_serialization: bool = True,
         variant: str | None = None,
+        max_shard_size: int | str | None = None,
         push_to_hub: bool = False,
         **kwargs,
     ) -> None:
@@ -41,7 +42,8 @@ class Blip3oRepositoryMixin:
         Args:
             save_directory: made if need be.
             safe_serialization: a pickle is not written.
-            variant: in the names of all weights, such as `"fp16"`.
+            variant: in the names of all weights, such as `"fp16"`. Variants stand beside each other in one folder.
+            max_shard_size: of a file of weights, such as `"5GB"`; what is larger is written in shards.
             push_to_hub: also push the folder with its card, under the checks of `blip3o-hf push`; with `repo_id` (by
                 default the folder's name), `license`, `commit_message`, `private`, `token` and `create_pr` as in
                 `push_to_hub`.
@@ -55,7 +57,7 @@ class Blip3oRepositoryMixin:
                 "Pipelines are written as safetensors alone. Got safe_serialization=False. Leave the argument out."
             )
         push_arguments = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push_to_hub and name in kwargs}
-        super().save_pretrained(save_directory, variant=variant, **kwargs)
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
         self.write_root(save_directory, variant)
         if self.card_writer is not None and not Path(save_directory, "README.md").exists():
             self.card_writer(save_directory, self.config.get("_name_or_path") or "")

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
+
+def as_number(value: Any) -> Any:
+    """A number of numpy as one of Python, such as `np.int64(6)`; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class SamplingSettings:
         generator: one for all images, or one per image; for schedulers that draw noise at every step.
         callback_on_step_end: called as `callback(pipe, step, timestep, tensors)` after every step; tensors it returns
             replace the pipeline's.
-        callback_on_step_end_tensor_inputs: which tensors the callback gets.
+        callback_on_step_end_tensor_inputs: which tensors the callback gets; a callback class of diffusers says so
+            itself.
     """
 
     num_inference_steps: int
@@ -29,6 +37,20 @@ class SamplingSettings:
     generator: torch.Generator | Sequence[torch.Generator] | None = None
     callback_on_step_end: Callable[..., dict] | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+
+    def __post_init__(self):
+        interval = self.guidance_interval
+        if isinstance(interval, (list, tuple)) and any(isinstance(level, np.generic) for level in interval):
+            interval = tuple(as_number(level) for level in interval)
+        settings = {
+            "num_inference_steps": as_number(self.num_inference_steps),
+            "guidance_scale": as_number(self.guidance_scale),
+            "guidance_interval": interval,
+        }
+        if isinstance(self.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            settings["callback_on_step_end_tensor_inputs"] = self.callback_on_step_end.tensor_inputs
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass allows
 
     def chosen(self, **choices: Any) -> "SamplingSettings":
         """These settings with a caller's choices in their place; `None` is no choice."""
@@ -130,6 +152,7 @@ def check_callback_tensors(names: Sequence[str], available: Sequence[str]) -> No
 
 __all__ = [
     "SamplingSettings",
+    "as_number",
     "check_callback_tensors",
     "check_generators",
     "check_guidance_interval",

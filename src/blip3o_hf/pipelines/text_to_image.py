@@ -12,8 +12,9 @@ from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from .pipeline_blip3o import OUTPUT_TYPES, Blip3oPipeline, has_pipeline
+from .pipeline_blip3o import FEATURE_OUTPUT_TYPES, OUTPUT_TYPES, Blip3oPipeline, has_pipeline
 from .planning import plan_conversations, spawn
+from .sampling_arguments import as_number
 
 logger = logging.get_logger(__name__)
 
@@ -30,6 +31,8 @@ SAMPLING_ARGUMENTS = (
     "decoder_num_inference_steps",
     "decoder_guidance_scale",
     "decoder_guidance_interval",
+    "negative_prompt",
+    "attention_kwargs",
 )
 """What a call takes and hands to [`Blip3oPipeline`], beside `seed`, `generator` and `output_type`."""
 
@@ -83,7 +86,7 @@ class Blip3oTextToImagePipeline(Pipeline):
                 image depends on neither the batch nor the place of its prompt.
             generator (`torch.Generator`, *optional*): what noise is drawn from in the place of a seed, for one prompt
                 after the other.
-            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` for image features alone.
+            output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` (also `"latent"`) for image features alone.
             batch_size: prompts drawn at once.
             kwargs: further settings of [`Blip3oPipeline`]: `num_inference_steps`, `guidance_scale`,
                 `num_images_per_prompt` and so on.
@@ -110,7 +113,7 @@ class Blip3oTextToImagePipeline(Pipeline):
         if output_type is not None and output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}. Got {output_type!r}.")
         forward = {**sampling, "seed": seed, "generator": generator, "output_type": output_type}
-        forward = {name: value for name, value in forward.items() if value is not None}
+        forward = {name: as_number(value) for name, value in forward.items() if value is not None}
         return {}, forward, {} if output_type is None else {"output_type": output_type}
 
     def preprocess(self, prompt: str) -> dict[str, Any]:
@@ -127,7 +130,7 @@ class Blip3oTextToImagePipeline(Pipeline):
             prompts,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
-            output_type="features" if output_type == "features" else "pt",
+            output_type="features" if output_type in FEATURE_OUTPUT_TYPES else "pt",
             **sampling,
         )
         made = {"image_features": output.image_features, "images": output.images}
@@ -145,7 +148,7 @@ class Blip3oTextToImagePipeline(Pipeline):
 
     def postprocess(self, made: dict[str, Any], output_type: str = "pil"):
         results = [{"image_features": features} for features in made["image_features"][0]]
-        if output_type != "features":
+        if output_type not in FEATURE_OUTPUT_TYPES:
             images = made["images"][0]
             if output_type != "pt":
                 images = VaeImageProcessor.pt_to_numpy(images)
