@@ -44,6 +44,7 @@ from .optimizers import build_optimizer
 from .origin import origin_of
 from .recipes import Recipe
 from .results import assemble_pipeline, draw_prompts, save_samples, write_part, write_repository
+from .step_shares import SHARES, shares_of_step
 from .tasks import Task, build_task
 from .training_data import TrainingData
 
@@ -167,7 +168,7 @@ class Blip3oTrainer(Trainer):
             **kwargs,
         )
         check_engine(self.args, self.accelerator.distributed_type)
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = False  # losses are means over the step by their shares, whatever the model
         for part in task.frozen_parts:
             part.to(self.args.device)
         self.recipe: Recipe | None = None
@@ -569,8 +570,19 @@ class Blip3oTrainer(Trainer):
         first = (batches * self.args.world_size + self.args.process_index) * size
         return [seeded_generator(self.args.seed, step, first + index) for index in range(size)]
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in transformers; each batch also tells its shares in the step, which its losses are multiplied by."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        shares = shares_of_step([self.task.counts(batch) for batch in batches], self.accelerator)
+        return [{**batch, SHARES: of_batch} for batch, of_batch in zip(batches, shares, strict=True)], num_items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = self.task.loss(model, dict(inputs), self._example_generators())
+        batch = dict(inputs)
+        self.task.shares = batch.pop(SHARES, {})
+        try:
+            loss = self.task.loss(model, batch, self._example_generators())
+        finally:
+            self.task.shares = {}
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
