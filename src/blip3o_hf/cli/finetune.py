@@ -2,8 +2,6 @@
 
 import argparse
 
-from ..names import check_keys
-
 EXAMPLES = """examples:
   blip3o-hf finetune --data my_images/ --output runs/mine
   blip3o-hf finetune --data my_images/ --output runs/mine --prompts "a red kite" "two red kites"
@@ -33,12 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..training.recipes import override
+    from ..training.recipes import check_sections, override
 
-    settings = {section: {} for section in ("data", "model", "training")}
+    sections = ("data", "model", "training")
+    settings: dict = {section: {} for section in sections}
     for text in arguments.overrides:
+        check_sections([text.partition("=")[0].partition(".")[0]], sections, "the overrides of finetune")
         override(settings, text)
-    check_keys(settings, ("data", "model", "training"), "the overrides of finetune")
+    for section in sections:
+        if not isinstance(settings[section], dict):
+            raise ValueError(
+                f"An override must name a key, as {section}.KEY=value. Got {section}={settings[section]!r}."
+            )
 
     import torch
 

@@ -142,7 +142,7 @@ class StreamCallback(TrainerCallback):
                 f"To resume with `streaming: true`, the checkpoint must hold the place of the stream. There is no "
                 f"{path}. Resume with the data settings that it was written with."
             )
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_bytes())
         expected = self._place(args, state)
         if saved["items"] != expected["items"]:
             raise ValueError(
@@ -203,7 +203,7 @@ class TimeCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         path = Path(self.trainer.resumed_from or "", self.filename)
         if self.trainer.resumed_from is not None and path.is_file():
-            self.before = json.loads(path.read_text())
+            self.before = json.loads(path.read_bytes())
         self.began = (time.perf_counter(), time.process_time())
 
     def on_save(self, args, state, control, **kwargs):

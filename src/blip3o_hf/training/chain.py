@@ -10,6 +10,7 @@ import yaml
 
 from ..files import written_whole
 from ..names import check_keys
+from .recipe_values import read_yaml
 from .recipes import Recipe, load_recipe
 
 SUMMARY = "summary.json"
@@ -51,7 +52,7 @@ class Summary:
     def read(cls, folder: str | os.PathLike) -> "Summary | None":
         """That of a finished stage; `None` where it is not finished."""
         path = Path(folder, SUMMARY)
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+        return cls(**json.loads(path.read_bytes())) if path.is_file() else None
 
 
 def summarize(trainer: Any, spent: dict[str, float], threads: int) -> Summary:
@@ -138,7 +139,10 @@ def load_chain(path: str | os.PathLike) -> Chain:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"A chain is a YAML file. There is none at {path}. See recipes/tiny/chain.yaml.")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = read_yaml(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"A chain must be valid YAML. {path} is not: {error}. Correct that line.") from error
     if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content["stages"]:
         raise ValueError(f"A chain lists its `stages`. {path} does not. See recipes/tiny/chain.yaml.")
     check_keys(content, ("folder", "stages"), str(path))

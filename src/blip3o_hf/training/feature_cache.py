@@ -84,7 +84,7 @@ class FeatureCache:
                 f"A cache is a folder that `blip3o-hf precompute` wrote. There is no {self.folder / MANIFEST}. Run "
                 f"the command on this recipe first."
             )
-        self.manifest: dict[str, dict[str, Any]] = json.loads((self.folder / MANIFEST).read_text())
+        self.manifest: dict[str, dict[str, Any]] = json.loads((self.folder / MANIFEST).read_bytes())
         self._shard = lru_cache(OPEN_SHARDS)(self._open)
 
     def __reduce__(self):

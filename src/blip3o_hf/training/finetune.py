@@ -3,25 +3,31 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..assets import resolve_model
 from ..data.mixture import open_mixture
-from ..files import written_whole
+from ..data.rows import SourceSettings
+from ..files import expanded, written_whole
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..names import check_keys
 from .checkpoints import has_complete_checkpoint
-from .recipes import load_recipe
+from .recipe_values import write_yaml
+from .recipes import load_recipe, recipe_of
 from .runs import run_recipe
+from .stages import GenerationStage
 
 # Small models learn at larger rates, and by Muon. A small backbone knows nothing but its own words, so it learns, too.
 SMALL_MODEL = 50_000_000
 SMALL_SETTINGS = {"learning_rate": 1e-3, "muon_learning_rate": 1e-2, "lr_scheduler_type": "linear"}
 SMALL_MODEL_KEYS = {"train": ["queries", "transformer", "backbone"], "caption_weight": 0.2}
+MACHINE_KEYS = ("seed", "disable_tqdm", "dataloader_num_workers", "fp16", "tf32")
+"""Training settings that both stages have, beside those that `finetune` chooses for both."""
 LARGE_SETTINGS = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
 
 
@@ -53,7 +59,8 @@ def finetune(
         resume: go on from the last complete checkpoint.
         data_settings: of the source, such as `{"prompt_template": "a photo of {folder}"}`.
         model_settings: of the recipe's section `model`, such as `{"lora": {"rank": 8}}`.
-        training_settings: training arguments.
+        training_settings: training arguments of queries and transformer; those about machine, precision, batches and
+            checkpoints are the decoder's, too.
 
     Returns:
         `Path`: of the new pipeline, or with LoRA of the adapters.
@@ -71,7 +78,7 @@ def finetune(
 
     ```
     """
-    output = Path(output)
+    output = expanded(output)
     recipes = finetune_recipes(
         data,
         output,
@@ -84,6 +91,9 @@ def finetune(
         model_settings=model_settings,
         training_settings=training_settings,
     )
+    _check_settings(data_settings, model_settings)
+    for content in recipes.values():
+        recipe_of(content, "the settings of the fine-tuning").training_arguments()
     next(iter(open_mixture(recipes["generation"]["data"])))  # what is wrong with the data is said before all else
     for name, content in recipes.items():
         path = _write(content, output / f"{name}.yaml")
@@ -113,7 +123,8 @@ def finetune_recipes(
         data, output, model, steps, decoder_steps, batch_size, prompts, data_settings, model_settings,
             training_settings: as in [`finetune`].
     """
-    model, output, folder = os.fspath(model), Path(output), resolve_model(os.fspath(model))
+    model, output, folder = os.fspath(model), expanded(output), resolve_model(os.fspath(model))
+    given_training = dict(training_settings or {})
     mixture = {"seed": 0, "sources": [{"path": os.fspath(data), **(data_settings or {})}]}
     shared = {
         "per_device_train_batch_size": batch_size,
@@ -127,6 +138,7 @@ def finetune_recipes(
         "report_to": "none",
         "remove_unused_columns": False,
     }
+    shared |= {key: value for key, value in given_training.items() if key in (*shared, *MACHINE_KEYS)}
     given, is_small = dict(model_settings or {}), _is_small(folder)
     model_keys = {**(SMALL_MODEL_KEYS if is_small and "lora" not in given else {}), **given}
     rates = {**SMALL_SETTINGS, "noise_draws": 2} if is_small else LARGE_SETTINGS
@@ -138,7 +150,7 @@ def finetune_recipes(
         "inputs": {"model": model},
         "model": model_keys,
         "data": mixture,
-        "training": {**shared, **rates, "max_steps": steps, **(training_settings or {})},
+        "training": {**shared, **rates, "max_steps": steps, **given_training},
         "evaluation": {"prompts": list(prompts)} if prompts else {},
     }
     if decoder_steps == 0 or not _has_patch_decoder(folder):
@@ -153,6 +165,13 @@ def finetune_recipes(
     }
     generation["inputs"]["decoder"] = decoder["output_dir"]
     return {"decoder": decoder, "generation": generation}
+
+
+def _check_settings(data: Mapping[str, Any] | None, model: Mapping[str, Any] | None) -> None:
+    """Raise a `ValueError` for a key that is no setting of a source, or of the stage `generation`."""
+    check_keys(data or {}, (f.name for f in fields(SourceSettings) if f.name != "path"), "the settings of the data")
+    known = [key for key in GenerationStage.model_keys if key not in GenerationStage.size_keys]
+    check_keys(model or {}, known, "the settings of the model")
 
 
 def _has_patch_decoder(model: str) -> bool:
@@ -170,5 +189,5 @@ def _write(recipe: dict, path: Path) -> Path:
     """Write a recipe that `blip3o-hf train` takes, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        write_yaml(recipe, temporary)
     return path

@@ -298,7 +298,7 @@ def precompute(
 def _describe(computer: _Computer, folder: Path, dtype: str, state: PartialState) -> None:
     """Check that the folder is new or of the same model; leave a manifest, and an index of what earlier runs wrote."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    manifest = json.loads(path.read_bytes()) if path.is_file() else {}
     stage = computer.stage
     for kind in computer.kinds:
         fingerprint = computer.fingerprint(kind)

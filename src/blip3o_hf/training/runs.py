@@ -29,7 +29,11 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     folder.mkdir(parents=True, exist_ok=True)
     trainer = stage.trainer()
     trainer.on_log_history(lambda history: curves(history, folder / "curves.png"))
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir) if resume else None)
+    trainer.train(
+        resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir)
+        if resume
+        else trainer.args.resume_from_checkpoint
+    )
     spent = trainer.clock_of_run.spent
     if trainer.has_evaluation:
         trainer.evaluate()

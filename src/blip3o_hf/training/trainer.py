@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,16 @@ from .callbacks import (
 )
 from .checkpoints import delete_incomplete, last_complete_checkpoint
 from .distributed import check_engine, join_processes, match_partitioned, whole_model, whole_weights
-from .inputs import EncoderInput, check_cached_targets, load_encoder, warn_of_overlap
+from .inputs import (
+    EncoderInput,
+    check_cached_targets,
+    check_has_batches,
+    check_hooks,
+    load_encoder,
+    open_evaluation,
+    processor_of,
+    warn_of_overlap,
+)
 from .optimizers import build_optimizer
 from .origin import origin_of
 from .recipes import Recipe
@@ -133,6 +142,7 @@ class Blip3oTrainer(Trainer):
         optimizers: tuple = (None, None),
         **kwargs,
     ):
+        check_hooks(kwargs)
         self.task = task = build_task(task)
         name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
         args = Blip3oTrainingArguments(f"{Path(name).name}-{task.name}") if args is None else args
@@ -146,7 +156,7 @@ class Blip3oTrainer(Trainer):
             model, own_processor = task.load(self.source, args)
             processing_class = own_processor if processing_class is None else processing_class
         elif processing_class is None and task.reads_prompts:
-            processing_class = _processor_of(model)
+            processing_class = processor_of(model)
         self.source = getattr(model, "name_or_path", "") if self.source is None else self.source
         self.encoder_arguments = (target_encoder, self.source, task.feature_size(model, self.source), args)
         encoder = load_encoder(*self.encoder_arguments) if task.needs_encoder(args) else None
@@ -160,7 +170,7 @@ class Blip3oTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=None if train_dataset is None else task.open(train_dataset, "train_dataset"),
-            eval_dataset=_open_evaluation(task, eval_dataset),
+            eval_dataset=open_evaluation(task, eval_dataset),
             data_collator=task if data_collator is None else data_collator,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -279,7 +289,7 @@ class Blip3oTrainer(Trainer):
         Raises:
             ValueError: when there is neither a dataset nor a function.
         """
-        datasets = self.eval_dataset if eval_dataset is None else _open_evaluation(self.task, eval_dataset)
+        datasets = self.eval_dataset if eval_dataset is None else open_evaluation(self.task, eval_dataset)
         if datasets is None and not self.evaluators:
             raise ValueError("An evaluation needs held-out data. There is none. Pass `eval_dataset`.")
         named = datasets if isinstance(datasets, dict) else {"": datasets}
@@ -497,7 +507,7 @@ class Blip3oTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model, self.args)
+            self.optimizer = build_optimizer(self.model, self.args, self.optimizer_cls_and_kwargs)
         return self.optimizer
 
     def get_train_dataloader(self):
@@ -513,6 +523,10 @@ class Blip3oTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
+            drop_last=self.args.dataloader_drop_last,
             pin_memory=self.args.dataloader_pin_memory,
             generator=seeded_generator(self.args.seed),
         )
@@ -521,7 +535,11 @@ class Blip3oTrainer(Trainer):
         """
         As in transformers; `True` resumes from the newest complete checkpoint. What interrupted runs left of
         checkpoints and other files is deleted first.
+
+        Raises:
+            ValueError: when the data are too few for one step.
         """
+        check_has_batches(self.train_dataset, self.args)
         if isinstance(resume_from_checkpoint, bool):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
         self.resumed_from = resume_from_checkpoint
@@ -531,7 +549,10 @@ class Blip3oTrainer(Trainer):
             if self.args.feature_cache is None:
                 warn_of_overlap(self.train_dataset, self.eval_dataset)
         self.accelerator.wait_for_everyone()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.state.global_step == 0:
+            raise ValueError("Training must take a step. The data gave no batch. Check them: blip3o-hf data check.")
+        return result
 
     def _run_epoch(self, *args, **kwargs):
         """Not after the last step: from a checkpoint of it, transformers would take one more."""
@@ -611,23 +632,3 @@ class Blip3oTrainer(Trainer):
                 import wandb
 
                 wandb.log({name: wandb.Image(picture), "train/global_step": step})
-
-
-def _processor_of(model: torch.nn.Module) -> Blip3oProcessor:
-    """That of the repository that a model was loaded from."""
-    source = getattr(model, "name_or_path", "")
-    if not source:
-        raise ValueError(
-            "Prompts need the model's processor. This model was not loaded from a repository that has one. Pass "
-            "`processing_class=Blip3oProcessor.from_pretrained(...)`."
-        )
-    return Blip3oProcessor.from_pretrained(source)
-
-
-def _open_evaluation(task: Task, dataset: Any) -> Any:
-    """One dataset of records, or several by their names."""
-    if dataset is None:
-        return None
-    if isinstance(dataset, Mapping) and not task.is_dataset(dataset):
-        return {name: task.open(held_out, f"eval_dataset[{name!r}]") for name, held_out in dataset.items()}
-    return task.open(dataset, "eval_dataset")
