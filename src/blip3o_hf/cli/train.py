@@ -1,6 +1,7 @@
 """`blip3o-hf train`: one stage from a recipe, with resume, curves and sample sheets."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -31,5 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
     summary = run_recipe(recipe, resume=arguments.resume)
     if summary is not None:
         print(f"{recipe.stage}: {summary.steps} steps, {summary.times}")
-        print(Path(recipe.output_dir).absolute())
+        folder = Path(recipe.output_dir).absolute()
+        print(folder)
+        if (folder / "pipeline").is_dir():
+            print(
+                f"draw with it: {shlex.join(['blip3o-hf', 'generate', 'PROMPT', '--model', str(folder / 'pipeline')])}"
+            )
     return 0

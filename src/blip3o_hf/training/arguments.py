@@ -1,5 +1,6 @@
 """Training arguments: those of transformers, and the few that training a BLIP3-o adds."""
 
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 
@@ -95,6 +96,9 @@ class Blip3oTrainingArguments(TrainingArguments):
     """A collator of records needs all columns; `True` is refused."""
 
     def __post_init__(self):
+        for name in ("output_dir", "feature_cache", "deepspeed", "fsdp_config", "resume_from_checkpoint"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, os.path.expanduser(getattr(self, name)))
         super().__post_init__()
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..data.mixture import StreamingMixture
+from ..files import expanded
 from .checkpoints import keep_newest, mark_complete
 from .distributed import forget_gathered, local_parts
 
@@ -212,6 +213,24 @@ class TimeCallback(TrainerCallback):
             (folder / self.filename).write_text(json.dumps(self.spent))
 
 
+class BarNameCallback(TrainerCallback):
+    """
+    Puts the name of the stage, or of the task, on the progress bar of training.
+
+    Args:
+        trainer: whose bar it is, where it shows one.
+    """
+
+    def __init__(self, trainer: "Blip3oTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        recipe = self.trainer.recipe
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.set_description(self.trainer.task.name if recipe is None else recipe.stage)
+
+
 class SpikeCallback(TrainerCallback):
     """
     Leaves out updates with gradients that are not finite, or far larger than usual.
@@ -316,7 +335,7 @@ class DrawPromptsCallback(TrainerCallback):
         self.trainer = trainer
         self.prompts = list(prompts)
         self.steps = steps
-        self.folder = Path(trainer.args.output_dir if folder is None else folder)
+        self.folder = expanded(trainer.args.output_dir if folder is None else folder)
         self.last = -1
 
     def _draw(self, step: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..files import written_whole
+from ..files import expanded, written_whole
 from ..names import check_keys
 from .recipe_values import read_yaml
 from .recipes import Recipe, load_recipe
@@ -115,12 +115,16 @@ class Chain:
         """
         path = self.source.parent / link.recipe
         overrides = list(link.short) if is_short else []
-        if output is not None and Path(output) != Path(self.folder):
+        output = None if output is None else expanded(output)
+        if output is not None and output != Path(self.folder):
             recipe = load_recipe(path)
-            places = {"output_dir": recipe.output_dir, **{f"inputs.{k}": v for k, v in recipe.inputs.items()}}
+            places = {
+                "output_dir": recipe.output_dir,
+                **{f"inputs.{k}": str(expanded(v)) for k, v in recipe.inputs.items()},
+            }
             for key, place in places.items():
                 if Path(self.folder) in Path(place).parents:
-                    overrides.append(f"{key}={Path(output) / Path(place).relative_to(self.folder)}")
+                    overrides.append(f"{key}={output / Path(place).relative_to(self.folder)}")
         return path, overrides
 
     def load(self, link: Link, output: str | None = None, is_short: bool = False) -> Recipe:
@@ -136,7 +140,7 @@ def load_chain(path: str | os.PathLike) -> Chain:
         FileNotFoundError: when there is no such file.
         ValueError: when it is no chain.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"A chain is a YAML file. There is none at {path}. See recipes/tiny/chain.yaml.")
     try:
@@ -149,7 +153,7 @@ def load_chain(path: str | os.PathLike) -> Chain:
     for stage in content["stages"]:
         check_keys(stage, {field.name for field in fields(Link)}, f"'stages' of {path}")
     links = tuple(Link(**{**stage, "short": tuple(stage.get("short", ()))}) for stage in content["stages"])
-    return Chain(content["folder"], links, path)
+    return Chain(str(expanded(content["folder"])), links, path)
 
 
 def table(summaries: list[Summary], shown: list[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from ..assets import resolve_model
 from ..data.mixture import open_mixture
 from ..data.rows import SourceSettings
 from ..files import expanded, written_whole
+from ..hub.reach import check_reachable
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..names import check_keys
+from .chain import Summary
 from .checkpoints import has_complete_checkpoint
 from .recipe_values import write_yaml
 from .recipes import load_recipe, recipe_of
-from .runs import run_recipe
+from .runs import check_not_finished, run_recipe
 from .stages import GenerationStage
 
 # Small models learn at larger rates, and by Muon. A small backbone knows nothing but its own words, so it learns, too.
@@ -55,8 +58,8 @@ def finetune(
         steps: of queries and transformer.
         decoder_steps: of a patch decoder before that; 0 leaves it as it is.
         batch_size: images in a step.
-        prompts: to draw after training, on `samples-STEP.png`.
-        resume: go on from the last complete checkpoint.
+        prompts: to draw while it trains and after it, on `samples-STEP.png`; by default the first captions.
+        resume: go on from the last complete checkpoint, also of a run that is finished.
         data_settings: of the source, such as `{"prompt_template": "a photo of {folder}"}`.
         model_settings: of the recipe's section `model`, such as `{"lora": {"rank": 8}}`.
         training_settings: training arguments of queries and transformer; those about machine, precision, batches and
@@ -67,6 +70,8 @@ def finetune(
 
     Raises:
         ValueError, FileNotFoundError: when the data or the model cannot be read; nothing is written then.
+        FileExistsError: when `output` holds a finished run, and `resume` is not set.
+        TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written.
 
     Example:
 
@@ -94,10 +99,15 @@ def finetune(
     _check_settings(data_settings, model_settings)
     for content in recipes.values():
         recipe_of(content, "the settings of the fine-tuning").training_arguments()
-    next(iter(open_mixture(recipes["generation"]["data"])))  # what is wrong with the data is said before all else
+    captions = _first_captions(recipes["generation"]["data"])  # what is wrong with the data is said before all else
+    recipes["generation"]["evaluation"] = {"prompts": list(prompts) or captions} if prompts or captions else {}
+    for name in recipes if not resume else ():
+        check_not_finished(output / name)
     for name, content in recipes.items():
         path = _write(content, output / f"{name}.yaml")
         can_resume = resume and has_complete_checkpoint(output / name / "checkpoints")
+        if resume and not can_resume and Summary.read(output / name) is not None:
+            continue  # it is done, and kept no checkpoint to go on from
         run_recipe(load_recipe(path), resume=can_resume)
     folder = output / "generation"
     return folder / "pipeline" if (folder / "pipeline").is_dir() else folder
@@ -124,6 +134,8 @@ def finetune_recipes(
             training_settings: as in [`finetune`].
     """
     model, output, folder = os.fspath(model), expanded(output), resolve_model(os.fspath(model))
+    if not os.path.isdir(folder):
+        check_reachable(folder)
     given_training = dict(training_settings or {})
     mixture = {"seed": 0, "sources": [{"path": os.fspath(data), **(data_settings or {})}]}
     shared = {
@@ -150,7 +162,7 @@ def finetune_recipes(
         "inputs": {"model": model},
         "model": model_keys,
         "data": mixture,
-        "training": {**shared, **rates, "max_steps": steps, **given_training},
+        "training": {**shared, **rates, "evaluation_steps": 250, "max_steps": steps, **given_training},
         "evaluation": {"prompts": list(prompts)} if prompts else {},
     }
     if decoder_steps == 0 or not _has_patch_decoder(folder):
@@ -165,6 +177,17 @@ def finetune_recipes(
     }
     generation["inputs"]["decoder"] = decoder["output_dir"]
     return {"decoder": decoder, "generation": generation}
+
+
+def _first_captions(data: Mapping[str, Any]) -> list[str]:
+    """Up to four different prompts of the first records that are drawn from words alone."""
+    captions: dict[str, None] = {}
+    for record in islice(open_mixture(data), 16):
+        if record.prompt and not record.images:
+            captions[record.prompt] = None
+        if len(captions) == 4:
+            break
+    return list(captions)
 
 
 def _check_settings(data: Mapping[str, Any] | None, model: Mapping[str, Any] | None) -> None:

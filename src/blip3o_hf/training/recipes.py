@@ -156,7 +156,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         FileNotFoundError: when there is no such file.
         ValueError: on invalid YAML, an unknown key or a missing one, or a value that is not of its key's type.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"A recipe is a YAML file. There is none at {path}. See the folder recipes/.")
     try:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..assets import resolve_model
 from ..data.mixture import StreamingMixture
-from ..files import delete_partial
+from ..files import delete_partial, expanded
 from ..hub.cards import CARD, Origin, update_card, write_card
 from ..hub.push import push_saved
 from ..models.processing_blip3o import Blip3oProcessor
@@ -30,6 +30,7 @@ from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .arguments import FROZEN_DTYPES, Blip3oTrainingArguments
 from .callbacks import (
     AverageCallback,
+    BarNameCallback,
     CompleteCallback,
     EvaluationCallback,
     HistoryCallback,
@@ -205,6 +206,7 @@ class Blip3oTrainer(Trainer):
         if isinstance(self.train_dataset, StreamingMixture):
             self.args.ignore_data_skip = True  # the stream itself goes on where it was
             self.add_callback(StreamCallback(self, self.train_dataset))
+        self.add_callback(BarNameCallback(self))
         self.clock_of_run = TimeCallback(self)
         self.add_callback(self.clock_of_run)
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
@@ -364,7 +366,7 @@ class Blip3oTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """A checkpoint of what is not the result itself, such as a model with heads for training alone, is plain."""
         weights = None if state_dict is None else self._untied(state_dict)
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        folder = expanded(self.args.output_dir if output_dir is None else output_dir)
         is_adapter = isinstance(self.unwrapped_model, PeftModel)
         if not (self._writes_result or self.writes_repository or is_adapter):
             super()._save(output_dir, weights)
@@ -542,6 +544,7 @@ class Blip3oTrainer(Trainer):
         check_has_batches(self.train_dataset, self.args)
         if isinstance(resume_from_checkpoint, bool):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
+        resume_from_checkpoint = resume_from_checkpoint and str(expanded(resume_from_checkpoint))
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             delete_partial(self.samples_folder)
