@@ -10,6 +10,7 @@ import yaml
 
 from ..files import expanded, written_whole
 from ..names import check_keys
+from .recipe_files import find_recipe
 from .recipe_values import read_yaml
 from .recipes import Recipe, load_recipe
 
@@ -140,9 +141,7 @@ def load_chain(path: str | os.PathLike) -> Chain:
         FileNotFoundError: when there is no such file.
         ValueError: when it is no chain.
     """
-    path = expanded(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"A chain is a YAML file. There is none at {path}. See recipes/tiny/chain.yaml.")
+    path = find_recipe(path, "chain")
     try:
         content = read_yaml(path)
     except yaml.YAMLError as error:

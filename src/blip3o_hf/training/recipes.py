@@ -12,6 +12,7 @@ from ..data.rows import SourceSettings
 from ..files import expanded
 from ..names import check_keys, find_class
 from .arguments import Blip3oTrainingArguments
+from .recipe_files import find_recipe
 from .recipe_values import read_value, read_yaml, typed_values
 
 if TYPE_CHECKING:
@@ -149,16 +150,14 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Read a recipe.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a recipe of the repository, such as `tiny/understanding`.
         overrides: `key=value` or `section.key=value` strings that replace values of the file, as in [`override`].
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: on invalid YAML, an unknown key or a missing one, or a value that is not of its key's type.
     """
-    path = expanded(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"A recipe is a YAML file. There is none at {path}. See the folder recipes/.")
+    path = find_recipe(path)
     try:
         content = read_yaml(path)
     except yaml.YAMLError as error:
