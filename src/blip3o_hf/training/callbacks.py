@@ -67,11 +67,19 @@ class AverageCallback(TrainerCallback):
         Raises:
             FileNotFoundError: when the checkpoint was written without one, or by other processes.
         """
-        weights = self._weights()
         if self.trainer.resumed_from is None:
-            self.average = [weight.float().clone() for weight in weights]
-            return
-        path = self._file(self.trainer.resumed_from)
+            self.average = [weight.float().clone() for weight in self._weights()]
+        else:
+            self.load(self.trainer.resumed_from)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """
+        Go on from the average in a checkpoint.
+
+        Raises:
+            FileNotFoundError: when it was written without one, or by other processes.
+        """
+        path = self._file(checkpoint)
         if not path.is_file():
             raise FileNotFoundError(
                 f"To resume with `ema_decay`, the checkpoint must hold the average of weights, written by as many "
@@ -80,7 +88,9 @@ class AverageCallback(TrainerCallback):
             )
         with safe_open(path, "pt") as file:
             self.num_updates = int(file.metadata()["optimization_step"])
-            self.average = [file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(weights)]
+            self.average = [
+                file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(self._weights())
+            ]
 
     def on_step_end(self, args, state, control, **kwargs):
         self.num_updates += 1

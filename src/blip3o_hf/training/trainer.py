@@ -502,6 +502,14 @@ class Blip3oTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_best_model(self) -> None:
+        """As a checkpoint is resumed from, and with its average of the weights, which is what was evaluated."""
+        best = self.state.best_model_checkpoint
+        is_whole = isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self._load_from_checkpoint(best) if is_whole else super()._load_best_model()
+        if self.average is not None:
+            self.average.load(best)
+
     def _untied(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tied weights once: DeepSpeed gathers copies, in which `save_pretrained` cannot see that they are tied."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
