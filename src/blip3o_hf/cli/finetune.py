@@ -14,7 +14,7 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="images with captions: folder, file or Hub name (docs/data.md)")
-    parser.add_argument("--output", required=True, help="folder for the result; its pipeline/ is the new model")
+    parser.add_argument("--output", required=True, help="folder for the result; generation/pipeline/ is the model")
     parser.add_argument("--model", default="blip3o-tiny", help="packaged name, folder or Hub id to start from")
     parser.add_argument("--steps", type=int, default=1500, help="steps of queries and transformer (default: 1500)")
     parser.add_argument(
