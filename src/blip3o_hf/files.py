@@ -33,6 +33,17 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def expanded(path: str | os.PathLike) -> Path:
+    """
+    A path as the system takes it: `~` at its beginning is the home folder, also where no shell has replaced it.
+
+    Example:
+        >>> expanded("runs/mine") == Path("runs/mine")
+        True
+    """
+    return Path(path).expanduser()
+
+
 def delete_partial(folder: str | os.PathLike) -> None:
     """Delete the temporary files that killed processes left in `folder`; no other process may be writing there."""
     for path in Path(folder).glob(f"{_PREFIX}*"):

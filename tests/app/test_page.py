@@ -19,7 +19,7 @@ def fails(capsys, arguments, *texts):
 
 def test_without_gradio_the_error_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    fails(capsys, [], "The app is a page of gradio. It is not installed", "pip install 'blip3o-hf[demo]'")
+    fails(capsys, [], "The app is a page of gradio. It is not installed", "pip install -e '.[demo]'")
 
 
 def test_a_place_to_listen_is_checked_before_the_model_is_loaded(monkeypatch, capsys):

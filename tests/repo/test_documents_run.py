@@ -1,4 +1,7 @@
-"""The Python of README, docs and model cards runs from top to bottom, on small models instead of the published."""
+"""The Python of README, docs and model cards runs from top to bottom, with nothing but what the page itself says.
+
+Small models stand in for the published ones, and a CPU for the GPU.
+"""
 
 import importlib.util
 import re
@@ -9,6 +12,7 @@ import pytest
 from tests.published_layout import write_published_checkpoint
 
 from blip3o_hf import packaged_model_path
+from blip3o_hf.cli import main
 
 ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"(?P<mark><!-- needs a GPU -->\n+)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -17,28 +21,7 @@ DOCUMENTS = [
     for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("model_cards/*.md")))
     if SNIPPET.search(path.read_text())
 ]
-# What the text around the snippets takes for granted.
-IMPORTS = """
-import torch
-from peft import PeftModel
-from blip3o_hf import *
-from blip3o_hf.data.mixture import open_mixture
-"""
-TAKEN_FOR_GRANTED = {
-    "docs/lora.md": """
-from peft import get_peft_model
-from blip3o_hf.models.adapters import lora_config, save_lora
-other = Blip3oForConditionalGeneration.from_pretrained(packaged_model_path("blip3o-tiny"))
-save_lora(get_peft_model(other, lora_config(other, parts=("transformer",), rank=4)), "my-cat-lora")
-""",
-    "docs/doors.md": """
-from blip3o_hf.cli import main
-main(["export", packaged_model_path("blip3o-tiny"), "standalone", "--remote-code"])
-""",
-    "docs/data.md": """
-settings = {"streaming": True, "sources": [{"path": PHOTOS}]}
-""",
-}
+COMMAND = re.compile(r"^blip3o-hf (export PIPELINE .*)$", re.MULTILINE)
 LIBRARIES = ("torchao", "bitsandbytes")
 REPLACED = {
     r"BLIP3o/BLIP3o-Model-\dB|(?<=\")blip3o-\db(?=\")": "{published}",
@@ -72,9 +55,10 @@ def photos(tmp_path, make_image):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_snippets_run(path, published, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"PUBLISHED": published, "PHOTOS": photos}
-    exec(IMPORTS + TAKEN_FOR_GRANTED.get(str(path.relative_to(ROOT)), ""), names)
+    names = {}
     text = path.read_text()
+    for command in COMMAND.finditer(text):  # what later snippets open
+        assert main(command[1].replace("PIPELINE", packaged_model_path("blip3o-tiny")).split()) == 0
     for snippet in SNIPPET.finditer(text):
         code = snippet["code"]
         for pattern, replacement in REPLACED.items():

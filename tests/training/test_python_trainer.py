@@ -2,6 +2,7 @@
 
 import logging
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,3 +316,38 @@ def test_records_in_both_sets_are_counted(dataset, make_args, caplog, monkeypatc
     assert warn_of_overlap(trainer.train_dataset, trainer.eval_dataset) == 2
     apart = Blip3oTrainer(TINY, make_args(), train_dataset=dataset.select([0, 3]), eval_dataset=dataset.select([1, 2]))
     assert warn_of_overlap(apart.train_dataset, apart.eval_dataset) == 0
+
+
+# The best checkpoint
+
+
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_the_best_checkpoint_is_kept_and_loaded_in_the_end(dataset, make_args, decay):
+    args = make_args(
+        save_steps=1,
+        save_total_limit=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        ema_decay=decay,
+        train=["queries", "transformer", "backbone"],
+    )
+    trainer = Blip3oTrainer(TINY, args, train_dataset=dataset, eval_dataset=dataset.select([5]))
+    evaluated = {}
+
+    def score(trainer):
+        evaluated[trainer.state.global_step] = weights(trainer.unwrapped_model)
+        return {"score": -abs(trainer.state.global_step - 2)}
+
+    trainer.evaluate_with(score)
+    trainer.train()
+    folder = Path(args.output_dir)
+    assert Path(trainer.state.best_model_checkpoint) == folder / "checkpoint-2"
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert not same(evaluated[4], evaluated[2])
+    with trainer.averaged():
+        assert same(weights(trainer.unwrapped_model), evaluated[2])
+    trainer.save_model()
+    assert same(weights(Blip3oPipeline.from_pretrained(args.output_dir).model), evaluated[2])

@@ -29,6 +29,7 @@ from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_
 from blip3o_hf.training.conversations import IGNORED, Conversations
 from blip3o_hf.training.recipes import STAGES, Recipe
 from blip3o_hf.training.stages import generation
+from blip3o_hf.training.step_shares import shares_of_step
 from blip3o_hf.training.tasks import GenerationTask
 from blip3o_hf.training.tasks.decoder import recolor
 from blip3o_hf.training.trainer import seeded_generator, trainable_summary
@@ -325,6 +326,32 @@ def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(r
             text = f" {' '.join(plan.phrases[index])}" if index < len(plan.phrases) else "<|im_end|>"
             expected.append(-query[tokenizer(text, add_special_tokens=False)["input_ids"]].mean())
     assert_close(loss, torch.stack(expected).mean())
+
+
+@pytest.mark.parametrize("name", ["joint", "alignment"])
+def test_a_batch_of_pairs_in_two_parts_has_its_gradient(results, name):
+    trainer = results[name].trainer
+    task, model, pairs = trainer.task, trainer.model.eval(), trainer.train_dataset
+    pairs = [pairs[index] for index in (0, 3, 2, 1)]
+
+    def gradients(parts):
+        batches = [task.collate(part) for part in parts]
+        model.zero_grad()
+        first = 0
+        for batch, shares in zip(
+            batches, shares_of_step([task.counts(batch) for batch in batches], trainer.accelerator), strict=True
+        ):
+            task.shares = shares
+            generators = [seeded_generator(first + index) for index in range(4)]
+            (task.loss(model, batch, generators) / len(parts)).backward()
+            first += 2
+        task.shares = {}
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, spread = gradients([pairs]), gradients([pairs[:2], pairs[2:]])
+    largest = max(gradient.norm() for gradient in whole.values())
+    assert whole.keys() == spread.keys()
+    assert all((spread[key] - gradient).norm() < 1e-4 * largest for key, gradient in whole.items())
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])

@@ -1,6 +1,8 @@
 """The command `blip3o-hf`: a parser and thin commands. Nothing heavy is imported before a command runs."""
 
 import argparse
+import os
+import shlex
 import sys
 from importlib import import_module
 
@@ -26,6 +28,37 @@ COMMANDS = {
     "push": "upload a model, processor, LoRA or precomputed features to the Hugging Face Hub",
     "env": "print versions for a bug report",
 }
+
+
+# Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
+PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
+PATHS += ("place", "recipe", "results", "save", "sheet", "source", "target")
+
+SEEDS = 2**63
+
+
+def expand_home(arguments: argparse.Namespace) -> None:
+    """Replace `~` at the beginning of every path by the home folder, also where the shell did not."""
+    for name in PATHS:
+        value = getattr(arguments, name, None)
+        if isinstance(value, str):
+            setattr(arguments, name, _expanded(value))
+        elif isinstance(value, list | tuple):
+            setattr(arguments, name, [_expanded(each) for each in value])
+
+
+def _expanded(path: str) -> str:
+    return os.path.expanduser(path) if path.startswith("~") else path
+
+
+def check_seed(arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: when there is a seed that PyTorch does not take.
+    """
+    seed = getattr(arguments, "seed", None)
+    if seed is not None and not 0 <= seed < SEEDS:
+        raise ValueError(f"--seed must be a whole number from 0 to {SEEDS - 1}. Got {seed}. Use a smaller one.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,11 +88,21 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    expand_home(arguments)
     try:
+        check_seed(arguments)
         return arguments.run(arguments) or 0
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"blip3o-hf {arguments.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted: {error}" if str(error) else "\ninterrupted", file=sys.stderr)  # after a progress bar
+        if str(error) and hasattr(arguments, "resume"):
+            print(f"go on with: {resuming_command(sys.argv[1:] if argv is None else argv)}", file=sys.stderr)
         return 130
+
+
+def resuming_command(words: list[str]) -> str:
+    """The command that goes on where one was interrupted."""
+    command, *rest = words
+    return shlex.join(["blip3o-hf", command, *([] if "--resume" in rest else ["--resume"]), *rest])

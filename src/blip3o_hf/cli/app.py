@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         import gradio  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "The app is a page of gradio. It is not installed. Run: pip install 'blip3o-hf[demo]'"
+            "The app is a page of gradio. It is not installed. In a clone, run: pip install -e '.[demo]'"
         ) from error
     check_free(arguments.host, arguments.port)
     pipe = load_pipeline(arguments.model)

@@ -40,10 +40,20 @@ def run(arguments: argparse.Namespace) -> int:
                 command.append("--resume")
             if arguments.threads is not None:
                 command += ["--threads", str(arguments.threads)]
-            code = subprocess.run(command, check=False).returncode
+            code = _run(command)
             if code:
                 print(f"The stage of {path} ended with exit code {code}. Give the same command again to go on.")
                 return code
         summaries.append(Summary.read(folder))
     print(table(summaries, [link.show for link in chain.links]))
     return 0
+
+
+def _run(command: list[str]) -> int:
+    """The exit code of a stage. Ctrl-C is the stage's own: it writes a checkpoint, and the chain waits for that."""
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue

@@ -39,7 +39,7 @@ def check_picture_path(path: str | os.PathLike) -> Path:
     from PIL import Image
 
     path = check_writable(path)
-    if path.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:  # some formats are only read
         raise ValueError(
             f"The output must be a picture file. {path.name!r} has no ending of one. Use a name like 'out.png'."
         )
@@ -61,7 +61,7 @@ def open_picture(path: str | os.PathLike):
     """
     from PIL import Image, ImageOps
 
-    from ..data.images import to_rgb
+    from ..data.images import FORMATS, to_rgb
 
     path = Path(path)
     if not path.is_file():
@@ -69,7 +69,7 @@ def open_picture(path: str | os.PathLike):
     if path.stat().st_size == 0:
         raise OSError(f"The image must be a picture file. {path} is empty (0 bytes). Save it again.")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(

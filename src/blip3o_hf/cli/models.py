@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..assets import resolve_model
+from ..assets import find_pipeline, resolve_model
 
 DEFAULT_MODEL = "blip3o-tiny"
 
@@ -60,7 +60,7 @@ def note_rejected(output, names) -> None:
 
 def load_pipeline(name_or_path: str):
     """A pipeline from a packaged name, a folder or a Hub id, on the accelerator where there is one."""
-    path = resolve_model(name_or_path)
+    path = _pipeline_path(name_or_path)
 
     import torch
     from diffusers.utils import logging as diffusers_logging
@@ -71,11 +71,36 @@ def load_pipeline(name_or_path: str):
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     pipe = Blip3oPipeline.from_pretrained(path)
+    pipe.set_progress_bar_config(desc="drawing")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return pipe if accelerator is None else pipe.to(accelerator)
 
 
+def _pipeline_path(name_or_path: str) -> str:
+    """
+    What `Blip3oPipeline.from_pretrained` takes.
+
+    Raises:
+        FileNotFoundError: when it is a folder without a model.
+    """
+    path = resolve_model(name_or_path)
+    if not Path(path).is_dir():
+        from ..hub.reach import check_reachable
+
+        check_reachable(path)
+        return path
+    folder = find_pipeline(Path(path)) or Path(path)
+    if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+        adapters = [file.parent for file in sorted(folder.glob("**/adapter_config.json"))[:1]]
+        hint = f" {adapters[0]} holds adapters: load them with `load_lora_weights` (docs/lora.md)." if adapters else ""
+        raise FileNotFoundError(
+            f"A model is the folder of a saved pipeline, or of a training run. {folder} has no model_index.json, "
+            f"neither itself nor in pipeline/ or generation/pipeline/.{hint} Name the folder that has."
+        )
+    return str(folder)
+
+
 def encoder_beside(name_or_path: str) -> str | None:
     """The target encoder saved beside a pipeline in its folder, if there is one."""
-    folder = Path(resolve_model(name_or_path)) / "target_encoder"
+    folder = Path(_pipeline_path(name_or_path)) / "target_encoder"
     return str(folder) if folder.is_dir() else None

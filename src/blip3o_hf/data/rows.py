@@ -1,6 +1,7 @@
 """A row of any table as a record: which of its columns is the image, the caption, the conversation."""
 
 import logging
+import os
 import re
 import string
 from collections.abc import Mapping
@@ -63,6 +64,11 @@ class SourceSettings:
     seed: int = 0
 
     def __post_init__(self):
+        paths = self.path if isinstance(self.path, list | tuple) else [self.path]
+        expanded = [os.path.expanduser(path) if isinstance(path, str) else path for path in paths]
+        object.__setattr__(self, "path", expanded if isinstance(self.path, list | tuple) else expanded[0])
+        if self.image_root is not None:
+            object.__setattr__(self, "image_root", os.path.expanduser(self.image_root))
         if not 0 <= self.short_caption_rate <= 1:
             raise ValueError(f"`short_caption_rate` must be in [0, 1]. Got {self.short_caption_rate}. Example: 0.1.")
         if self.prompt_template is not None:

@@ -41,7 +41,7 @@ def contact_sheet(
 
 def curves(history: Sequence[dict], path: Path) -> None:
     """
-    Loss and evaluation curves of a training run, as a PNG.
+    Loss and evaluation curves of a training run, as a PNG; without evaluation, that of the loss alone.
 
     Args:
         history: the Trainer's log history, dictionaries with `step` and named numbers.
@@ -51,16 +51,23 @@ def curves(history: Sequence[dict], path: Path) -> None:
 
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     names = sorted({name for entry in history for name in entry if name.startswith("eval_")})
-    figure = Figure(figsize=(12, 5))
-    left, right = figure.subplots(1, 2)
+    scores = [name for name in names if not name.startswith("eval_loss")]
+    figure = Figure(figsize=(12 if scores else 6, 5))
+    left, *others = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     left.plot(*zip(*losses, strict=True) if losses else ([], []), color="0.7", label="training")
     for name in names:
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
-        panel = left if name.startswith("eval_loss") else right
+        panel = others[0] if name in scores else left
         panel.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix("eval_"))
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="training loss, and held-out losses")
-    right.set(xlabel="step", ylim=(0, 1), title="held-out evaluation")
-    for panel in (left, right):
+    left.set(
+        xlabel="step",
+        ylabel="loss",
+        yscale="log",
+        title="training loss, and held-out losses" if len(names) > len(scores) else "training loss",
+    )
+    for right in others:
+        right.set(xlabel="step", ylim=(0, 1), title="held-out evaluation")
+    for panel in (left, *others):
         if panel.get_lines():
             panel.legend(fontsize=7)
     figure.tight_layout()

@@ -1,12 +1,43 @@
 """Training arguments: those of transformers, and the few that training a BLIP3-o adds."""
 
-from dataclasses import dataclass, field, fields
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
 
 import torch
 from transformers import TrainingArguments
 
 from ..names import check_keys
 
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "losses are those of the tasks",
+    "average_tokens_across_devices": "losses are always means over all processes",
+    "label_names": "batches are those of the tasks",
+    "optim_target_modules": "which parts train is said by `train` or a `peft_config`",
+    "use_liger_kernel": "Liger has no kernels for a BLIP3-o",
+    "liger_kernel_config": "Liger has no kernels for a BLIP3-o",
+    **dict.fromkeys(
+        (
+            "prediction_loss_only",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "include_for_metrics",
+            "batch_eval_metrics",
+            "bf16_full_eval",
+            "fp16_full_eval",
+        ),
+        "evaluations are those of the tasks, which keep no predictions",
+    ),
+    "hub_revision": "a push goes to the main branch; `blip3o-hf push --revision` takes others",
+    "hub_always_push": "only results are pushed, when `save_model` or `push_to_hub` is called",
+}
+"""Settings of `TrainingArguments` that this Trainer does not read, and why; any value but the default is refused."""
+HUB_STRATEGIES = ("end", "every_save")
+"""Both push the result alone: `every_save` is what transformers has by default."""
+MODEL_OPTIMIZERS = ("galore", "apollo", "lomo", "schedule_free")
+"""Optimizers that need more than groups of parameters: the model's layers, or calls of their own at every step."""
+ADAMW = ("adamw_torch", "adamw_torch_fused")
 PARTS = ("queries", "transformer", "backbone")
 FROZEN_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -17,7 +48,8 @@ class Blip3oTrainingArguments(TrainingArguments):
     [`TrainingArguments`] plus:
 
     Args:
-        muon_learning_rate: learning rate of Muon for weight matrices; `None` trains everything with AdamW.
+        muon_learning_rate: learning rate of Muon for weight matrices; `None` trains everything with
+            `optim`, which is AdamW by default.
         ema_decay: decay in (0, 1) of the exponential moving average of trainable weights; `None` keeps none. The
             average is what is evaluated and saved at the end.
         compile_transformer: compile the diffusion transformer with `torch.compile`.
@@ -58,10 +90,15 @@ class Blip3oTrainingArguments(TrainingArguments):
     max_length: int | None = field(default=None)
     max_input_pixels: int | None = field(default=None)
     feature_cache: str | None = field(default=None)
+    optim: str = field(default="adamw_torch")
+    """Of transformers, for all that Muon does not train; `adamw_torch_fused` takes PyTorch's fused kernel."""
     remove_unused_columns: bool = field(default=False)
     """A collator of records needs all columns; `True` is refused."""
 
     def __post_init__(self):
+        for name in ("output_dir", "feature_cache", "deepspeed", "fsdp_config", "resume_from_checkpoint"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, os.path.expanduser(getattr(self, name)))
         super().__post_init__()
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(
@@ -83,10 +120,41 @@ class Blip3oTrainingArguments(TrainingArguments):
                 "`remove_unused_columns` must be False: the columns of captions and images are no arguments of the "
                 "model, and would be removed. Got True. Leave it out."
             )
+        self._check_effects()
         check_keys([self.frozen_dtype], FROZEN_DTYPES, "`frozen_dtype`")
         check_keys(self.train or (), PARTS, "`train`")
         if self.noise_draws < 1:
             raise ValueError(f"`noise_draws` must be at least 1. Got {self.noise_draws}. Use 1 for the plain loss.")
+
+    def _check_effects(self) -> None:
+        """Raise a `ValueError` for a setting of transformers that would change nothing."""
+        defaults = {
+            f.name: f.default_factory() if f.default is MISSING else f.default
+            for f in fields(TrainingArguments)
+            if f.name in WITHOUT_EFFECT
+        }
+        for name, reason in WITHOUT_EFFECT.items():
+            if name in defaults and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"A setting must have an effect. `{name}` has none in this Trainer: {reason}. Got "
+                    f"{getattr(self, name)!r}. Leave it out."
+                )
+        if self.hub_strategy not in HUB_STRATEGIES:
+            raise ValueError(
+                f"Only results are pushed, and `hub_strategy` must be 'end' or 'every_save'. Got "
+                f"{self.hub_strategy.value!r}. Checkpoints stay on this machine."
+            )
+        optimizer = str(self.optim.value if isinstance(self.optim, Enum) else self.optim)
+        if any(name in optimizer for name in MODEL_OPTIMIZERS):
+            raise ValueError(
+                f"`optim` must be an optimizer that takes groups of parameters. Got {optimizer!r}, which needs more. "
+                f"Use 'adamw_torch', 'adafactor', 'sgd' or an 8-bit one such as 'adamw_8bit'."
+            )
+        if self.muon_learning_rate is not None and optimizer not in ADAMW:
+            raise ValueError(
+                f"Muon trains matrices, and AdamW everything else. Got `muon_learning_rate` "
+                f"{self.muon_learning_rate} and `optim` {optimizer!r}. Leave one of them out."
+            )
 
     @classmethod
     def of(cls, arguments: TrainingArguments) -> "Blip3oTrainingArguments":

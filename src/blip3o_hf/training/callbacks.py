@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..data.mixture import StreamingMixture
+from ..files import expanded
 from .checkpoints import keep_newest, mark_complete
 from .distributed import forget_gathered, local_parts
 
@@ -66,11 +67,19 @@ class AverageCallback(TrainerCallback):
         Raises:
             FileNotFoundError: when the checkpoint was written without one, or by other processes.
         """
-        weights = self._weights()
         if self.trainer.resumed_from is None:
-            self.average = [weight.float().clone() for weight in weights]
-            return
-        path = self._file(self.trainer.resumed_from)
+            self.average = [weight.float().clone() for weight in self._weights()]
+        else:
+            self.load(self.trainer.resumed_from)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """
+        Go on from the average in a checkpoint.
+
+        Raises:
+            FileNotFoundError: when it was written without one, or by other processes.
+        """
+        path = self._file(checkpoint)
         if not path.is_file():
             raise FileNotFoundError(
                 f"To resume with `ema_decay`, the checkpoint must hold the average of weights, written by as many "
@@ -79,7 +88,9 @@ class AverageCallback(TrainerCallback):
             )
         with safe_open(path, "pt") as file:
             self.num_updates = int(file.metadata()["optimization_step"])
-            self.average = [file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(weights)]
+            self.average = [
+                file.get_tensor(str(index)).to(weight.device) for index, weight in enumerate(self._weights())
+            ]
 
     def on_step_end(self, args, state, control, **kwargs):
         self.num_updates += 1
@@ -142,7 +153,7 @@ class StreamCallback(TrainerCallback):
                 f"To resume with `streaming: true`, the checkpoint must hold the place of the stream. There is no "
                 f"{path}. Resume with the data settings that it was written with."
             )
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_bytes())
         expected = self._place(args, state)
         if saved["items"] != expected["items"]:
             raise ValueError(
@@ -203,13 +214,31 @@ class TimeCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         path = Path(self.trainer.resumed_from or "", self.filename)
         if self.trainer.resumed_from is not None and path.is_file():
-            self.before = json.loads(path.read_text())
+            self.before = json.loads(path.read_bytes())
         self.began = (time.perf_counter(), time.process_time())
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             (folder / self.filename).write_text(json.dumps(self.spent))
+
+
+class BarNameCallback(TrainerCallback):
+    """
+    Puts the name of the stage, or of the task, on the progress bar of training.
+
+    Args:
+        trainer: whose bar it is, where it shows one.
+    """
+
+    def __init__(self, trainer: "Blip3oTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        recipe = self.trainer.recipe
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.set_description(self.trainer.task.name if recipe is None else recipe.stage)
 
 
 class SpikeCallback(TrainerCallback):
@@ -316,7 +345,7 @@ class DrawPromptsCallback(TrainerCallback):
         self.trainer = trainer
         self.prompts = list(prompts)
         self.steps = steps
-        self.folder = Path(trainer.args.output_dir if folder is None else folder)
+        self.folder = expanded(trainer.args.output_dir if folder is None else folder)
         self.last = -1
 
     def _draw(self, step: int) -> None:

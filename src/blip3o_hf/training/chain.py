@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
-from ..files import written_whole
+from ..files import expanded, written_whole
 from ..names import check_keys
+from .recipe_files import find_recipe
+from .recipe_values import read_yaml
 from .recipes import Recipe, load_recipe
 
 SUMMARY = "summary.json"
@@ -51,7 +53,7 @@ class Summary:
     def read(cls, folder: str | os.PathLike) -> "Summary | None":
         """That of a finished stage; `None` where it is not finished."""
         path = Path(folder, SUMMARY)
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+        return cls(**json.loads(path.read_bytes())) if path.is_file() else None
 
 
 def summarize(trainer: Any, spent: dict[str, float], threads: int) -> Summary:
@@ -114,12 +116,16 @@ class Chain:
         """
         path = self.source.parent / link.recipe
         overrides = list(link.short) if is_short else []
-        if output is not None and Path(output) != Path(self.folder):
+        output = None if output is None else expanded(output)
+        if output is not None and output != Path(self.folder):
             recipe = load_recipe(path)
-            places = {"output_dir": recipe.output_dir, **{f"inputs.{k}": v for k, v in recipe.inputs.items()}}
+            places = {
+                "output_dir": recipe.output_dir,
+                **{f"inputs.{k}": str(expanded(v)) for k, v in recipe.inputs.items()},
+            }
             for key, place in places.items():
                 if Path(self.folder) in Path(place).parents:
-                    overrides.append(f"{key}={Path(output) / Path(place).relative_to(self.folder)}")
+                    overrides.append(f"{key}={output / Path(place).relative_to(self.folder)}")
         return path, overrides
 
     def load(self, link: Link, output: str | None = None, is_short: bool = False) -> Recipe:
@@ -135,17 +141,18 @@ def load_chain(path: str | os.PathLike) -> Chain:
         FileNotFoundError: when there is no such file.
         ValueError: when it is no chain.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"A chain is a YAML file. There is none at {path}. See recipes/tiny/chain.yaml.")
-    content = yaml.safe_load(path.read_text())
+    path = find_recipe(path, "chain")
+    try:
+        content = read_yaml(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"A chain must be valid YAML. {path} is not: {error}. Correct that line.") from error
     if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content["stages"]:
         raise ValueError(f"A chain lists its `stages`. {path} does not. See recipes/tiny/chain.yaml.")
     check_keys(content, ("folder", "stages"), str(path))
     for stage in content["stages"]:
         check_keys(stage, {field.name for field in fields(Link)}, f"'stages' of {path}")
     links = tuple(Link(**{**stage, "short": tuple(stage.get("short", ()))}) for stage in content["stages"])
-    return Chain(content["folder"], links, path)
+    return Chain(str(expanded(content["folder"])), links, path)
 
 
 def table(summaries: list[Summary], shown: list[str]) -> str:

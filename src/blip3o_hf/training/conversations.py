@@ -10,6 +10,11 @@ from ..models.processing_blip3o import Blip3oProcessor, message_images
 IGNORED = -100
 
 
+def num_answer_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """How many tokens of `labels` `[B, L]` are learned: a count `[]` on their device. What the first says is none."""
+    return (labels[:, 1:] != IGNORED).sum()
+
+
 class Conversations:
     """
     Turns records of understanding into batches for the backbone.

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ..data.images import as_picture, decoded
 from ..data.records import Record
-from ..files import written_whole
+from ..files import expanded, written_whole
 from .fingerprints import digest
 
 KINDS = ("targets", "conditions")
@@ -78,13 +78,13 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+        self.folder = expanded(folder)
         if not (self.folder / MANIFEST).is_file():
             raise FileNotFoundError(
                 f"A cache is a folder that `blip3o-hf precompute` wrote. There is no {self.folder / MANIFEST}. Run "
                 f"the command on this recipe first."
             )
-        self.manifest: dict[str, dict[str, Any]] = json.loads((self.folder / MANIFEST).read_text())
+        self.manifest: dict[str, dict[str, Any]] = json.loads((self.folder / MANIFEST).read_bytes())
         self._shard = lru_cache(OPEN_SHARDS)(self._open)
 
     def __reduce__(self):

@@ -3,25 +3,34 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..assets import resolve_model
 from ..data.mixture import open_mixture
-from ..files import written_whole
+from ..data.rows import SourceSettings
+from ..files import expanded, written_whole
+from ..hub.reach import check_reachable
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..names import check_keys
+from .chain import Summary
 from .checkpoints import has_complete_checkpoint
-from .recipes import load_recipe
-from .runs import run_recipe
+from .recipe_values import write_yaml
+from .recipes import load_recipe, recipe_of
+from .runs import check_not_finished, run_recipe
+from .stages import GenerationStage
 
 # Small models learn at larger rates, and by Muon. A small backbone knows nothing but its own words, so it learns, too.
 SMALL_MODEL = 50_000_000
 SMALL_SETTINGS = {"learning_rate": 1e-3, "muon_learning_rate": 1e-2, "lr_scheduler_type": "linear"}
 SMALL_MODEL_KEYS = {"train": ["queries", "transformer", "backbone"], "caption_weight": 0.2}
+MACHINE_KEYS = ("seed", "disable_tqdm", "dataloader_num_workers", "fp16", "tf32")
+"""Training settings that both stages have, beside those that `finetune` chooses for both."""
 LARGE_SETTINGS = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
 
 
@@ -49,17 +58,20 @@ def finetune(
         steps: of queries and transformer.
         decoder_steps: of a patch decoder before that; 0 leaves it as it is.
         batch_size: images in a step.
-        prompts: to draw after training, on `samples-STEP.png`.
-        resume: go on from the last complete checkpoint.
+        prompts: to draw while it trains and after it, on `samples-STEP.png`; by default the first captions.
+        resume: go on from the last complete checkpoint, also of a run that is finished.
         data_settings: of the source, such as `{"prompt_template": "a photo of {folder}"}`.
         model_settings: of the recipe's section `model`, such as `{"lora": {"rank": 8}}`.
-        training_settings: training arguments.
+        training_settings: training arguments of queries and transformer; those about machine, precision, batches and
+            checkpoints are the decoder's, too.
 
     Returns:
         `Path`: of the new pipeline, or with LoRA of the adapters.
 
     Raises:
         ValueError, FileNotFoundError: when the data or the model cannot be read; nothing is written then.
+        FileExistsError: when `output` holds a finished run, and `resume` is not set.
+        TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written.
 
     Example:
 
@@ -71,7 +83,7 @@ def finetune(
 
     ```
     """
-    output = Path(output)
+    output = expanded(output)
     recipes = finetune_recipes(
         data,
         output,
@@ -84,10 +96,18 @@ def finetune(
         model_settings=model_settings,
         training_settings=training_settings,
     )
-    next(iter(open_mixture(recipes["generation"]["data"])))  # what is wrong with the data is said before all else
+    _check_settings(data_settings, model_settings)
+    for content in recipes.values():
+        recipe_of(content, "the settings of the fine-tuning").training_arguments()
+    captions = _first_captions(recipes["generation"]["data"])  # what is wrong with the data is said before all else
+    recipes["generation"]["evaluation"] = {"prompts": list(prompts) or captions} if prompts or captions else {}
+    for name in recipes if not resume else ():
+        check_not_finished(output / name)
     for name, content in recipes.items():
         path = _write(content, output / f"{name}.yaml")
         can_resume = resume and has_complete_checkpoint(output / name / "checkpoints")
+        if resume and not can_resume and Summary.read(output / name) is not None:
+            continue  # it is done, and kept no checkpoint to go on from
         run_recipe(load_recipe(path), resume=can_resume)
     folder = output / "generation"
     return folder / "pipeline" if (folder / "pipeline").is_dir() else folder
@@ -113,7 +133,10 @@ def finetune_recipes(
         data, output, model, steps, decoder_steps, batch_size, prompts, data_settings, model_settings,
             training_settings: as in [`finetune`].
     """
-    model, output, folder = os.fspath(model), Path(output), resolve_model(os.fspath(model))
+    model, output, folder = os.fspath(model), expanded(output), resolve_model(os.fspath(model))
+    if not os.path.isdir(folder):
+        check_reachable(folder)
+    given_training = dict(training_settings or {})
     mixture = {"seed": 0, "sources": [{"path": os.fspath(data), **(data_settings or {})}]}
     shared = {
         "per_device_train_batch_size": batch_size,
@@ -127,6 +150,7 @@ def finetune_recipes(
         "report_to": "none",
         "remove_unused_columns": False,
     }
+    shared |= {key: value for key, value in given_training.items() if key in (*shared, *MACHINE_KEYS)}
     given, is_small = dict(model_settings or {}), _is_small(folder)
     model_keys = {**(SMALL_MODEL_KEYS if is_small and "lora" not in given else {}), **given}
     rates = {**SMALL_SETTINGS, "noise_draws": 2} if is_small else LARGE_SETTINGS
@@ -138,7 +162,7 @@ def finetune_recipes(
         "inputs": {"model": model},
         "model": model_keys,
         "data": mixture,
-        "training": {**shared, **rates, "max_steps": steps, **(training_settings or {})},
+        "training": {**shared, **rates, "evaluation_steps": 250, "max_steps": steps, **given_training},
         "evaluation": {"prompts": list(prompts)} if prompts else {},
     }
     if decoder_steps == 0 or not _has_patch_decoder(folder):
@@ -153,6 +177,24 @@ def finetune_recipes(
     }
     generation["inputs"]["decoder"] = decoder["output_dir"]
     return {"decoder": decoder, "generation": generation}
+
+
+def _first_captions(data: Mapping[str, Any]) -> list[str]:
+    """Up to four different prompts of the first records that are drawn from words alone."""
+    captions: dict[str, None] = {}
+    for record in islice(open_mixture(data), 16):
+        if record.prompt and not record.images:
+            captions[record.prompt] = None
+        if len(captions) == 4:
+            break
+    return list(captions)
+
+
+def _check_settings(data: Mapping[str, Any] | None, model: Mapping[str, Any] | None) -> None:
+    """Raise a `ValueError` for a key that is no setting of a source, or of the stage `generation`."""
+    check_keys(data or {}, (f.name for f in fields(SourceSettings) if f.name != "path"), "the settings of the data")
+    known = [key for key in GenerationStage.model_keys if key not in GenerationStage.size_keys]
+    check_keys(model or {}, known, "the settings of the model")
 
 
 def _has_patch_decoder(model: str) -> bool:
@@ -170,5 +212,5 @@ def _write(recipe: dict, path: Path) -> Path:
     """Write a recipe that `blip3o-hf train` takes, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        write_yaml(recipe, temporary)
     return path

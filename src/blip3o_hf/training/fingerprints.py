@@ -81,7 +81,7 @@ def encoder_fingerprint(source: str, subfolder: str) -> dict[str, str]:
     return {
         "weights of the target encoder": tensors_digest(_saved_tensors(folder)),
         **{
-            f"{name} of the target encoder": settings_digest(json.loads(path.read_text()))
+            f"{name} of the target encoder": settings_digest(json.loads(path.read_bytes()))
             for name, path in files.items()
         },
     }

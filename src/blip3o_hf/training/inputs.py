@@ -2,26 +2,95 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL
+from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..assets import resolve_model
+from ..data.mixture import StreamingMixture
 from ..data.records import BadItem, Record
+from ..models.processing_blip3o import Blip3oProcessor
 from ..models.target_encoder import TargetEncoder, load_image_processor, square_image_processor, vae_scale_factor
 from ..pipelines.pipeline_blip3o import has_pipeline
 from .arguments import FROZEN_DTYPES, Blip3oTrainingArguments
 from .caching import CachedInputs, target_fingerprint
 from .distributed import whole_weights
+from .tasks import Task
 
 logger = logging.get_logger(__name__)
 
 EncoderInput = str | os.PathLike | TargetEncoder | PreTrainedModel | AutoencoderKL | None
 COMPARED_RECORDS = 1000
 """Of a training set, so many records are compared with those of the evaluation."""
+
+
+HOOKS = ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics", "model_init")
+"""Arguments of transformers' Trainer that this one does not read."""
+
+
+def check_hooks(arguments: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: when an argument was passed that has no effect in this Trainer.
+    """
+    for name in HOOKS:
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"An argument must have an effect. `{name}` has none: losses and scores are those of the task. Got "
+                f"{arguments[name]!r}. Pass a `task` of your own, or a function to `evaluate_with`."
+            )
+
+
+def check_has_batches(dataset: Any, arguments: Blip3oTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: when a dataset of known length gives no batch for every process.
+    """
+    if not hasattr(dataset, "__len__"):
+        if arguments.data_seed is not None and isinstance(dataset, StreamingMixture):
+            raise ValueError(
+                f"The order of a stream is that of its own `seed`. Got `data_seed` {arguments.data_seed}. Set "
+                f"`data.seed` in its place."
+            )
+        return
+    batch = arguments.train_batch_size * arguments.world_size
+    if len(dataset) >= (batch if arguments.dataloader_drop_last else 1):
+        return
+    advice = "Make the batch smaller, or leave `dataloader_drop_last` out" if len(dataset) else "Check the data"
+    raise ValueError(
+        f"Training needs a batch for every process. There are {len(dataset)} records, and a step of all processes "
+        f"takes {batch}. {advice}."
+    )
+
+
+def processor_of(model: nn.Module) -> Blip3oProcessor:
+    """
+    That of the repository that a model was loaded from.
+
+    Raises:
+        ValueError: when it was loaded from none.
+    """
+    source = getattr(model, "name_or_path", "")
+    if not source:
+        raise ValueError(
+            "Prompts need the model's processor. This model was not loaded from a repository that has one. Pass "
+            "`processing_class=Blip3oProcessor.from_pretrained(...)`."
+        )
+    return Blip3oProcessor.from_pretrained(source)
+
+
+def open_evaluation(task: Task, dataset: Any) -> Any:
+    """What a user passes to evaluate with, as one dataset of records, or several by their names."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, Mapping) and not task.is_dataset(dataset):
+        return {name: task.open(held_out, f"eval_dataset[{name!r}]") for name, held_out in dataset.items()}
+    return task.open(dataset, "eval_dataset")
 
 
 def encoder_source(given: EncoderInput, model_source: str) -> tuple[str, str]:

@@ -1,7 +1,10 @@
 """One optimizer object for Muon on weight matrices and AdamW on everything else."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers import Trainer
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -47,13 +50,21 @@ def _by_rate(parameters: dict[str, nn.Parameter], rates: dict[str, float]) -> li
     return [{"params": group, **rate_of.get(part, {})} for part, group in groups.items() if group]
 
 
-def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, arguments, chosen: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
+) -> torch.optim.Optimizer:
     """
-    AdamW over the trainable parameters of `model`, with Muon for hidden matrices where asked for.
+    `arguments.optim`, by default AdamW, over the trainable parameters of `model`; Muon for hidden matrices where asked
+    for.
 
     Args:
         model: parameters with `requires_grad` are trained, others are left out.
-        arguments ([`Blip3oTrainingArguments`]): learning rates, betas, epsilon and weight decay.
+        arguments ([`Blip3oTrainingArguments`]): optimizer, learning rates, betas, epsilon and weight decay.
+        chosen: class and arguments of another optimizer, in the place of `arguments.optim`.
+
+    Raises:
+        ValueError: when a part with a learning rate of its own does not train, or Muon meets another optimizer.
+        ImportError: when the library of the optimizer is not installed.
     """
     trainable = {
         name.removeprefix("base_model.model."): parameter  # PEFT's prefix
@@ -67,14 +78,15 @@ def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
             raise ValueError(
                 f"`learning_rates` must name parts that train. Got {part!r}. What trains here: {', '.join(parts)}."
             )
-    adamw = {
-        "lr": arguments.learning_rate,
-        "betas": (arguments.adam_beta1, arguments.adam_beta2),
-        "eps": arguments.adam_epsilon,
-        "weight_decay": arguments.weight_decay,
-    }
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model) if chosen is None else chosen
+    settings = {"weight_decay": arguments.weight_decay, **settings}
     if arguments.muon_learning_rate is None:
-        return torch.optim.AdamW(_by_rate(trainable, rates), **adamw)
+        return kind(_by_rate(trainable, rates), **settings)
+    if chosen is not None:
+        raise ValueError(
+            f"Muon trains matrices, and AdamW everything else. Got `muon_learning_rate` and the optimizer "
+            f"{kind.__name__}. Leave one of them out."
+        )
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for name, p in trainable.items() if _is_hidden_matrix(name, p, embeddings)]
     chosen = {id(p) for p in matrices}
@@ -83,5 +95,5 @@ def build_optimizer(model: nn.Module, arguments) -> torch.optim.Optimizer:
     if matrices:
         parts.append(torch.optim.Muon(matrices, lr=arguments.muon_learning_rate, weight_decay=arguments.weight_decay))
     if others:
-        parts.append(torch.optim.AdamW(others, **adamw))
+        parts.append(kind(others, **settings))
     return CombinedOptimizer(parts)

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
-from ..files import written_whole
+from ..files import expanded, written_whole
 from ..hub.cards import write_card
 from ..models.processing_blip3o import message_images
 from ..names import check_keys
@@ -251,7 +251,7 @@ def precompute(
     if folder is None:
         name = computer.stage.recipe_name
         raise ValueError(f"A cache needs a folder. None was given, and {name} has no `data.cache`. Name one.")
-    folder = Path(folder)
+    folder = expanded(folder)
     state = PartialState()
     set_seed(arguments.seed)
     computer.load()
@@ -298,7 +298,7 @@ def precompute(
 def _describe(computer: _Computer, folder: Path, dtype: str, state: PartialState) -> None:
     """Check that the folder is new or of the same model; leave a manifest, and an index of what earlier runs wrote."""
     path = folder / MANIFEST
-    manifest = json.loads(path.read_text()) if path.is_file() else {}
+    manifest = json.loads(path.read_bytes()) if path.is_file() else {}
     stage = computer.stage
     for kind in computer.kinds:
         fingerprint = computer.fingerprint(kind)

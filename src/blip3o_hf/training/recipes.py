@@ -1,13 +1,19 @@
 """Recipes: one YAML per stage of one model, strict, so that a typo is an error and never a silent default."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
+from ..data.rows import SourceSettings
+from ..files import expanded
 from ..names import check_keys, find_class
 from .arguments import Blip3oTrainingArguments
+from .recipe_files import find_recipe
+from .recipe_values import read_value, read_yaml, typed_values
 
 if TYPE_CHECKING:
     from .stages.base import Stage
@@ -53,6 +59,9 @@ class Recipe:
     evaluation: dict[str, Any] = field(default_factory=dict)
     source: str = ""
 
+    def __post_init__(self):
+        self.output_dir = str(expanded(self.output_dir))
+
     def training_arguments(self) -> Blip3oTrainingArguments:
         """The resolved training arguments; checkpoints go under `output_dir`/checkpoints."""
         moved = {key: self.model[key] for key in ARGUMENT_KEYS if key in self.model}
@@ -81,18 +90,59 @@ def override(content: dict[str, Any], text: str) -> None:
     Replace one value of a recipe's content.
 
     Args:
-        text: `key=value` or `section.key=value`; the value is YAML.
+        text: `key=value` or `section.key=value`; a number as the place in a list, as in `data.sources.0.path`. The
+            value is read by the type of the key: a text as it is, everything else as YAML.
 
     Raises:
-        ValueError: when there is no `=`.
+        ValueError: when there is no `=`, the key leads nowhere, or the value is none of its type.
     """
     key, separator, value = text.partition("=")
-    if not separator:
+    if not separator or not key:
         raise ValueError(f"An override must be written key=value. Got {text!r}. Example: training.seed=1.")
     *sections, name = key.split(".")
-    for section in sections:
-        content = content.setdefault(section, {})
-    content[name] = yaml.safe_load(value)
+    for index, section in enumerate(sections):
+        content = _entry(content, section, ".".join(sections[:index]))
+    value = read_value(value, key_type(key), key)
+    if isinstance(content, list):
+        _entry(content, name, ".".join(sections))
+        content[int(name)] = value
+    elif isinstance(content, dict):
+        content[name] = value
+    else:
+        raise ValueError(_leads_nowhere(key, ".".join(sections), content))
+
+
+def _entry(content: Any, name: str, before: str) -> Any:
+    """What a part of a key stands for; a section that is missing is made."""
+    if isinstance(content, dict):
+        content[name] = {} if content.get(name) is None else content[name]
+        return content[name]
+    if isinstance(content, list) and name.isdigit() and int(name) < len(content):
+        return content[int(name)]
+    raise ValueError(_leads_nowhere(f"{before}.{name}", before, content))
+
+
+def _leads_nowhere(key: str, before: str, content: Any) -> str:
+    held = f"a list of {len(content)}, numbered from 0" if isinstance(content, list) else repr(content)
+    return f"An override must name a value. `{before}` is {held}, and has no '{key.rpartition('.')[2]}'. Correct it."
+
+
+def key_type(key: str) -> Any:
+    """The type of the value under a key such as `training.seed`; `None` where it is not known here."""
+    section, _, rest = key.partition(".")
+    name = rest.rpartition(".")[2]
+    if not rest:
+        return str if section in ("stage", "output_dir") else None
+    if section == "training" or (section == "model" and rest in ARGUMENT_KEYS):
+        return _hints(Blip3oTrainingArguments).get(rest)
+    if section == "inputs" or key == "data.cache":
+        return str
+    return _hints(SourceSettings).get(name) if section == "data" else None
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -100,30 +150,91 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Read a recipe.
 
     Args:
-        path: a YAML file.
-        overrides: `key=value` or `section.key=value` strings that replace values of the file; values are YAML.
+        path: a YAML file, or the name of a recipe of the repository, such as `tiny/understanding`.
+        overrides: `key=value` or `section.key=value` strings that replace values of the file, as in [`override`].
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: on invalid YAML, an unknown key or a missing one.
+        ValueError: on invalid YAML, an unknown key or a missing one, or a value that is not of its key's type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"A recipe is a YAML file. There is none at {path}. See the folder recipes/.")
+    path = find_recipe(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
     except yaml.YAMLError as error:
         raise ValueError(f"A recipe must be valid YAML. {path} is not: {error}. Correct that line.") from error
     if not isinstance(content, dict):
         raise ValueError(f"A recipe must be a mapping of keys. {path} holds {type(content).__name__}. See recipes/.")
     for text in overrides or []:
         override(content, text)
-    known = {f.name for f in fields(Recipe)} - {"source"}
-    check_keys(content, known, str(path))
+    return recipe_of(content, str(path))
+
+
+def recipe_of(content: Mapping[str, Any], source: str) -> Recipe:
+    """
+    A recipe of its content, checked.
+
+    Args:
+        content: as a file holds it.
+        source: where it is from.
+
+    Raises:
+        ValueError: on an unknown key or a missing one, or a value that is not of its key's type.
+    """
+    check_sections(content, {f.name for f in fields(Recipe)} - {"source"}, source)
     for key in ("stage", "output_dir"):
         if key not in content:
-            raise ValueError(f"A recipe must have the key '{key}'. {path} has not. Add it.")
-    elsewhere = {"output_dir", "feature_cache", *ARGUMENT_KEYS}  # have a place of their own in a recipe
-    training_keys = {f.name for f in fields(Blip3oTrainingArguments)} - elsewhere
-    check_keys(content.get("training", {}), training_keys, f"section 'training' of {path}")
-    return Recipe(**content, source=str(path))
+            raise ValueError(f"A recipe must have the key '{key}'. {source} has not. Add it.")
+    content = {key: value for key, value in content.items() if value is not None}
+    for name in ("inputs", "model", "data", "training", "evaluation"):
+        if not isinstance(content.get(name, {}), Mapping):
+            raise ValueError(
+                f"Section '{name}' of a recipe must be a mapping of keys. {source} has {content[name]!r} there. Write "
+                f"{name}: {{key: value}}."
+            )
+    check_keys(content.get("training", {}), training_keys(), f"section 'training' of {source}")
+    hints = _hints(Blip3oTrainingArguments)
+    typed_sections = {"training": hints, "model": {name: hints[name] for name in ARGUMENT_KEYS}}
+    for name, types in typed_sections.items():
+        if name in content:
+            content[name] = typed_values(content[name], types, name)
+    for name in ("data", "evaluation"):
+        if name in content:
+            content[name] = _typed_sources(content[name], name)
+    return Recipe(**content, source=source)
+
+
+def _typed_sources(section: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A section with mixtures of sources, also nested ones, whose settings are of their types."""
+    typed_section = dict(section)
+    for name, value in section.items():
+        if name == "sources" and isinstance(value, list):
+            typed_section[name] = [
+                typed_values(source, _hints(SourceSettings), f"{key}.{name}.{index}")
+                if isinstance(source, Mapping)
+                else source
+                for index, source in enumerate(value)
+            ]
+        elif name in ("pictures", "conversations") and isinstance(value, Mapping):
+            typed_section[name] = _typed_sources(value, f"{key}.{name}")
+    return typed_section
+
+
+def training_keys() -> set[str]:
+    """Keys of the section `training`: training arguments that have no other place in a recipe."""
+    elsewhere = {"output_dir", "feature_cache", *ARGUMENT_KEYS}
+    return {f.name for f in fields(Blip3oTrainingArguments)} - elsewhere
+
+
+def check_sections(content: Iterable[str], known: Iterable[str], source: str) -> None:
+    """
+    Raises:
+        ValueError: naming the first key that is no section, and the key that was meant.
+    """
+    known = sorted(known)
+    for key in content:
+        for section, keys in (("training", training_keys()), ("data", _hints(SourceSettings))):
+            if key not in known and section in known and key in keys:
+                raise ValueError(
+                    f"Unknown key '{key}' in {source}. Did you mean '{section}.{key}'? Available: {', '.join(known)}."
+                )
+    check_keys(content, known, source)

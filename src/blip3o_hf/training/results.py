@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from ..checkpoints.decoder_files import has_decoder
 from ..checkpoints.published_names import PUBLISHED_DECODER
 from ..evaluation.sheets import contact_sheet
-from ..files import written_whole
+from ..files import expanded, written_whole
 from ..hub.cards import CARD, write_card
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -55,7 +55,7 @@ def assemble_pipeline(
     if isinstance(decoder, nn.Module):
         parts["decoder"] = decoder
     elif decoder is not None:
-        parts |= _decoder_parts(os.fspath(decoder), dtype)
+        parts |= _decoder_parts(os.fspath(expanded(decoder)), dtype)
     if model.name_or_path and has_pipeline(model.name_or_path):
         pipe = Blip3oPipeline.from_pretrained(model.name_or_path, **parts)
     else:

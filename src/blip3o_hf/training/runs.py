@@ -1,12 +1,14 @@
 """A recipe's run from its first step to what it leaves; and the run behind the command `finetune`."""
 
+import contextlib
 from pathlib import Path
 
 import torch
 
 from ..evaluation.sheets import curves
-from .chain import Summary, summarize
+from .chain import SUMMARY, Summary, summarize
 from .checkpoints import last_complete_checkpoint
+from .interrupts import InterruptCallback, TrainingInterrupted
 from .recipes import Recipe
 
 
@@ -23,13 +25,24 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
 
     Raises:
         ValueError, FileNotFoundError: as [`Recipe.trainer`] does, and when there is no checkpoint to resume from.
+        FileExistsError: when `output_dir` holds a finished run, and this one does not go on from it.
+        TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written; of one process alone.
     """
     stage = recipe.open_stage()
     folder = Path(recipe.output_dir)
+    if not resume:
+        check_not_finished(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = stage.trainer()
     trainer.on_log_history(lambda history: curves(history, folder / "curves.png"))
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir) if resume else None)
+    interrupts = InterruptCallback()
+    trainer.add_callback(interrupts)
+    checkpoints = trainer.args.output_dir
+    start = last_complete_checkpoint(checkpoints) if resume else trainer.args.resume_from_checkpoint
+    with interrupts.listening() if trainer.args.world_size == 1 else contextlib.nullcontext():
+        trainer.train(resume_from_checkpoint=start)
+    if interrupts.is_interrupted:
+        raise TrainingInterrupted(f"all is kept up to step {trainer.state.global_step}, in {checkpoints}")
     spent = trainer.clock_of_run.spent
     if trainer.has_evaluation:
         trainer.evaluate()
@@ -39,3 +52,15 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     summary = summarize(trainer, spent, torch.get_num_threads())
     summary.write(folder)
     return summary
+
+
+def check_not_finished(folder: Path) -> None:
+    """
+    Raises:
+        FileExistsError: when a run in `folder` is done, whose result another one would replace.
+    """
+    if Summary.read(folder) is not None:
+        raise FileExistsError(
+            f"A run must not replace a finished one. {folder} holds the result of one ({SUMMARY}). Choose another "
+            f"output folder, delete this one, or go on from its last checkpoint with --resume."
+        )

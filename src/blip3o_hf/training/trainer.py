@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..assets import resolve_model
 from ..data.mixture import StreamingMixture
-from ..files import delete_partial
+from ..files import delete_partial, expanded
 from ..hub.cards import CARD, Origin, update_card, write_card
 from ..hub.push import push_saved
 from ..models.processing_blip3o import Blip3oProcessor
@@ -30,6 +30,7 @@ from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .arguments import FROZEN_DTYPES, Blip3oTrainingArguments
 from .callbacks import (
     AverageCallback,
+    BarNameCallback,
     CompleteCallback,
     EvaluationCallback,
     HistoryCallback,
@@ -39,11 +40,21 @@ from .callbacks import (
 )
 from .checkpoints import delete_incomplete, last_complete_checkpoint
 from .distributed import check_engine, join_processes, match_partitioned, whole_model, whole_weights
-from .inputs import EncoderInput, check_cached_targets, load_encoder, warn_of_overlap
+from .inputs import (
+    EncoderInput,
+    check_cached_targets,
+    check_has_batches,
+    check_hooks,
+    load_encoder,
+    open_evaluation,
+    processor_of,
+    warn_of_overlap,
+)
 from .optimizers import build_optimizer
 from .origin import origin_of
 from .recipes import Recipe
 from .results import assemble_pipeline, draw_prompts, save_samples, write_part, write_repository
+from .step_shares import SHARES, shares_of_step
 from .tasks import Task, build_task
 from .training_data import TrainingData
 
@@ -132,6 +143,7 @@ class Blip3oTrainer(Trainer):
         optimizers: tuple = (None, None),
         **kwargs,
     ):
+        check_hooks(kwargs)
         self.task = task = build_task(task)
         name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
         args = Blip3oTrainingArguments(f"{Path(name).name}-{task.name}") if args is None else args
@@ -145,7 +157,7 @@ class Blip3oTrainer(Trainer):
             model, own_processor = task.load(self.source, args)
             processing_class = own_processor if processing_class is None else processing_class
         elif processing_class is None and task.reads_prompts:
-            processing_class = _processor_of(model)
+            processing_class = processor_of(model)
         self.source = getattr(model, "name_or_path", "") if self.source is None else self.source
         self.encoder_arguments = (target_encoder, self.source, task.feature_size(model, self.source), args)
         encoder = load_encoder(*self.encoder_arguments) if task.needs_encoder(args) else None
@@ -159,7 +171,7 @@ class Blip3oTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=None if train_dataset is None else task.open(train_dataset, "train_dataset"),
-            eval_dataset=_open_evaluation(task, eval_dataset),
+            eval_dataset=open_evaluation(task, eval_dataset),
             data_collator=task if data_collator is None else data_collator,
             processing_class=processing_class,
             callbacks=callbacks,
@@ -167,7 +179,7 @@ class Blip3oTrainer(Trainer):
             **kwargs,
         )
         check_engine(self.args, self.accelerator.distributed_type)
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = False  # losses are means over the step by their shares, whatever the model
         for part in task.frozen_parts:
             part.to(self.args.device)
         self.recipe: Recipe | None = None
@@ -194,6 +206,7 @@ class Blip3oTrainer(Trainer):
         if isinstance(self.train_dataset, StreamingMixture):
             self.args.ignore_data_skip = True  # the stream itself goes on where it was
             self.add_callback(StreamCallback(self, self.train_dataset))
+        self.add_callback(BarNameCallback(self))
         self.clock_of_run = TimeCallback(self)
         self.add_callback(self.clock_of_run)
         number, self.args.save_total_limit = self.args.save_total_limit, None  # deleted by the callback, in safe order
@@ -278,7 +291,7 @@ class Blip3oTrainer(Trainer):
         Raises:
             ValueError: when there is neither a dataset nor a function.
         """
-        datasets = self.eval_dataset if eval_dataset is None else _open_evaluation(self.task, eval_dataset)
+        datasets = self.eval_dataset if eval_dataset is None else open_evaluation(self.task, eval_dataset)
         if datasets is None and not self.evaluators:
             raise ValueError("An evaluation needs held-out data. There is none. Pass `eval_dataset`.")
         named = datasets if isinstance(datasets, dict) else {"": datasets}
@@ -353,7 +366,7 @@ class Blip3oTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """A checkpoint of what is not the result itself, such as a model with heads for training alone, is plain."""
         weights = None if state_dict is None else self._untied(state_dict)
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        folder = expanded(self.args.output_dir if output_dir is None else output_dir)
         is_adapter = isinstance(self.unwrapped_model, PeftModel)
         if not (self._writes_result or self.writes_repository or is_adapter):
             super()._save(output_dir, weights)
@@ -489,6 +502,14 @@ class Blip3oTrainer(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_best_model(self) -> None:
+        """As a checkpoint is resumed from, and with its average of the weights, which is what was evaluated."""
+        best = self.state.best_model_checkpoint
+        is_whole = isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        self._load_from_checkpoint(best) if is_whole else super()._load_best_model()
+        if self.average is not None:
+            self.average.load(best)
+
     def _untied(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Tied weights once: DeepSpeed gathers copies, in which `save_pretrained` cannot see that they are tied."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
@@ -496,7 +517,7 @@ class Blip3oTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model, self.args)
+            self.optimizer = build_optimizer(self.model, self.args, self.optimizer_cls_and_kwargs)
         return self.optimizer
 
     def get_train_dataloader(self):
@@ -512,6 +533,10 @@ class Blip3oTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            in_order=self.args.dataloader_in_order,
+            drop_last=self.args.dataloader_drop_last,
             pin_memory=self.args.dataloader_pin_memory,
             generator=seeded_generator(self.args.seed),
         )
@@ -520,9 +545,14 @@ class Blip3oTrainer(Trainer):
         """
         As in transformers; `True` resumes from the newest complete checkpoint. What interrupted runs left of
         checkpoints and other files is deleted first.
+
+        Raises:
+            ValueError: when the data are too few for one step.
         """
+        check_has_batches(self.train_dataset, self.args)
         if isinstance(resume_from_checkpoint, bool):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
+        resume_from_checkpoint = resume_from_checkpoint and str(expanded(resume_from_checkpoint))
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             delete_partial(self.samples_folder)
@@ -530,7 +560,10 @@ class Blip3oTrainer(Trainer):
             if self.args.feature_cache is None:
                 warn_of_overlap(self.train_dataset, self.eval_dataset)
         self.accelerator.wait_for_everyone()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.state.global_step == 0:
+            raise ValueError("Training must take a step. The data gave no batch. Check them: blip3o-hf data check.")
+        return result
 
     def _run_epoch(self, *args, **kwargs):
         """Not after the last step: from a checkpoint of it, transformers would take one more."""
@@ -569,8 +602,19 @@ class Blip3oTrainer(Trainer):
         first = (batches * self.args.world_size + self.args.process_index) * size
         return [seeded_generator(self.args.seed, step, first + index) for index in range(size)]
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in transformers; each batch also tells its shares in the step, which its losses are multiplied by."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        shares = shares_of_step([self.task.counts(batch) for batch in batches], self.accelerator)
+        return [{**batch, SHARES: of_batch} for batch, of_batch in zip(batches, shares, strict=True)], num_items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = self.task.loss(model, dict(inputs), self._example_generators())
+        batch = dict(inputs)
+        self.task.shares = batch.pop(SHARES, {})
+        try:
+            loss = self.task.loss(model, batch, self._example_generators())
+        finally:
+            self.task.shares = {}
         return (loss, None) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -599,23 +643,3 @@ class Blip3oTrainer(Trainer):
                 import wandb
 
                 wandb.log({name: wandb.Image(picture), "train/global_step": step})
-
-
-def _processor_of(model: torch.nn.Module) -> Blip3oProcessor:
-    """That of the repository that a model was loaded from."""
-    source = getattr(model, "name_or_path", "")
-    if not source:
-        raise ValueError(
-            "Prompts need the model's processor. This model was not loaded from a repository that has one. Pass "
-            "`processing_class=Blip3oProcessor.from_pretrained(...)`."
-        )
-    return Blip3oProcessor.from_pretrained(source)
-
-
-def _open_evaluation(task: Task, dataset: Any) -> Any:
-    """One dataset of records, or several by their names."""
-    if dataset is None:
-        return None
-    if isinstance(dataset, Mapping) and not task.is_dataset(dataset):
-        return {name: task.open(held_out, f"eval_dataset[{name!r}]") for name, held_out in dataset.items()}
-    return task.open(dataset, "eval_dataset")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ...objectives.phrases import phrase_loss
+from ...training.conversations import num_answer_tokens
 from ...training.stages.joint import JointStage
 from ...training.tasks.joint import JointTask, PairedDataset
 from .. import MAX_OBJECTS
@@ -39,8 +40,7 @@ class AlignmentTask(JointTask):
         return {**prompts, "phrase_ids": self.phrase_ids([phrases[:MAX_OBJECTS] for phrases in texts])}
 
     def loss(self, model, batch, generators):
-        answers, phrases = self._losses(model, batch)
-        return self.understanding_weight * answers + self.generation_weight * phrases
+        return self.weighted(*self._losses(model, batch))
 
     @staticmethod
     def _losses(model, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,14 +50,16 @@ class AlignmentTask(JointTask):
         return output.text_loss, phrase_loss(output.query_logits, phrase_ids)
 
     def validate(self, model, dataset):
-        """Losses of answers about pictures and of phrases; `loss` is their weighted sum."""
-        sums, number = torch.zeros(2), 0
+        """Losses of answers about pictures, of each token, and of phrases; `loss` is their weighted sum."""
+        sums, num_tokens, number = torch.zeros(2), 0, 0
         for plans in self.batches(dataset.pictures):
             about = [dataset.conversations[number + index] for index in range(len(plans))]
             batch = {**self.collate_pictures(plans), "conversations": self.conversations.collate(about)}
-            sums += torch.stack(self._losses(model, self.on_device(batch, model))).cpu() * len(plans)
-            number += len(plans)
-        answers, phrases = (sums / number).tolist()
+            tokens = int(num_answer_tokens(batch["conversations"]["labels"]))
+            losses = torch.stack(self._losses(model, self.on_device(batch, model))).cpu()
+            sums += losses * torch.tensor([tokens, len(plans)])
+            num_tokens, number = num_tokens + tokens, number + len(plans)
+        answers, phrases = (sums / torch.tensor([num_tokens, number])).tolist()
         loss = self.understanding_weight * answers + self.generation_weight * phrases
         return {"loss": loss, "loss_of_answers": answers, "loss_of_phrases": phrases}
 

@@ -56,11 +56,14 @@ class VaeTask(Task):
     def collate(self, records):
         return {"pixel_values": normalize(self.image_processor, crop(self.image_processor, targets(records)))}
 
+    def counts(self, batch):
+        return {"records": len(batch["pixel_values"])}
+
     def loss(self, model, batch, generators: Sequence[torch.Generator]):
         images = batch["pixel_values"]
         generators = generators[: len(images)]
         noise = torch.stack([torch.randn(self.latent_shape, generator=generator) for generator in generators])
-        return model(pixel_values=images, noise=noise.to(images))
+        return self.share("records") * model(pixel_values=images, noise=noise.to(images))
 
     def save(self, model, folder, weights=None):
         """With the factor that brings the latents of training images to unit variance."""

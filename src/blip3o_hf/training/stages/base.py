@@ -1,5 +1,6 @@
 """What every stage has in common."""
 
+import os
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from transformers import set_seed
 
 from ...assets import resolve_model
 from ...evaluation.benchmark import Benchmark, Scores
+from ...hub.reach import check_reachable
 from ...models.processing_blip3o import Blip3oProcessor
 from ...names import check_keys, find_class
 from ..distributed import join_processes
@@ -64,7 +66,10 @@ class Stage:
 
     def _find(self, name: str, given: str) -> str:
         try:
-            return resolve_model(given)
+            folder = resolve_model(given)
+            if not os.path.isdir(folder):
+                check_reachable(folder)
+            return folder
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"Stage '{self.name}' starts from '{name}' in {given}. There is no such folder. Run the stage that "

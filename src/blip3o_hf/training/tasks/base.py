@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,8 @@ class Task:
     target_encoder: TargetEncoder | None = None
     """The frozen target encoder, where the task needs one."""
     arguments: Blip3oTrainingArguments
+    shares: Mapping[str, float | torch.Tensor] = MappingProxyType({})
+    """What the means in `loss` count for in their step; the Trainer sets them for each batch."""
 
     def load(self, name: str, arguments: Blip3oTrainingArguments) -> tuple[nn.Module, Blip3oProcessor | None]:
         """
@@ -150,9 +153,25 @@ class Task:
 
     # Losses
 
+    def counts(self, batch: Mapping[str, Any]) -> dict[str, int | torch.Tensor]:
+        """
+        How many items the means in `loss` go over, by a name for each kind of item, such as `records` or `tokens`.
+
+        A step is spread over micro-batches and processes, which may have different numbers of them: a mean over all
+        items of the step is the mean of `share(name)` times the mean over those of each batch.
+
+        Args:
+            batch: what `collate` returned.
+        """
+        return {}
+
+    def share(self, name: str) -> float | torch.Tensor:
+        """The factor of a mean over items of that name: 1 where all batches of the step have equally many."""
+        return self.shares.get(name, 1.0)
+
     def loss(self, model: nn.Module, batch: dict[str, Any], generators: Sequence[torch.Generator]) -> torch.Tensor:
         """
-        The loss of a batch.
+        The loss of a batch, each mean in it multiplied by its `share`.
 
         Args:
             model: what `setup` returned, wrapped for several processes where there are.

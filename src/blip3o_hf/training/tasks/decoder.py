@@ -58,13 +58,16 @@ class DecoderTask(Task):
     def collate(self, records):
         return {"images": crop(self.target_encoder.image_processor, targets(records))}
 
+    def counts(self, batch):
+        return {"records": len(batch["images"])}
+
     def loss(self, model, batch, generators):
         images = recolor(batch["images"], self.recolor_rate)
         features = self.target_encoder.features(normalize(self.target_encoder.image_processor, images))
         scale = features.std(dim=(0, 2, 3), keepdim=True) * self.feature_noise
         level = torch.rand(features.shape[0], 1, 1, 1, device=features.device)
         sample = model(features + level * scale * torch.randn_like(features)).sample
-        return F.mse_loss(sample.float(), 2 * images - 1)
+        return self.share("records") * F.mse_loss(sample.float(), 2 * images - 1)
 
     def save(self, model, folder, weights=None):
         decoder = Blip3oPatchDecoder.from_config(model.config)

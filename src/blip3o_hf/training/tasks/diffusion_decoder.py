@@ -70,6 +70,9 @@ class DiffusionDecoderTask(Task):
             "pixel_values": normalize(self.picture_processor, crop(self.picture_processor, images)),
         }
 
+    def counts(self, batch):
+        return {"records": len(batch["pixel_values"])}
+
     def loss(self, model: nn.Module, batch, generators: Sequence[torch.Generator]):
         latents = extract_features(self.vae, batch["pixel_values"], self.latent_size)
         features = self._features(batch["encoder_pixel_values"])
@@ -90,7 +93,7 @@ class DiffusionDecoderTask(Task):
         }
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         prediction = model(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
-        return torch.nn.functional.mse_loss(prediction.float(), noise)
+        return self.share("records") * torch.nn.functional.mse_loss(prediction.float(), noise)
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return feature_tokens(self.target_encoder.features(pixel_values))

@@ -158,6 +158,10 @@ class GenerationTask(Task):
 
     # Losses
 
+    def counts(self, batch):
+        names = [name for name in ("target_features", "target_pixel_values", "phrase_ids") if name in batch]
+        return {"records": len(batch[names[0]])} if names else {}
+
     def loss(self, model, batch, generators):
         batch = self.with_features(batch)
         phrase_ids = batch.pop("phrase_ids", None)
@@ -167,9 +171,10 @@ class GenerationTask(Task):
             generator=generators[: len(batch["target_features"])],
             output_query_logits=phrase_ids is not None,
         )
-        if phrase_ids is None:
-            return output.loss
-        return output.loss + self.arguments.caption_weight * phrase_loss(output.query_logits, phrase_ids)
+        loss = output.loss
+        if phrase_ids is not None:
+            loss = loss + self.arguments.caption_weight * phrase_loss(output.query_logits, phrase_ids)
+        return self.share("records") * loss
 
     def validate(self, model, dataset):
         """The loss on held-out records; of the flow objectives by noise level, on fixed noise, and their mean."""

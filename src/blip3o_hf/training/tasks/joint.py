@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from ...data.records import Record
-from ..conversations import Conversations
+from ..conversations import Conversations, num_answer_tokens
 from .base import as_record
 from .generation import GenerationTask
 from .understanding import answer_losses
@@ -95,20 +96,49 @@ class JointTask(GenerationTask):
     def __call__(self, items):
         return self.collate(items)
 
+    def is_conversation(self, place: int) -> bool:
+        """
+        Whether the pair at this place of a batch gives its conversation, the others give pictures.
+
+        Both are spread evenly over the batch, the first place is a picture's: a batch has the same of each kind when
+        it is spread over micro-batches and processes.
+        """
+        size = self.arguments.per_device_train_batch_size
+        return (place + 1) * self.num_conversations // size > place * self.num_conversations // size
+
     def collate(self, records: Sequence[Pair]):
-        conversations = [as_record(pair.conversation, pair.index) for pair in records[: self.num_conversations]]
-        pictures = [as_record(pair.picture, pair.index) for pair in records[self.num_conversations :]]
+        chosen = [pair for place, pair in enumerate(records) if self.is_conversation(place)]
+        conversations = [
+            as_record(pair.conversation, pair.index)
+            for pair in chosen or records[-1:]  # the last of an epoch is short
+        ]
+        pictures = [
+            as_record(pair.picture, pair.index)
+            for place, pair in enumerate(records)
+            if not self.is_conversation(place)
+        ]
         return {**self.collate_pictures(pictures), "conversations": self.conversations.collate(conversations)}
 
     def collate_pictures(self, pictures: Sequence[Any]) -> dict[str, Any]:
         """The part of a batch that is about pictures."""
         return super().collate(pictures)
 
+    def counts(self, batch):
+        return {**super().counts(batch), "tokens": num_answer_tokens(batch["conversations"]["labels"])}
+
     def loss(self, model, batch, generators):
         batch = self.with_features(batch)
-        generator = generators[: len(batch["target_features"])]
+        of_pictures = [each for place, each in enumerate(generators) if not self.is_conversation(place)]
+        generator = of_pictures[: len(batch["target_features"])]
         output = model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator)
-        return self.understanding_weight * output.text_loss + self.generation_weight * output.loss
+        return self.weighted(output.text_loss, output.loss)
+
+    def weighted(self, text_loss: torch.Tensor, picture_loss: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of a batch, with the weights of both and their shares in the step."""
+        return (
+            self.understanding_weight * self.share("tokens") * text_loss
+            + self.generation_weight * self.share("records") * picture_loss
+        )
 
     def validate(self, model, dataset):
         """Those of both tasks; `loss` is the sum of both, weighted as in training."""

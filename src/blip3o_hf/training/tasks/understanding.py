@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
-from ..conversations import IGNORED, Conversations
+from ..conversations import Conversations, num_answer_tokens
 from .base import Task
 
 
@@ -44,8 +44,11 @@ class UnderstandingTask(Task):
     def collate(self, records):
         return self.conversations.collate(records)
 
+    def counts(self, batch):
+        return {"tokens": num_answer_tokens(batch["labels"])}
+
     def loss(self, model, batch, generators):
-        return model(**batch).loss
+        return self.share("tokens") * model(**batch).loss
 
     def validate(self, model, dataset):
         """The loss of held-out answers, each token of them counted once."""
@@ -68,7 +71,7 @@ def answer_losses(task: Task, model: nn.Module, batches) -> dict[str, float]:
     total, number = 0.0, 0
     for records in batches:
         batch = task.on_device(task.conversations.collate(records), model)
-        tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
+        tokens = int(num_answer_tokens(batch["labels"]))
         total += model(**batch).loss.item() * tokens
         number += tokens
     return {"loss": total / number, "loss_of_answers": total / number} if number else {}

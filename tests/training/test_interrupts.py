@@ -1,0 +1,122 @@
+"""Ctrl-C ends a run with a whole checkpoint and the command that goes on; a second one ends it at once."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.processes import ROOT
+
+from blip3o_hf.assets import packaged_model_path
+from blip3o_hf.cli import chain, main
+from blip3o_hf.evaluation.sheets import curves
+from blip3o_hf.training import runs
+from blip3o_hf.training.interrupts import InterruptCallback
+
+TINY = Path(packaged_model_path("blip3o-tiny"))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "decoder.yaml"
+    path.write_text(
+        "stage: decoder\n"
+        f"output_dir: {tmp_path / 'run'}\n"
+        f"inputs: {{model: {TINY}}}\n"
+        "data: {length: 64}\n"
+        "evaluation: {benchmark: null}\n"
+        "training: {max_steps: 6, per_device_train_batch_size: 2, use_cpu: true, report_to: none, save_steps: 100,\n"
+        "  logging_steps: 1, learning_rate: 1e-3}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def press(monkeypatch):
+    """`press(step, times)`: Ctrl-C when that step was logged."""
+
+    def press(step, times):
+        def show(history, path):
+            if len(history) == step:
+                for _ in range(times):
+                    os.kill(os.getpid(), signal.SIGINT)
+            curves(history, path)
+
+        monkeypatch.setattr(runs, "curves", show)
+
+    return press
+
+
+def test_an_interrupted_run_is_kept_whole_and_goes_on_by_the_command_it_prints(recipe, press, tmp_path, capsys):
+    assert main(["train", str(recipe), f"output_dir={tmp_path / 'whole'}"]) == 0
+    before = signal.getsignal(signal.SIGINT)
+    press(step=3, times=1)
+    assert main(["train", str(recipe), "training.disable_tqdm=true"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-4" and (checkpoint / "COMPLETE").is_file()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    errors = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("decoder: ") for line in errors)  # the name of the progress bar
+    assert any(line.startswith("interrupted: all is kept up to step 4, in ") for line in errors)
+    program, *words = shlex.split(errors[-1].partition("go on with: ")[2])
+    assert program == "blip3o-hf" and "--resume" in words
+    press(step=0, times=0)
+    assert main(words) == 0
+    name = "diffusion_pytorch_model.safetensors"
+    resumed, whole = load_file(tmp_path / "run" / name), load_file(tmp_path / "whole" / name)
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_a_second_interrupt_stops_at_once(recipe, press, tmp_path, capsys):
+    press(step=2, times=2)
+    assert main(["train", str(recipe)]) == 130
+    assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+def test_in_another_thread_or_where_it_is_ignored_the_signal_stays_as_it_was():
+    def enter():
+        with InterruptCallback().listening():
+            pass
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with InterruptCallback().listening():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_chain_waits_for_the_checkpoint_of_its_stage(tmp_path):
+    """The stage takes a second to end after the signal; subprocess alone would kill it after a quarter."""
+    stage = "import signal, sys, time\nsignal.signal(2, lambda *a: (time.sleep(1), print('saved'), sys.exit(130)))\n"
+    stage += "print('ready', flush=True)\ntime.sleep(30)\n"
+    program = f"import sys\nfrom blip3o_hf.cli.chain import _run\nsys.exit(_run([sys.executable, '-c', {stage!r}]))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "saved\n"
+    assert process.returncode == 130
+    assert chain._run([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
+
+
+def test_a_finished_run_is_not_replaced(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe), "training.max_steps=1"]) == 0
+    weights = (tmp_path / "run" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert main(["train", str(recipe), "training.max_steps=2"]) == 2
+    assert "A run must not replace a finished one." in capsys.readouterr().err
+    assert (tmp_path / "run" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert main(["train", str(recipe), "--resume", "training.max_steps=2"]) == 0
