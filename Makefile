@@ -15,7 +15,7 @@ help:
 	@echo "make demo     draw a grid of pictures with the packaged model: demo.png"
 	@echo "make test     run the tests, offline"
 	@echo "make style    format the code and fix what ruff can fix"
-	@echo "make quality  check lint, format and the layer contract; change nothing"
+	@echo "make quality  check lint, format, the layer contract and types; change nothing"
 	@echo "make docs     build the documentation as a site: build/site"
 	@echo "make smoke    train every tiny stage for two steps and draw with the result"
 
@@ -33,6 +33,7 @@ quality: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/ty check
 
 # Strict: a broken link, or a public name without a docstring, fails.
 docs: export NO_MKDOCS_2_WARNING = 1

@@ -1,7 +1,7 @@
 """LoRA in the pipeline: load, weigh, fuse and unload trained adapters, as the pipelines of diffusers do."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -106,7 +106,9 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             if "backbone" in parts:
                 part = parts["backbone"]
                 self.backbone.load_adapter(
-                    adapter_state_dict=dict(part.tensors), peft_config=part.config, adapter_name=adapter_name
+                    adapter_state_dict=dict(part.tensors),
+                    peft_config=part.config,  # ty: ignore[invalid-argument-type]  # a dictionary, or a config of PEFT
+                    adapter_name=adapter_name,
                 )
             if queries is not None:
                 if not isinstance(self.model.queries, Blip3oAdaptedQueries):
@@ -311,7 +313,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         return self.model.queries if isinstance(self.model.queries, Blip3oAdaptedQueries) else None
 
     @contextmanager
-    def _without_offloading(self) -> Iterator[None]:
+    def _without_offloading(self) -> Generator[None]:
         """Bring all weights back for as long as layers are changed; offloading goes on afterwards."""
         hooks = (getattr(module, "_diffusers_hook", None) for module in self.model.modules())
         if any(hook is not None and hook.get_hook("group_offloading") for hook in hooks):

@@ -325,7 +325,7 @@ class Blip3oPipeline(
         Raises:
             TypeError, ValueError: on bad input, before anything is computed.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts: Any = [prompt] if isinstance(prompt, str) else prompt
         sampling = replace(
             self.default_sampling.chosen(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale),
             guidance_interval=guidance_interval,
@@ -333,7 +333,7 @@ class Blip3oPipeline(
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        decoding = {
+        decoding: dict[str, Any] = {
             "null_features": null_features,
             "height": height,
             "width": width,
@@ -372,7 +372,7 @@ class Blip3oPipeline(
                 return None
             return self.decode_features(features, **decoding, generator=generator)
 
-        def draw(numbers: list[int], attempt: int) -> tuple[torch.Tensor, torch.Tensor | None, list[str] | None]:
+        def draw(numbers: list[int], attempt: int) -> tuple[torch.Tensor, Any, list[str] | None]:
             """Features, pixels and plans of the images of these numbers."""
             drawing = sampling
             if isinstance(generator, (list, tuple)):
@@ -383,6 +383,7 @@ class Blip3oPipeline(
                 plans = self._sample_plans([prompts[row] for row in rows], shown, drawing.generator)
                 conditions = self.encode_prompt(plans, images=shown, truncation=True)
             else:
+                assert condition is not None
                 conditions = condition.to(self._execution_device)[rows]
             features = self.generate_features(
                 conditions,
@@ -529,6 +530,7 @@ class Blip3oPipeline(
             return velocity(latents, index, "plain", plain)
 
         def predict_both(latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            assert guided is not None
             velocities = velocity(torch.cat([latents, latents]), index, "guided", guided)
             null_velocity, conditional_velocity = velocities.chunk(2)
             return conditional_velocity, null_velocity
@@ -626,7 +628,7 @@ class Blip3oPipeline(
             "guidance_interval": guidance_interval,
             "generator": generator,
         }
-        return decoder.decode(image_features, **decoder.taken(settings))
+        return decoder.decode(image_features, **decoder.taken(settings))  # ty: ignore[missing-union-attribute]
 
     @property
     def _transformer_offloads_groups(self) -> bool:

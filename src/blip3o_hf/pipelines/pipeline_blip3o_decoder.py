@@ -349,6 +349,7 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
         time_ids = image_conditions(*size).to(device).repeat(num_images, 1)
         guided = None
         if guidance_scale > 1:
+            assert null_features is not None
             null_tokens = feature_tokens(null_features).to(device, dtype).expand_as(tokens)
             guided = (torch.cat([tokens, null_tokens]), time_ids.repeat(2, 1))
 
@@ -356,7 +357,9 @@ class Blip3oDecoderPipeline(DiffusionPipeline):
             return self._predict_noise(latents, index, tokens, time_ids)
 
         def predict_both(latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return self._predict_noise(torch.cat([latents, latents]), index, *guided).chunk(2)
+            assert guided is not None
+            noise, null_noise = self._predict_noise(torch.cat([latents, latents]), index, *guided).chunk(2)
+            return noise, null_noise
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
@@ -434,7 +437,7 @@ def as_dtype(dtype: Any) -> Any:
     return named
 
 
-def _load_model(model_class: type, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
+def _load_model(model_class: Any, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
     """The UNet or VAE in `folder`, whole and of finite numbers."""
     variant, tensors = decoder_weights(folder, variant)
     model, _ = load_complete(model_class.from_pretrained, folder, variant=variant, **kwargs)

@@ -179,7 +179,7 @@ class Blip3oReconstructionPipeline:
             generator: one for all, or one for each.
             sampling: arguments of the pipeline.
         """
-        seen = {"image": [[image]]} if prompt == RECONSTRUCT else {}
+        seen: dict[str, Any] = {"image": [[image]]} if prompt == RECONSTRUCT else {}
         return self.pipe(
             prompt,
             image_features=self.encode_images(image).repeat_interleave(num_images, dim=0),
