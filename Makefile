@@ -9,13 +9,14 @@ SMOKE := runs/smoke
 SHORT := training.max_steps=2 training.per_device_train_batch_size=4 data.length=64
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test style quality smoke
+.PHONY: help demo test style quality docs smoke
 
 help:
 	@echo "make demo     draw a grid of pictures with the packaged model: demo.png"
 	@echo "make test     run the tests, offline"
 	@echo "make style    format the code and fix what ruff can fix"
-	@echo "make quality  check lint, format and the layer contract; change nothing"
+	@echo "make quality  check lint, format, the layer contract and types; change nothing"
+	@echo "make docs     build the documentation as a site: build/site"
 	@echo "make smoke    train every tiny stage for two steps and draw with the result"
 
 demo: $(VENV)/.demo
@@ -32,6 +33,14 @@ quality: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/ty check
+
+# Strict: a broken link, or a public name without a docstring, fails.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(BIN)/python docs/site/collect_pages.py build/pages
+	$(BIN)/mkdocs build
+	@echo "Open build/site/index.html, or serve it: $(BIN)/python -m http.server -d build/site"
 
 smoke: export HF_HUB_OFFLINE = 1
 smoke: $(VENV)/.demo
@@ -73,4 +82,8 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[docs]'
 	@touch $@

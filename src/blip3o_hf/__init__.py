@@ -5,10 +5,37 @@ learn about it as soon as they are imported.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from . import registration
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # The same names, for type checkers, editors and the API reference.
+    from .assets import packaged_model_path as packaged_model_path
+    from .hub.push import push_folder as push_folder
+    from .models.configuration_blip3o import Blip3oConfig as Blip3oConfig
+    from .models.configuration_eva_clip import EvaClipVisionConfig as EvaClipVisionConfig
+    from .models.decoder_patch import Blip3oPatchDecoder as Blip3oPatchDecoder
+    from .models.image_processing_eva_clip import EvaClipImageProcessor as EvaClipImageProcessor
+    from .models.modeling_blip3o import Blip3oForConditionalGeneration as Blip3oForConditionalGeneration
+    from .models.modeling_eva_clip import EvaClipVisionModel as EvaClipVisionModel
+    from .models.processing_blip3o import Blip3oProcessor as Blip3oProcessor
+    from .models.transformer_next_dit import Blip3oTransformer2DModel as Blip3oTransformer2DModel
+    from .objectives import register_objective as register_objective
+    from .pipelines.chat import Blip3oChat as Blip3oChat
+    from .pipelines.chat import Blip3oReply as Blip3oReply
+    from .pipelines.decoders import Blip3oFeatureDecoder as Blip3oFeatureDecoder
+    from .pipelines.pipeline_blip3o import Blip3oPipeline as Blip3oPipeline
+    from .pipelines.pipeline_blip3o import Blip3oPipelineOutput as Blip3oPipelineOutput
+    from .pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline as Blip3oDecoderPipeline
+    from .pipelines.reconstruction import Blip3oReconstructionPipeline as Blip3oReconstructionPipeline
+    from .pipelines.reconstruction import interpolate as interpolate
+    from .pipelines.text_to_image import Blip3oTextToImagePipeline as Blip3oTextToImagePipeline
+    from .schedulers.scheduling_feature_flow import Blip3oFlowScheduler as Blip3oFlowScheduler
+    from .training.arguments import Blip3oTrainingArguments as Blip3oTrainingArguments
+    from .training.finetune import finetune as finetune
+    from .training.trainer import Blip3oTrainer as Blip3oTrainer
 
 _EXPORTS = {
     "Blip3oConfig": "models.configuration_blip3o",

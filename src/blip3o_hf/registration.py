@@ -40,7 +40,7 @@ def register_models() -> None:
         auto_class.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
     AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
     # TRL looks up the class of a saved model, by the name in its config, on `transformers` itself.
-    transformers.Blip3oForConditionalGeneration = Blip3oForConditionalGeneration
+    setattr(transformers, Blip3oForConditionalGeneration.__name__, Blip3oForConditionalGeneration)
 
     def generate_images(*args, **kwargs):
         from .pipelines.text_to_image import generate_images

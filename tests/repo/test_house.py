@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTS = sorted(
     [
         *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "recipes").rglob("*.md"),
         *(ROOT / "model_cards").glob("*.md"),
     ]
@@ -58,6 +58,13 @@ def test_names_of_the_package_resolve():
         assert getattr(blip3o_hf, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Blip3oPipelin'"):
         blip3o_hf.Blip3oPipelin
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert seen == blip3o_hf._EXPORTS
 
 
 def test_version_is_that_of_the_metadata():
@@ -104,9 +111,9 @@ def test_every_packaged_model_has_weights_and_a_card():
 # Documents
 
 
-def test_readme_names_the_two_commands():
+def test_readme_names_the_commands():
     text = (ROOT / "README.md").read_text()
-    for target in ("demo", "test"):
+    for target in ("demo", "test", "docs"):
         assert f"make {target}" in text
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -153,7 +160,7 @@ def test_constraints_pin_every_dependency_within_its_range():
     pinned = {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in pins}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    shipped = [text for name in ("test", "dev", "demo", "browser") for text in extras[name]]
+    shipped = [text for name in ("test", "dev", "demo", "browser", "docs") for text in extras[name]]
     for text in [*project["dependencies"], *shipped]:
         requirement = Requirement(text)
         name = canonicalize_name(requirement.name)

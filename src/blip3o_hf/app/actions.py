@@ -227,15 +227,16 @@ class Conversations:
         return said
 
     def _chat(self, messages: Messages) -> Blip3oChat:
-        last = self._last.messages if self._last is not None else None
-        is_last = last is not None and len(last) == len(messages)
-        if not is_last or any(old is not new for old, new in zip(last, messages, strict=True)):
-            self._last = Blip3oChat(self.pipe, messages)
-        return self._last
+        last = self._last
+        if last is None or list(map(id, last.messages)) != list(map(id, messages)):
+            last = self._last = Blip3oChat(self.pipe, messages)
+        return last
 
 
 def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Image.Image, ...]]:
     """The words and the pictures of a message."""
-    items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    words = [item["text"] for item in items if item["type"] == "text"]
-    return "\n".join(words), tuple(item["image"] for item in items if item["type"] == "image")
+    if isinstance(content, str):
+        return content, ()
+    words = [item["text"] for item in content if item["type"] == "text"]
+    images = tuple(item["image"] for item in content if item["type"] == "image")
+    return "\n".join(words), images

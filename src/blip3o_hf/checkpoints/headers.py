@@ -49,7 +49,9 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 8 + length <= size else None
+            if 8 + length > size:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         entries = {}
         for name, stated in header.items():

@@ -5,10 +5,10 @@ classes of a model are handed in; transformers loads the weights, under the name
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -23,6 +23,8 @@ from .published_names import LEFT_OUT, OUTPUT_LAYER, QUERIES, published_name
 from .published_sizes import PublishedSizes, published_sizes
 from .stored_weights import read_tensors, transformers_tensors
 from .tensor_checks import check_tensors, located
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PublishedCheckpoint:
             ValueError: when the files are damaged, incomplete, or pickles.
         """
         settings = published_settings(source, **kwargs)
-        return None if settings is None else cls.open(source, settings, **kwargs)
+        return None if source is None or settings is None else cls.open(source, settings, **kwargs)
 
     @classmethod
     def open(
@@ -72,9 +74,15 @@ class PublishedCheckpoint:
         return cls(str(files), settings, transformers_tensors(files) if must_exist else read_tensors(files))
 
     @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """`tensors`, of files that are within reach."""
+        assert self.tensors is not None, self.source
+        return self.tensors
+
+    @property
     def ties_embeddings(self) -> bool | None:
         """Whether the output layer is the input embeddings, by the tensors; `None` where the config says it."""
-        return None if "tie_word_embeddings" in self.settings else OUTPUT_LAYER not in self.tensors
+        return None if "tie_word_embeddings" in self.settings else OUTPUT_LAYER not in self.stored
 
     def sizes(self) -> PublishedSizes:
         """
@@ -83,15 +91,13 @@ class PublishedCheckpoint:
         Raises:
             ValueError: when a tensor that tells a size is missing, has other dimensions or is empty.
         """
-        return published_sizes(self.tensors, self.source)
+        return published_sizes(self.stored, self.source)
 
     def path_of(self, name: str) -> str:
         """The file that holds a tensor, for messages."""
-        return f"{self.source}/{self.tensors[name].file}"
+        return f"{self.source}/{self.stored[name].file}"
 
-    def empty_model(
-        self, model_class: type[PreTrainedModel], config: PreTrainedConfig, compare_shapes: bool = True
-    ) -> PreTrainedModel:
+    def empty_model(self, model_class: type[Model], config: PreTrainedConfig, compare_shapes: bool = True) -> Model:
         """
         A model of this checkpoint's config on the meta device, where it costs neither memory nor time, once `check`
         finds that the stored tensors are its own.
@@ -118,7 +124,7 @@ class PublishedCheckpoint:
         expected = {published_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         expected[QUERIES] = (1, *expected[QUERIES])
         check_tensors(
-            self.tensors,
+            self.stored,
             expected,
             self.source,
             optional={OUTPUT_LAYER} if model.config.tie_word_embeddings else (),
@@ -128,7 +134,7 @@ class PublishedCheckpoint:
 
     def check_values(self, model: PreTrainedModel) -> None:
         """Check that no loaded weight is NaN or infinite; see [`~checkpoints.loading.check_finite`]."""
-        check_finite(model, self.source, lambda name: located(self.tensors, published_name(name)))
+        check_finite(model, self.source, lambda name: located(self.stored, published_name(name)))
 
     def check_num_layers(self) -> None:
         """
@@ -146,7 +152,7 @@ class PublishedCheckpoint:
             )
 
     @contextmanager
-    def blaming_config(self) -> Iterator[None]:
+    def blaming_config(self) -> Generator[None]:
         """Turn what a library says of a bad config into a `ValueError` that names the file."""
         try:
             yield

@@ -17,7 +17,7 @@ class QueriesToMatrix(ConversionOps):
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Tensor]:  # ty: ignore[incompatible-method-override]  # as most of the library's own operations
         (tensors,) = input_dict.values()
         tensor = tensors[0] if isinstance(tensors, list) else tensors
         return {target_patterns[0]: tensor.flatten(0, -2)}
@@ -45,7 +45,8 @@ def keep_our_names(model: PreTrainedModel) -> None:
     if conversions is None:
         conversions = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [conversion for conversion in conversions if not isinstance(conversion, PrefixChange)]
-    model._weight_conversions = [conversion for conversion in conversions if conversion.scope_prefix is not None]
+    scoped = [conversion for conversion in conversions if conversion.scope_prefix is not None]
+    model._weight_conversions = scoped  # ty: ignore[invalid-assignment]  # no part: `nn.Module` types all attributes so
 
 
 __all__ = ["keep_our_names", "register_with_transformers"]

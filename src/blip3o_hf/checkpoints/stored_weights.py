@@ -69,15 +69,17 @@ def read_tensors(
 
 def _read_shards(files: LocalFiles | HubFiles, index: Path, prefix: str) -> dict[str, StoredTensor]:
     weight_map = {name: file for name, file in read_index(index).items() if name.startswith(prefix)}
-    headers = {file: files.header(file) for file in sorted(set(weight_map.values()))}
+    headers: dict[str, dict[str, StoredTensor]] = {}
     tensors: dict[str, StoredTensor] = {}
-    for file, header in headers.items():
+    for file in sorted(set(weight_map.values())):
+        header = files.header(file)
         if header is None:
             placed = min(name for name, named in weight_map.items() if named == file)
             raise ValueError(
                 f"Every file that the index of shards names must be there. {index} places {placed} in {file}, which "
                 f"is missing. Download it."
             )
+        headers[file] = header
     for file, header in headers.items():
         for name in header:
             named = weight_map.get(name, tensors[name].file if name in tensors else file)

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
 from .. import __version__
 from ..checkpoints.decoder_files import decoder_weights, has_decoder, local_decoder
@@ -30,6 +30,7 @@ from ..files import written_whole
 from ..hub.cards import CARD, Origin, is_hub_id, stated_license, write_card
 from ..hub.provenance import code_version
 from ..models.configuration_blip3o import Blip3oConfig
+from ..models.configuration_eva_clip import EvaClipVisionConfig
 from ..models.fitted_config import config_of
 from ..models.image_processing_eva_clip import EvaClipImageProcessor
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -91,7 +92,13 @@ class _Part:
     stored: Mapping[str, StoredTensor]
     rename: Callable[[str], str | None]
     stem: str
-    config: PreTrainedConfig | None = None
+    config: EvaClipVisionConfig | None = None
+
+    def path(self, file: str) -> Path:
+        """Where a file lies that holds some of its tensors."""
+        path = self.files.path(file)
+        assert path is not None, file
+        return path
 
     def copies(self) -> list[TensorCopy]:
         """Its tensors, in the order of the source."""
@@ -192,7 +199,7 @@ def _parts(
         is_tied_copy = name == OUTPUT_LAYER and config.tie_word_embeddings
         return None if is_tied_copy else our_name(name)
 
-    parts = [_Part("model", files, checkpoint.tensors, rename, "model")]
+    parts = [_Part("model", files, checkpoint.stored, rename, "model")]
     components: dict[str, Any] = {"processor": None}
     if has_tokenizer(files):
         components["processor"] = Blip3oProcessor.from_pretrained(source)
@@ -219,7 +226,7 @@ def _target_encoder(
     source: str, checkpoint: PublishedCheckpoint, files: LocalFiles | HubFiles, heads: int | None
 ) -> _Part:
     """The EVA-CLIP tower, once its sizes and tensors agree."""
-    tower = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(TARGET_ENCODER)}
+    tower = {name: tensor for name, tensor in checkpoint.stored.items() if name.startswith(TARGET_ENCODER)}
     if not tower:
         raise ValueError(
             f"The target encoder is written from the tensors {TARGET_ENCODER}*. {source} holds none. Leave it out."
@@ -240,12 +247,12 @@ def _account(checkpoint: PublishedCheckpoint, parts: list[_Part], report: Conver
 
     encoder = next((part for part in parts if part.folder == "target_encoder"), None)
     model = parts[0]
-    for name in checkpoint.tensors:
+    for name in checkpoint.stored:
         renamed, destination = model.rename(name), "left out"
         if renamed is not None:
             destination = f"model/ {pattern(renamed)}"
         elif encoder is not None and name in encoder.stored:
-            destination = f"target_encoder/ {pattern(encoder.rename(name))}"
+            destination = f"target_encoder/ {pattern(name.removeprefix(TARGET_ENCODER))}"
         elif name.startswith(TARGET_ENCODER):
             destination = "left out: target encoder"
         elif name == OUTPUT_LAYER:
@@ -266,7 +273,7 @@ def _start(
         "source": source if not Path(source).exists() else str(Path(source).resolve()),
         "files": {
             part.folder: {
-                file: [(stat := part.files.path(file).stat()).st_size, stat.st_mtime_ns]
+                file: [(stat := part.path(file).stat()).st_size, stat.st_mtime_ns]
                 for file in names[part.folder]
                 if isinstance(part.files, LocalFiles)
             }
@@ -320,7 +327,7 @@ def _write_weights(work: Path, parts: list[_Part], plans: dict[str, list[Shard]]
 
             def locate(copy: TensorCopy, part=part, headers=headers) -> tuple[Path, int]:
                 if copy.source_file not in headers:
-                    path = part.files.path(copy.source_file)
+                    path = part.path(copy.source_file)
                     headers[copy.source_file] = path, read_header(path)
                 path, header = headers[copy.source_file]
                 return path, header[copy.source_name].begin
@@ -347,7 +354,7 @@ def _write_settings(work: Path, pipeline: Blip3oPipeline, parts: list[_Part], re
         elif component is not None:
             component.save_pretrained(work / name)
     for part in parts:
-        if part.folder == "target_encoder":
+        if part.config is not None:
             part.config.architectures = [EvaClipVisionModel.__name__]
             part.config.save_pretrained(work / part.folder)
             side = part.config.image_size

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .paths import IMAGE_ENDINGS, UNREAD_ENDINGS, ending, files_of_split, find_file, is_metadata, visible_files
 from .records import BadItem
@@ -31,7 +31,7 @@ class FolderSource(Source):
 
     def __init__(self, settings: SourceSettings):
         super().__init__(settings)
-        self.folder = Path(settings.path)
+        self.folder = Path(cast("str", settings.path))  # `open_source` refuses a list
         files = visible_files(self.folder)
         images = {path for path in files if ending(path) in IMAGE_ENDINGS}
         tables = list(filter(is_metadata, files))

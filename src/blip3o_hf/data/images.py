@@ -133,7 +133,7 @@ class EncodedImage:
 
     def decode(self) -> Image.Image:
         """The image; raises [`BadItem`] as [`decode_image`] does."""
-        data = self.data() if callable(self.data) else self.data
+        data = self.data if isinstance(self.data, (bytes, str, os.PathLike, Image.Image)) else self.data()
         return decode_image(data, self.key, self.max_pixels, self.min_size, MAX_RATIO)
 
 

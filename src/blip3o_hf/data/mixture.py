@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import lru_cache, partial
 from typing import Any
 
@@ -39,7 +39,7 @@ def _draws(shares: tuple[float, ...], *seed: int) -> tuple[np.ndarray, np.ndarra
     return drawn, counts, before
 
 
-def _check_weights(name: str, weights: Sequence[float] | None, sources: Sequence[Source]) -> tuple[float, ...]:
+def _check_weights(name: str, weights: Sequence[float] | None, sources: Sequence[Sized]) -> tuple[float, ...]:
     weights = (1.0,) * len(sources) if weights is None else tuple(map(float, weights))
     if not sources or len(weights) != len(sources) or not all(0 < weight < float("inf") for weight in weights):
         raise ValueError(
@@ -130,7 +130,8 @@ class StreamingMixture(IterableDataset):
     ):
         self.sources = list(sources)
         self.passes = _check_weights("passes", passes, self.sources)
-        if (rank is None) != (world_size is None) or (rank is not None and not 0 <= rank < world_size):
+        given = (rank, world_size) != (None, None)
+        if given and (rank is None or world_size is None or not 0 <= rank < world_size):
             raise ValueError(f"`rank` must be below `world_size`, or both left out. Got {rank} and {world_size}.")
         if shuffle_buffer < 1:
             raise ValueError(
@@ -141,7 +142,7 @@ class StreamingMixture(IterableDataset):
         self.shuffle_buffer = shuffle_buffer
         self.epochs = epochs
         self.rank, self.world_size = rank, world_size
-        self._done = {"items": [], "first_worker": 0}
+        self._done: dict[str, Any] = {"items": [], "first_worker": 0}
 
     def state_dict(self, batches: int, batch_size: int, num_workers: int = 0) -> dict[str, Any]:
         """
@@ -163,7 +164,7 @@ class StreamingMixture(IterableDataset):
         return {**order, "passes": list(self.passes), "world_size": self._rank()[1]}
 
     def _rank(self) -> tuple[int, int]:
-        if self.rank is not None:
+        if self.rank is not None and self.world_size is not None:
             return self.rank, self.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -97,10 +97,12 @@ def targets(records: Sequence[Record]) -> list[Image.Image]:
     Raises:
         ValueError: naming the first record that has none.
     """
+    images = []
     for record in records:
         if record.target is None:
             raise ValueError(
                 f"Generation learns from images with captions. {record.key} is a record of {record.kind}. Leave its "
                 f"source to the understanding or joint stage."
             )
-    return [record.target for record in records]
+        images.append(record.target)
+    return images

@@ -138,7 +138,7 @@ class RowReader:
             placeholders = sum(text.count("<image>") for turn in turns for text in turn)
             if placeholders and placeholders != len(images):
                 raise BadItem(key, f"the turns hold {placeholders} times <image> and there are {len(images)} images")
-            turns = tuple(tuple(clean(text.replace("<image>", "")) for text in turn) for turn in turns)
+            turns = tuple((_without_placeholders(said), _without_placeholders(answer)) for said, answer in turns)
             return Record(key, images=images, turns=turns)
         prompt = self._prompt(key, content, is_short)
         if settings.image not in content and target is None:
@@ -178,7 +178,7 @@ class RowReader:
         self.note(f"captions are read from '{found[0]}' where there is no 'caption'")
         return content[found[0]]
 
-    def _image(self, key: str, value) -> EncodedImage:
+    def _image(self, key: str, value) -> Any:  # an `EncodedImage`, until the record is completed
         if isinstance(value, Mapping):
             value = value.get("bytes") or given(value.get("path"))
         if value is None:
@@ -215,6 +215,10 @@ def given(value: Any) -> Any:
 
 def _names(content: Mapping[str, Any]) -> str:
     return ", ".join(f"'{name}'" for name in content) or "nothing"
+
+
+def _without_placeholders(text: str) -> str:
+    return clean(text.replace("<image>", ""))
 
 
 def conversation(key: str, content: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -29,7 +29,7 @@ CONVERSATIONS = ("turns", "conversations", "messages")
 class TableReader(RowReader):
     """Rows of a table in memory or of a stream: paths of images are those that a program can open as they are."""
 
-    folders: Sequence[Path] = (Path(),)
+    folders: Sequence[str | Path] = (Path(),)
     """Where images are looked for that a row names by a relative path."""
 
     def __init__(self, settings: SourceSettings):
@@ -114,13 +114,14 @@ def _saved(path: str, split: str) -> tuple["datasets.Dataset", list[str]]:
 
     saved = datasets.load_from_disk(path)
     if isinstance(saved, datasets.DatasetDict):
-        check_split(split, list(saved), path)
-        return saved[split], list(saved)
+        names = list(map(str, saved))
+        check_split(split, names, path)
+        return saved[split], names
     check_split(split, ["train", *([str(saved.split)] if saved.split else [])], path)
     return saved, []
 
 
-def _of_split(settings: SourceSettings, *name: str | None, **files: dict[str, list[str]]) -> "datasets.Dataset":
+def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.Dataset":
     """The split of a dataset that `datasets.load_dataset` opens by these arguments."""
     import datasets
 
@@ -143,7 +144,7 @@ def _splits_of_folder(folder: Path, name: str | None) -> dict[str, list[Path]]:
         builder = datasets.load_dataset_builder(str(folder), name)
     else:
         builder = datasets.load_dataset_builder("parquet", data_dir=escape(str(folder)))
-    splits = {str(split): map(Path, map(str, files)) for split, files in builder.config.data_files.items()}
+    splits = {str(split): map(Path, map(str, files)) for split, files in (builder.config.data_files or {}).items()}
     splits = {split: [file for file in files if ending(file) == "parquet"] for split, files in splits.items()}
     return {split: files for split, files in splits.items() if files}
 

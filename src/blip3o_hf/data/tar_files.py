@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class WebDatasetSource(Source):
             raise BadItem(f"{path}@{start}", "broken tar, nothing after this byte can be read")
         return key, self._content(key, members)
 
-    def _content(self, key: str, members: Mapping[str, bytes | Callable[[], bytes]]) -> dict[str, Any]:
+    def _content(self, key: str, members: Mapping[str, Any]) -> dict[str, Any]:
         content: dict[str, Any] = {}
         if "txt" in members:
             try:

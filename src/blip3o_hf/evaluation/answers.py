@@ -1,6 +1,7 @@
 """Answers of a model to questions about images, many at once."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def answer(
 ) -> list[str]:
     """Greedy answers to one question about each image, or each list of images, as text."""
     shown = [list(own) if isinstance(own, (list, tuple)) else [own] for own in images]
-    conversations = [
+    conversations: list[list[dict[str, Any]]] = [
         [{"role": "user", "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": question}]}]
         for own, question in zip(shown, questions, strict=True)
     ]

@@ -315,8 +315,10 @@ def base_of(place: str) -> tuple[tuple[str, ...], bool]:
 
 def _one_or_all(names: str | Sequence[str]) -> str | list[str] | None:
     """One name by itself, as the Hub's own cards have it."""
-    if isinstance(names, str) or not names:
-        return names or None
+    if not names:
+        return None
+    if isinstance(names, str):
+        return names
     return list(names) if len(names) > 1 else names[0]
 
 

@@ -3,11 +3,11 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -248,16 +248,16 @@ class _Target:
 
     def send(self, folder: PushFolder, message: str) -> str:
         """Upload and commit all files; the url of the last commit."""
-        where = {"repo_id": self.repo_id, "repo_type": self.repo_type, "revision": self.branch}
+        target: dict[str, Any] = {"repo_id": self.repo_id, "repo_type": self.repo_type, "revision": self.branch}
         additions = [CommitOperationAdd(file.path, folder.folder / file.path) for file in folder.files]
         for start in range(0, len(additions), FILES_PER_COMMIT):
             part = additions[start : start + FILES_PER_COMMIT]
-            self.api.preupload_lfs_files(additions=part, **where)
+            self.api.preupload_lfs_files(additions=part, **target)
             is_last = start + FILES_PER_COMMIT >= len(additions)
 
             def commit(part=part, is_last=is_last):
                 removals = self._outdated(folder) if is_last else []
-                return self.api.create_commit(operations=[*part, *removals], commit_message=message, **where)
+                return self.api.create_commit(operations=[*part, *removals], commit_message=message, **target)
 
             url = _patiently(commit).commit_url
         return url
@@ -322,7 +322,7 @@ def _outcome(error: Exception) -> str:
 
 
 @contextmanager
-def _explained(repo_id: str, repo_type: str, endpoint: str) -> Iterator[None]:
+def _explained(repo_id: str, repo_type: str, endpoint: str) -> Generator[None]:
     """Errors of the client become a [`PushError`] that says what is needed."""
     try:
         yield
@@ -357,6 +357,7 @@ def _explanation(error: HfHubHTTPError | httpx2.TransportError, repo_id: str, re
         return f"A push must not cross another one. {outcome}: {repo_id} changed meanwhile. {_AGAIN}"
     if status is None or status in _PASSING:
         return f"The Hub must take every file for {repo_id}. {outcome}, {len(WAITS) + 1} times. {_AGAIN}"
+    assert isinstance(error, HfHubHTTPError)  # others have no status
     detail = " ".join((error.server_message or "").split())
     return f"The Hub did not take the folder for {repo_id}. {outcome}. {detail}".rstrip()
 

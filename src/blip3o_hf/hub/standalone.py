@@ -142,7 +142,7 @@ def _flattened(path: Path) -> tuple[str, list[Path]]:
             line = node.lineno - 1
             lines[line] = re.sub(r"\bfrom\s+\.+[\w.]+\s+import\b", form, lines[line], count=1)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not any(map(_is_own, modules)), f"{path}:{node.lineno} needs the package itself"
     return _header(path.relative_to(PACKAGE).as_posix()) + _SPACE + "\n" + "".join(lines), needed
 

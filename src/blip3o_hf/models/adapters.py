@@ -51,7 +51,7 @@ def check_peft() -> None:
         raise ImportError("Adapters need PEFT. It is not installed. Install it: pip install peft.")
 
 
-def adapted_layers(model: nn.Module) -> Iterator[nn.Module]:
+def adapted_layers(model: nn.Module) -> Iterator[Any]:
     """The layers of a model that PEFT put in the place of its own."""
     return (module for module in model.modules() if is_peft_available() and isinstance(module, BaseTunerLayer))
 
@@ -105,7 +105,7 @@ def lora_config(
         raise ValueError(f"`rank` must be at least 1. Got {rank}. Between 4 and 64 is usual.")
     return LoraConfig(
         r=rank,
-        lora_alpha=rank if alpha is None else alpha,
+        lora_alpha=rank if alpha is None else alpha,  # ty: ignore[invalid-argument-type]  # PEFT takes any number
         lora_dropout=dropout,
         target_modules="|".join(_target_modules(model, part) for part in parts),
         modules_to_save=["queries"] if train_queries else None,
@@ -273,7 +273,7 @@ def read_lora(
             f"PEFT keeps rank and alpha in {ADAPTER_CONFIG_NAME}, beside {ADAPTER_SAFE_WEIGHTS_NAME}. {files} has "
             f"none. Copy it from where the adapter was saved."
         )
-    return from_peft(tensors, LoraConfig.from_pretrained(config.parent), str(path))
+    return from_peft(tensors, LoraConfig.from_pretrained(str(config.parent)), str(path))
 
 
 def _no_pickle(name: str) -> str:
@@ -350,7 +350,7 @@ def split_lora(
     for name, part in parts.items():
         module = getattr(model, name, None)
         layers = {} if module is None else dict(module.named_modules())
-        for layer in sorted(part.config.target_modules):
+        for layer in sorted(part.config.target_modules or ()):
             findings += _misfits(f"{name}.{layer}", layers.get(layer), part.tensors, layer)
     expected_queries = (model.config.num_queries, model.config.hidden_size)
     if queries is not None and tuple(queries.shape) != expected_queries:
@@ -368,7 +368,7 @@ def _alphas(config: LoraConfig) -> Callable[[str, str, int], float]:
 
     def alpha(part: str, layer: str, rank: int) -> float:
         names = (layer, f"{part}.{layer}")
-        for pattern, value in config.alpha_pattern.items():
+        for pattern, value in (config.alpha_pattern or {}).items():
             if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
                 return value
         return config.lora_alpha
@@ -413,12 +413,13 @@ def _split(
             )
         ranks = {layer: by_part[part][f"{layer}.lora_A.weight"].shape[0] for layer in sorted(layers)}
         values = {layer: alpha(part, layer, rank) for layer, rank in ranks.items()}
-        common_rank, common_alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, values))
+        common_rank = Counter(ranks.values()).most_common(1)[0][0]
+        common_alpha = Counter(values.values()).most_common(1)[0][0]
         parts[part] = LoraPart(
             by_part[part],
             LoraConfig(
                 r=common_rank,
-                lora_alpha=common_alpha,
+                lora_alpha=common_alpha,  # ty: ignore[invalid-argument-type]  # PEFT takes any number
                 rank_pattern={f"^{re.escape(k)}": rank for k, rank in ranks.items() if rank != common_rank},
                 alpha_pattern={f"^{re.escape(k)}": value for k, value in values.items() if value != common_alpha},
                 use_rslora=rslora if isinstance(rslora, bool) else rslora.get(part, False),
@@ -511,7 +512,7 @@ class Blip3oAdaptedQueries(nn.Module):
         base.copy_(new)
         for name, queries in self.trained.items():
             if name not in scales:
-                queries.weight.add_(new - old)
+                queries.get_parameter("weight").add_(new - old)
 
     def forward(self, batch_size: int) -> torch.Tensor:
         """Query embeddings `[batch_size, num_queries, hidden_size]`."""

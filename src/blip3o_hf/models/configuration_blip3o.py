@@ -1,6 +1,6 @@
 """Configuration of a BLIP3-o model: which backbone, which transformer, which objective."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -166,17 +166,21 @@ class Blip3oConfig(PreTrainedConfig):
         return get_objective(self.objective).has_transformer
 
     @property
+    def _backbone(self) -> PreTrainedConfig:
+        return cast("PreTrainedConfig", self.backbone_config)  # the library makes one of a dictionary
+
+    @property
     def hidden_size(self) -> int:
         """Width of the backbone's hidden states, and so of the condition."""
-        return self.backbone_config.get_text_config().hidden_size
+        return self._backbone.get_text_config().hidden_size
 
     @property
     def has_vision(self) -> bool:
         """Whether the backbone can read images."""
-        return has_vision(self.backbone_config)
+        return has_vision(self._backbone)
 
     def get_text_config(self, *args, **kwargs):
-        return self.backbone_config.get_text_config(*args, **kwargs)
+        return self._backbone.get_text_config(*args, **kwargs)
 
 
 __all__ = ["Blip3oConfig", "has_vision"]

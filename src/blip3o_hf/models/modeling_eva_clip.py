@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,9 +128,9 @@ class EvaClipVisionModel(PreTrainedModel):
     config: EvaClipVisionConfig
     base_model_prefix = "eva_clip"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # ty: ignore[invalid-assignment]  # a tuple in the library's own models, too
     supports_gradient_checkpointing = True
-    _no_split_modules = ("EvaClipBlock",)
+    _no_split_modules = ["EvaClipBlock"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -178,7 +179,7 @@ class EvaClipVisionModel(PreTrainedModel):
         is_published = False
         if kwargs.get("config") is None:
             settings = config_settings(pretrained_model_name_or_path, **kwargs)
-            is_published = settings.get("model_type") != cls.config_class.model_type
+            is_published = settings.get("model_type") != EvaClipVisionConfig.model_type
         if is_published:
             kwargs["use_safetensors"] = True
             model, info = load_complete(cls._from_published, pretrained_model_name_or_path, *args, **kwargs)
@@ -198,11 +199,12 @@ class EvaClipVisionModel(PreTrainedModel):
                 f"A checkpoint must hold an EVA-CLIP tower: tensors named {TARGET_ENCODER}*. {source} holds none. "
                 f"Use a published BLIP3-o checkpoint, or a folder that EvaClipVisionModel.save_pretrained wrote."
             )
-        sizes = {name: kwargs.pop(name) for name in inspect.get_annotations(cls.config_class) if name in kwargs}
+        sizes = {name: kwargs.pop(name) for name in inspect.get_annotations(EvaClipVisionConfig) if name in kwargs}
         config = published_tower_config(source, stored, sizes, compare_shapes=False)
         values = read_values(files, stored)
         tensors = {name.removeprefix(TARGET_ENCODER): value for name, value in values.items()}
-        model, info = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        loaded: Any = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        model, info = loaded
         check_finite(model, source, lambda name: located(stored, TARGET_ENCODER + name))
         model.name_or_path = model.config.name_or_path = str(source)
         return model, info
@@ -264,7 +266,8 @@ def published_tower_config(
             f"width {hidden_size}; only that of EVA-CLIP-E-14-plus, {EvaClipVisionConfig.hidden_size}, has a default. "
             f"Pass num_attention_heads=... to from_pretrained."
         )
-    config = EvaClipVisionConfig(**{**inferred, **sizes})
+    settings: dict[str, Any] = {**inferred, **sizes}
+    config = EvaClipVisionConfig(**settings)
     with torch.device("meta"):
         tower = EvaClipVisionModel(config)
     expected = {TARGET_ENCODER + name: tuple(value.shape) for name, value in tower.state_dict().items()}

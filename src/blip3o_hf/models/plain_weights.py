@@ -1,7 +1,7 @@
 """A model's plain weights, saved and found: no names of compiled parts, no adapters, the folder that has them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,7 +14,7 @@ from ..checkpoints.stored_weights import read_index
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
+def uncompiled(model: nn.Module) -> Generator[None]:
     """While the context lasts, what `torch.compile` compiled stands in the place of the compiled parts."""
     compiled = [
         (parent, name, part)

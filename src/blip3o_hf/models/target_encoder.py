@@ -76,7 +76,7 @@ def load_target_encoder(
     Raises:
         ValueError: naming the tensors that are missing.
     """
-    settings = {} if dtype is None else {"dtype": dtype}
+    settings: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if is_published(folder):
         encoder = EvaClipVisionModel.from_pretrained(folder, **settings)
         return encoder.eval().requires_grad_(False), load_image_processor(folder)

@@ -95,7 +95,8 @@ def apply_rotary(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
 class Blip3oRMSNorm(nn.RMSNorm):
     """RMSNorm in its weight's dtype: float32 under autocast, as the reference's, and one fused kernel."""
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    # Called with its one argument by position.
+    def forward(self, hidden_states: Tensor) -> Tensor:  # ty: ignore[lost-keyword-for-regular-parameter]
         return super().forward(hidden_states.to(self.weight.dtype))
 
 
@@ -475,6 +476,7 @@ class Blip3oTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
             )
         batch, height, width = self._check_sample(hidden_states)
         if condition_cache is None:
+            assert encoder_hidden_states is not None
             condition_cache = self.precompute_condition(encoder_hidden_states, project_layers=False)
         if condition_cache.batch_size != batch:
             raise ValueError(

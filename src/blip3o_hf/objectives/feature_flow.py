@@ -27,6 +27,7 @@ class FeatureFlow(Objective):
         noise: torch.Tensor | None = None,
         sigma: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        assert noise is not None
         return flow_loss(prediction, target, noise)
 
     def add_noise(self, target: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ The flow itself is the same; only the target differs. A VAE states the offset an
 latents to roughly unit variance, the scale of the noise they are mixed with.
 """
 
+from typing import Any
+
 import torch
 
 from .feature_flow import FeatureFlow
@@ -35,6 +37,6 @@ def unscale_latents(latents: torch.Tensor, scaling_factor: float, shift_factor: 
     return latents / scaling_factor + (shift_factor or 0.0)
 
 
-def vae_scale_factor(vae: torch.nn.Module) -> int:
+def vae_scale_factor(vae: Any) -> int:
     """Pixels per latent of an `AutoencoderKL`, in height and in width (8 for SDXL)."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

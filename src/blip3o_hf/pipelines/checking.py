@@ -133,9 +133,10 @@ def draw_until_shown(
                 if scores[position] > kept.scores[index]:
                     kept.features[index], kept.pixels[index] = features[position], pixels[position]
                     kept.scores[index] = scores[position]
-                    if plans is not None:
+                    if plans is not None and kept.plans is not None:
                         kept.plans[index] = plans[position]
         pending = [index for index in range(num_images) if kept.scores[index] < ACCEPTED]
         if not pending or is_interrupted():
             break
+    assert kept is not None
     return kept

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import nn
 
@@ -87,6 +86,10 @@ class PartDecoder(Blip3oFeatureDecoder):
         execution_device: tells where a part works that is offloaded, or has no weights.
     """
 
+    # `decode` and `image_size` of a subclass have the arguments that its `settings` name; `taken` leaves others out.
+
+    part: Any
+
     def __init__(self, part: nn.Module, execution_device: Callable[[], torch.device]):
         self.part = part
         self.execution_device = execution_device
@@ -104,10 +107,10 @@ class PartDecoder(Blip3oFeatureDecoder):
 class PatchDecoder(PartDecoder):
     """A [`Blip3oPatchDecoder`], or another module whose output has the images as `sample`."""
 
-    def decode(self, features: torch.Tensor) -> torch.Tensor:
+    def decode(self, features: torch.Tensor) -> torch.Tensor:  # ty: ignore[incompatible-method-override]
         return self.part(self._input(features)).sample
 
-    def image_size(self, features: torch.Tensor) -> tuple[int, int]:
+    def image_size(self, features: torch.Tensor) -> tuple[int, int]:  # ty: ignore[incompatible-method-override]
         side = self.part.config.sample_size * self.part.config.patch_size
         return side, side
 
@@ -115,14 +118,12 @@ class PatchDecoder(PartDecoder):
 class VaeDecoder(PartDecoder):
     """An `AutoencoderKL` of diffusers, for objectives whose features are its scaled latents (paper section 3.3)."""
 
-    part: AutoencoderKL
-
-    def decode(self, features: torch.Tensor) -> torch.Tensor:
+    def decode(self, features: torch.Tensor) -> torch.Tensor:  # ty: ignore[incompatible-method-override]
         config = self.part.config
         shift_factor = getattr(config, "shift_factor", None)
         return self.part.decode(unscale_latents(self._input(features), config.scaling_factor, shift_factor)).sample
 
-    def image_size(self, features: torch.Tensor) -> tuple[int, int]:
+    def image_size(self, features: torch.Tensor) -> tuple[int, int]:  # ty: ignore[incompatible-method-override]
         height, width = (side * vae_scale_factor(self.part) for side in features.shape[-2:])
         return height, width
 
@@ -131,7 +132,7 @@ class OwnDecoder(PartDecoder):
     """A user's own [`Blip3oFeatureDecoder`] that is a module."""
 
     @property
-    def settings(self) -> tuple[str, ...]:
+    def settings(self) -> tuple[str, ...]:  # ty: ignore[incompatible-property-override]
         return self.part.settings
 
     def decode(self, features: torch.Tensor, **settings: Any) -> torch.Tensor:
@@ -188,7 +189,7 @@ class DiffusionDecoder(Blip3oFeatureDecoder):
         return self.pipeline.decode_latents(self.pipeline.denoise(latents, features, null_features, **vars(chosen)))
 
     def image_size(
-        self, features: torch.Tensor, height: int | None = None, width: int | None = None
+        self, features: torch.Tensor, height: int | None = None, width: int | None = None, **sizes: int | None
     ) -> tuple[int, int]:
         return self.pipeline.image_size(height, width)
 

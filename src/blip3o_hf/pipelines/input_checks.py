@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -20,6 +20,11 @@ from .sampling_arguments import (
     check_num_images_per_prompt,
     check_output_type,
 )
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Base
+else:
+    Base = object
 
 
 def check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> None:
@@ -50,7 +55,7 @@ def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
     return scale
 
 
-class Blip3oInputChecksMixin:
+class Blip3oInputChecksMixin(Base):
     """The checks of `Blip3oPipeline.__call__`."""
 
     _output_types: ClassVar[tuple[str, ...]]
@@ -93,11 +98,11 @@ class Blip3oInputChecksMixin:
         self._check_prompts(prompts, condition)
         sampling.check(self.default_sampling)
         check_num_images_per_prompt(num_images_per_prompt)
-        num_inputs = len(prompts if condition is None else condition)
+        num_inputs = len((prompts or ()) if condition is None else condition)
         check_generators(sampling.generator, num_inputs, num_images_per_prompt)
         num_images = num_inputs * num_images_per_prompt
         check_latents(latents, (num_images, *self.feature_shape))
-        if strength is not None and len(image_features) != num_images:
+        if image_features is not None and len(image_features) != num_images:
             raise ValueError(
                 f"`image_features` to start from must be one for each image to make. Got {len(image_features)} for "
                 f"{num_images}. Repeat them with `repeat_interleave`."

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -111,7 +111,9 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             if "backbone" in parts:
                 part = parts["backbone"]
                 self.backbone.load_adapter(
-                    adapter_state_dict=dict(part.tensors), peft_config=part.config, adapter_name=adapter_name
+                    adapter_state_dict=dict(part.tensors),
+                    peft_config=part.config,  # ty: ignore[invalid-argument-type]  # a dictionary, or a config of PEFT
+                    adapter_name=adapter_name,
                 )
             if queries is not None:
                 if not isinstance(self.model.queries, Blip3oAdaptedQueries):
@@ -358,7 +360,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         super().save_pretrained(*args, **kwargs)
 
     @contextmanager
-    def _scaled_lora(self, scale: float) -> Iterator[None]:
+    def _scaled_lora(self, scale: float) -> Generator[None]:
         """Multiply the scales of active adapters, of every part and of the queries, for as long as this lasts."""
         layers, queries = list(adapted_layers(self.model)), self._adapted_queries
         if scale == 1 or not (layers or queries):
@@ -372,8 +374,9 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             for layer in layers:
                 for name in layer.scaling.keys() & set(layer.active_adapters):
                     layer.scaling[name] *= scale
-            for name in () if queries is None else queries.active:
-                queries.scales[name] *= scale
+            if queries is not None:
+                for name in queries.active:
+                    queries.scales[name] *= scale
             yield
         finally:
             for layer, scaling in zip(layers, scalings, strict=True):
@@ -387,7 +390,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         return self.model.queries if isinstance(self.model.queries, Blip3oAdaptedQueries) else None
 
     @contextmanager
-    def _without_offloading(self) -> Iterator[None]:
+    def _without_offloading(self) -> Generator[None]:
         """Bring all weights back for as long as layers are changed; offloading goes on afterwards."""
         hooks = (getattr(module, "_diffusers_hook", None) for module in self.model.modules())
         if any(hook is not None and hook.get_hook("group_offloading") for hook in hooks):

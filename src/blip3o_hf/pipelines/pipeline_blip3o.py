@@ -334,7 +334,7 @@ class Blip3oPipeline(
         Raises:
             TypeError, ValueError: on bad input, before anything is computed.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts: Any = [prompt] if isinstance(prompt, str) else prompt
         num_images_per_prompt, strength = as_number(num_images_per_prompt), as_number(strength)
         sampling = replace(
             self.default_sampling.chosen(num_inference_steps=num_inference_steps, guidance_scale=guidance_scale),
@@ -343,7 +343,7 @@ class Blip3oPipeline(
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        decoding = {
+        decoding: dict[str, Any] = {
             "null_features": null_features,
             "height": as_number(height),
             "width": as_number(width),
@@ -382,7 +382,7 @@ class Blip3oPipeline(
                 return None
             return self.decode_features(features, **decoding, generator=generator)
 
-        def draw(numbers: list[int], attempt: int) -> tuple[torch.Tensor, torch.Tensor | None, list[str] | None]:
+        def draw(numbers: list[int], attempt: int) -> tuple[torch.Tensor, Any, list[str] | None]:
             """Features, pixels and plans of the images of these numbers."""
             drawing = sampling
             if isinstance(generator, (list, tuple)):
@@ -393,6 +393,7 @@ class Blip3oPipeline(
                 plans = self._sample_plans([prompts[row] for row in rows], shown, drawing.generator)
                 conditions = self.encode_prompt(plans, images=shown, truncation=True)
             else:
+                assert condition is not None
                 conditions = condition.to(self._execution_device)[rows]
             features = self.generate_features(
                 conditions,
@@ -493,7 +494,7 @@ class Blip3oPipeline(
             "guidance_interval": guidance_interval,
             "generator": generator,
         }
-        return decoder.decode(image_features, **decoder.taken(settings))
+        return decoder.decode(image_features, **decoder.taken(settings))  # ty: ignore[missing-union-attribute]
 
     def _load_offloaded_model(self) -> None:
         """Bring the model to its device under CPU offloading, whose hook watches `forward` alone."""

@@ -509,7 +509,7 @@ def part_settings(settings: Mapping[str, Any], part: str, is_diffusers: bool = T
     return settings
 
 
-def _load_model(model_class: type, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
+def _load_model(model_class: Any, folder: Path, variant: str | None, kwargs: dict) -> torch.nn.Module:
     """The UNet or VAE in `folder`, whole and of finite numbers."""
     variant, tensors = decoder_weights(folder, variant)
     model, _ = load_complete(model_class.from_pretrained, folder, variant=variant, **kwargs)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -35,12 +36,13 @@ class SeededSampling(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         uniform = torch.stack([torch.rand(scores.shape[-1], generator=generator) for generator in self.generators])
         uniform = uniform.clamp(min=torch.finfo(uniform.dtype).tiny)
-        return scores + -(-uniform.log()).log().to(scores)
+        sums = scores + -(-uniform.log()).log().to(scores)
+        return cast("torch.FloatTensor", sums)
 
 
 def spawn(generator: torch.Generator | Sequence[torch.Generator] | None, number: int) -> list[torch.Generator]:
     """Generators on the CPU, seeded by a draw each from those given, or from PyTorch's global one."""
-    parents = generator if isinstance(generator, (list, tuple)) else [generator] * number
+    parents = list(generator) if isinstance(generator, Sequence) else [generator] * number
     seeds = [
         torch.randint(2**62, (1,), generator=parent, device=None if parent is None else parent.device)
         for parent in parents
@@ -102,14 +104,14 @@ def write_plans(
 def _write(
     model: Blip3oForConditionalGeneration,
     processor: Blip3oProcessor,
-    inputs: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, Any],
     prompts: Sequence[str],
     generators: Sequence[torch.Generator] | None,
     top_p: float | None,
     max_new_tokens: int,
 ) -> list[str]:
     """What the backbone answers to requests for plans, or the prompt where it answers nothing."""
-    sampling = {} if generators is None else {"logits_processor": sampled(generators, top_p)}
+    sampling: dict[str, Any] = {} if generators is None else {"logits_processor": sampled(generators, top_p)}
     tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, **sampling)
     plans = processor.post_process_image_text_to_text(tokens[:, inputs["input_ids"].shape[1] :])
     return [plan.strip() or prompt for plan, prompt in zip(plans, prompts, strict=True)]
@@ -119,12 +121,12 @@ def _write(
 def plan_conversations(
     model: Blip3oForConditionalGeneration,
     processor: Blip3oProcessor,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     image_inputs: Mapping[str, torch.Tensor],
     generators: Sequence[torch.Generator] | None = None,
     top_p: float | None = None,
-) -> tuple[torch.LongTensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Conversations whose last turn asks for a picture, with the plan of that picture in the place of what it asks for.
 
@@ -139,8 +141,9 @@ def plan_conversations(
         another form come back as they are.
     """
     rows = [ids[mask.bool()] for ids, mask in zip(input_ids, attention_mask, strict=True)]
-    turns = [_LAST_TURN.fullmatch(text) for text in processor.tokenizer.batch_decode(rows)]
-    if not all(turns):
+    matches = [_LAST_TURN.fullmatch(text) for text in processor.tokenizer.batch_decode(rows)]
+    turns = [match for match in matches if match is not None]
+    if len(turns) < len(matches):
         return input_ids, attention_mask
     captions = [_caption(turn["said"], processor.instruction) for turn in turns]
 

@@ -1,7 +1,7 @@
 """What `Blip3oPipeline` does around a drawing: the backbone plans it before, and a checker looks at it after."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -9,8 +9,13 @@ from PIL import Image
 from .checking import BackboneChecker, Checker, check_num_attempts
 from .planning import PLAN_TOKENS, spawn, write_plans
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Base
+else:
+    Base = object
 
-class Blip3oPlansAndAttemptsMixin:
+
+class Blip3oPlansAndAttemptsMixin(Base):
     """The plans that `Blip3oPipeline` draws, and what looks at its pictures."""
 
     @torch.no_grad()
@@ -93,6 +98,7 @@ class Blip3oPlansAndAttemptsMixin:
         look = checker if checker is not None else BackboneChecker(self.model, self.processor)
 
         def check(pixels: torch.Tensor, numbers: list[int], plans: list[str] | None) -> Sequence[float]:
+            assert prompts is not None  # or there is a reason not to look
             texts = plans if plans is not None else [prompts[number // num_images_per_prompt] for number in numbers]
             return look(self.image_processor.postprocess(pixels, output_type="pil"), texts)
 

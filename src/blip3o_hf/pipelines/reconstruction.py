@@ -182,7 +182,7 @@ class Blip3oReconstructionPipeline:
             sampling: arguments of the pipeline.
         """
         num_images = as_number(num_images)
-        seen = {"image": [[image]]} if prompt == RECONSTRUCT else {}
+        seen: dict[str, Any] = {"image": [[image]]} if prompt == RECONSTRUCT else {}
         return self.pipe(
             prompt,
             image_features=self.encode_images(image).repeat_interleave(num_images, dim=0),

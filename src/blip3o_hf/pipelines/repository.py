@@ -5,17 +5,22 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints.headers import read_header
 from ..checkpoints.weight_files import index_name, shard_index, weight_files
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Base
+else:
+    Base = object
 
 PACKAGE = "blip3o_hf"
 # Arguments of `save_pretrained` that are for `push_to_hub`.
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "private", "token", "create_pr", "license")
 
 
-class Blip3oRepositoryMixin:
+class Blip3oRepositoryMixin(Base):
     """What `Blip3oPipeline` adds to the saving of diffusers; the weights are stored once, for transformers too."""
 
     library: ClassVar[str] = PACKAGE

@@ -3,7 +3,7 @@
 import copy
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ _SCHEDULERS_IN_USE: set[int] = set()
 
 
 @contextmanager
-def scheduler_of_run(scheduler: SchedulerMixin) -> Iterator[SchedulerMixin]:
+def scheduler_of_run(scheduler: SchedulerMixin) -> Generator[SchedulerMixin]:
     """
     A scheduler that nothing else steps: the given one, or a copy of it where another thread, or the call around this
     one, is in the midst of its steps.
@@ -49,7 +49,7 @@ def in_one_thread(method: Callable) -> Callable:
             is_outermost = "_thread" not in self.__dict__
             if self.__dict__.setdefault("_thread", thread) != thread:
                 raise RuntimeError(
-                    f"`{method.__name__}` must not be called while another thread is in the midst of a call on the "
+                    f"`{checked.__name__}` must not be called while another thread is in the midst of a call on the "
                     f"same {type(self).__name__}. Wait for it, or make another one."
                 )
         try:
@@ -160,7 +160,7 @@ class Blip3oSamplingRunsMixin:
         return list(innermost.values()) if here is None else [here]
 
     @contextmanager
-    def _sampling_run(self, is_exclusive: bool = False) -> Iterator[SamplingRun]:
+    def _sampling_run(self, is_exclusive: bool = False) -> Generator[SamplingRun]:
         """
         A call, from its first stage to its last.
 
@@ -187,7 +187,7 @@ class Blip3oSamplingRunsMixin:
                 around[-1].was_interrupted |= run.was_interrupted
 
     @contextmanager
-    def _sampling_stage(self, guidance_scale: float, num_timesteps: int) -> Iterator[SamplingRun]:
+    def _sampling_stage(self, guidance_scale: float, num_timesteps: int) -> Generator[SamplingRun]:
         """The steps of one stage, in the call that this thread is in, or else as a call of their own."""
         with ExitStack() as stack:
             runs = [run for run in self._runs if run.thread == threading.get_ident()]

@@ -1,7 +1,7 @@
 """`transformers.pipeline("text-to-image")`: the task that transformers does not have."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -78,7 +78,9 @@ class Blip3oTextToImagePipeline(Pipeline):
         if not hasattr(model, "hf_device_map"):
             self.drawing.to(self.device)
 
-    def __call__(self, prompts: str | Iterable[str], **kwargs):
+    # The library gives these methods the arguments that `_sanitize_parameters` returns for each of them.
+
+    def __call__(self, prompts: str | Iterable[str], **kwargs):  # ty: ignore[incompatible-method-override]
         """
         Args:
             prompts: one prompt, a list, or a generator or dataset of them.
@@ -116,11 +118,13 @@ class Blip3oTextToImagePipeline(Pipeline):
         forward = {name: as_number(value) for name, value in forward.items() if value is not None}
         return {}, forward, {} if output_type is None else {"output_type": output_type}
 
-    def preprocess(self, prompt: str) -> dict[str, Any]:
-        self.processor.encode_prompts([prompt])  # checks it
+    def preprocess(self, prompt: str) -> dict[str, Any]:  # ty: ignore[incompatible-method-override]
+        cast("Blip3oProcessor", self.processor).encode_prompts([prompt])  # checks it
         return {"prompts": prompt}
 
-    def _forward(self, inputs, output_type="pil", seed=None, generator=None, num_images_per_prompt=1, **sampling):
+    def _forward(  # ty: ignore[incompatible-method-override]
+        self, inputs, output_type="pil", seed=None, generator=None, num_images_per_prompt=1, **sampling
+    ):
         prompts = inputs["prompts"]
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if seed is not None:
@@ -146,7 +150,7 @@ class Blip3oTextToImagePipeline(Pipeline):
             ]
         return made
 
-    def postprocess(self, made: dict[str, Any], output_type: str = "pil"):
+    def postprocess(self, made: dict[str, Any], output_type: str = "pil"):  # ty: ignore[incompatible-method-override]
         results = [{"image_features": features} for features in made["image_features"][0]]
         if output_type not in FEATURE_OUTPUT_TYPES:
             images = made["images"][0]
@@ -166,7 +170,8 @@ class Blip3oTextToImagePipeline(Pipeline):
 
 def open_pipeline(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor | None = None) -> Blip3oPipeline:
     """The pipeline in the repository that a model came from, or one that makes image features and no pixels."""
-    source, parts = model.name_or_path, {"model": model}
+    source = model.name_or_path
+    parts: dict[str, Any] = {"model": model}
     hub_arguments = {name: value for name, value in getattr(model, "hub_arguments", {}).items() if name != "subfolder"}
     if source and has_pipeline(source, **hub_arguments):
         if processor is not None:
@@ -182,7 +187,7 @@ def open_pipeline(model: Blip3oForConditionalGeneration, processor: Blip3oProces
 
 def generate_images(
     model: Blip3oForConditionalGeneration,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     **kwargs,
@@ -231,7 +236,7 @@ def generate_images(
         input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], start)], dim=1)
         attention_mask = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1])], dim=1)
     with torch.no_grad():
-        condition = model.encode_condition(input_ids, attention_mask, **image_inputs)
+        condition = model.encode_condition(cast("torch.LongTensor", input_ids), attention_mask, **image_inputs)
     names = set(SAMPLING_ARGUMENTS) - {"plan", "num_attempts", "checker"}  # which need the prompt
     sampling = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
     return drawing(condition=condition, generator=generator, output_type="pt", **sampling).images

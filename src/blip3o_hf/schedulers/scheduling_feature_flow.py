@@ -138,6 +138,7 @@ class Blip3oFlowScheduler(SchedulerMixin, ConfigMixin):
                     "Pass only `sigmas`."
                 )
         else:
+            assert num_inference_steps is not None
             levels = np.linspace(1.0, 1.0 / num_inference_steps, int(num_inference_steps)).astype(np.float32)
             shift = self.config.shift
             levels = torch.from_numpy(shift * levels / (1 + (shift - 1) * levels))
@@ -284,7 +285,7 @@ class Blip3oFlowScheduler(SchedulerMixin, ConfigMixin):
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _log_signal_to_noise(sigma: float) -> float:

@@ -110,7 +110,7 @@ def draw(
     drawing, start = Drawing([], [], [], 0.0), time.process_time()
     numbers = list(range(len(prompts)))
     for batch, generators in seeded_batches(numbers, seed, batch_size, "drawing"):
-        shown = {} if images is None else {"image": [list(images[number]) for number in batch]}
+        shown: dict[str, Any] = {} if images is None else {"image": [list(images[number]) for number in batch]}
         output = pipe([prompts[number] for number in batch], generator=generators, **shown, **call)
         drawing.images += [np.asarray(picture) for picture in output.images]
         drawing.attempts += output.attempts or [1] * len(batch)

@@ -90,7 +90,7 @@ class Edit:
             words["place"] = pick(rng, PLACE_WORDS[zone(self.new)])
             words["to_place"] = words["place"].replace("at ", "to ", 1).replace("on ", "to ", 1)
             words["to_place"] = words["to_place"].replace("in the", pick(rng, ("to the", "into the")), 1)
-        if self.kind == "size":
+        if self.kind == "size" and self.new is not None:
             words["comparative"] = pick(rng, COMPARATIVES[self.new.size])
             words["size"] = pick(rng, SIZE_WORDS[self.new.size])
         if len(self.source.objects) == 1 and rng.random() < 0.4:
@@ -132,6 +132,9 @@ def _change(
         return Scene(scene.objects, next(name for name in BACKGROUNDS if name != scene.background)), None
     if kind == "remove":
         return Scene(tuple(others), scene.background), None
+    if kind == "add":
+        return _added(scene, rng)
+    assert old is not None
     if kind == "color":
         new = replace(old, color=pick(rng, [color for color in SEEN_COLORS[old.shape] if color != old.color]))
     elif kind == "shape":
@@ -142,20 +145,26 @@ def _change(
         if (new.row, new.col) not in free_places(others, new.size):
             return None
     else:
-        size = old.size if kind == "move" else pick(rng, tuple(SIZES))
-        places = free_places(others, size)
+        places = free_places(others, old.size)
         if not places:
             return None
         row, col = pick(rng, places)
-        if kind == "move":
-            new = replace(old, row=row, col=col)
-            if zone(new) == zone(old):
-                return None
-        else:
-            shape = pick(rng, SHAPES)
-            new = SceneObject(shape, pick(rng, SEEN_COLORS[shape]), size, row, col)
-            return Scene((*scene.objects, new), scene.background), new
+        new = replace(old, row=row, col=col)
+        if zone(new) == zone(old):
+            return None
     return Scene(tuple(new if o is old else o for o in scene.objects), scene.background), new
+
+
+def _added(scene: Scene, rng: np.random.Generator) -> tuple[Scene, SceneObject] | None:
+    """The scene with one more object, and that object; `None` where none fits."""
+    size = pick(rng, tuple(SIZES))
+    places = free_places(list(scene.objects), size)
+    if not places:
+        return None
+    row, col = pick(rng, places)
+    shape = pick(rng, SHAPES)
+    new = SceneObject(shape, pick(rng, SEEN_COLORS[shape]), size, row, col)
+    return Scene((*scene.objects, new), scene.background), new
 
 
 def _words(kind: str, name: str, target: Scene, new: SceneObject | None) -> dict[str, str]:
@@ -230,11 +239,10 @@ def _take(seen: list[DetectedObject], o: SceneObject) -> bool:
     return False
 
 
-def _is_asked_for(seen: DetectedObject, edit: Edit) -> bool:
-    new = edit.new
+def _is_asked_for(seen: DetectedObject, new: SceneObject, kind: str) -> bool:
     if (seen.shape, seen.color, seen.size) != (new.shape, new.color, new.size):
         return False
-    return zone(seen) == zone(new) if edit.kind in ("add", "move") else _is_at(seen, new)
+    return zone(seen) == zone(new) if kind in ("add", "move") else _is_at(seen, new)
 
 
 def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
@@ -255,9 +263,10 @@ def verify_edit(image: Image.Image | np.ndarray, edit: Edit) -> EditVerdict:
     if edit.kind == "background":
         followed = picture.background == edit.target.background
     elif edit.new is None:
+        assert edit.old is not None
         followed = not any((o.shape, o.color) == (edit.old.shape, edit.old.color) for o in picture.objects)
     else:
-        found = next((found for found in seen if _is_asked_for(found, edit)), None)
+        found = next((found for found in seen if _is_asked_for(found, edit.new, edit.kind)), None)
         followed = found is not None
         if followed:
             seen.remove(found)

@@ -139,6 +139,7 @@ def _ask_position(scene: Scene, rng: np.random.Generator) -> Question:
     are_shapes_enough = shapes.count(a.shape) == shapes.count(b.shape) == 1 and rng.random() < 0.5
     first, second = (o.shape if are_shapes_enough else f"{o.color} {o.shape}" for o in (a, b))
     relation = stated_relation(a, b)
+    assert relation is not None  # of a related pair
     false = [
         other
         for other in RELATIONS

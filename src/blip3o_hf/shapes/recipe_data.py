@@ -37,7 +37,7 @@ HELD_OUT = 64
 class ShapesData(TrainingData):
     """Scenes drawn by a program, with captions, edits, plans and conversations about them."""
 
-    benchmark: ClassVar[str] = "blip3o_hf.shapes.recipe_benchmark:ShapesBenchmark"
+    benchmark: ClassVar[str | None] = "blip3o_hf.shapes.recipe_benchmark:ShapesBenchmark"
     language = ("en",)
     prompt = "two red circles"
 
@@ -89,8 +89,8 @@ class ShapesData(TrainingData):
             rates["instruction"] = processor.instruction
         return ShapesPictures(scenes, complete, **rates)
 
-    def _conversations(self, scenes: ShapesDataset, processor, **more: float) -> ShapesConversations:
-        rates = {key: self.settings[key] for key in CONVERSATION_KEYS if key in self.settings}
+    def _conversations(self, scenes: ShapesDataset, processor, **more: Any) -> ShapesConversations:
+        rates: dict[str, Any] = {key: self.settings[key] for key in CONVERSATION_KEYS if key in self.settings}
         return ShapesConversations(scenes, processor, **{**rates, **more})
 
 

@@ -24,7 +24,7 @@ def sprite_mask(shape: str, size: str) -> np.ndarray:
         Read-only float32 array `[pixels, pixels]` in [0, 1].
     """
     pixels = SIZES[size]
-    canvas = Image.new("L", (pixels * _SUPERSAMPLING,) * 2)
+    canvas = Image.new("L", (pixels * _SUPERSAMPLING, pixels * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
     low, high = _INSET * _SUPERSAMPLING, (pixels - _INSET) * _SUPERSAMPLING - 1
     middle, arm = (low + high) / 2, (high - low) * 0.18

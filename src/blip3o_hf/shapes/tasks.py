@@ -217,6 +217,7 @@ class ShapesPhrases(Dataset):
     def __getitem__(self, index: int) -> Phrases:
         task = self.pictures.task(index)
         record, scene = task.record, task.scene
+        assert record.prompt is not None
         words = [object_words(Scene((o,), scene.background))[0] for o in scene.objects]
         if task.is_exact:
             words = [[*own, cell_code(o)] for own, o in zip(words, scene.objects, strict=True)]

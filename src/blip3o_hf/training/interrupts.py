@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -32,7 +32,7 @@ class InterruptCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Within the block, SIGINT is ours, unless another thread runs the block, or the signal is ignored."""
         before = signal.getsignal(signal.SIGINT)
         is_main = threading.current_thread() is threading.main_thread()

@@ -31,6 +31,7 @@ class AlignmentTask(JointTask):
 
     def collate_pictures(self, pictures: Sequence[Phrases]) -> dict[str, torch.Tensor]:
         images = [list(plan.images) for plan in pictures]
+        assert self.processor is not None
         prompts = self.processor.encode_prompts(
             [plan.prompt for plan in pictures],
             images=images if any(images) else None,
@@ -96,4 +97,5 @@ class AlignmentStage(JointStage):
         return PairedDataset(ShapesPhrases(pictures), conversations)
 
     def score(self, trainer):
+        assert self.benchmark is not None
         return self.benchmark.answers(trainer.unwrapped_model, trainer.processing_class)

@@ -1,6 +1,7 @@
 """The stage `encoder`: a target encoder for the tiny world, where a published one would be out of place."""
 
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ class PatchCLIPModel(CLIPModel):
 
     def __init__(self, config: CLIPConfig):
         super().__init__(config)
-        vision = config.vision_config
+        vision: Any = config.vision_config
         self.pixel_head = nn.Linear(vision.hidden_size, 3 * vision.patch_size**2)
         self.place_head = nn.Linear(vision.hidden_size, (vision.image_size // vision.patch_size) ** 2)
         self.post_init()
@@ -38,7 +39,8 @@ class PatchCLIPModel(CLIPModel):
             patch_features (`[B, N, C]`): the last hidden states, without the class token.
             pixel_values (`[B, 3, H, W]`): what the tower saw.
         """
-        size = self.config.vision_config.patch_size
+        vision: Any = self.config.vision_config
+        size = vision.patch_size
         patches = F.unfold(pixel_values, size, stride=size).transpose(1, 2)
         places = torch.arange(patch_features.shape[1], device=patch_features.device).expand(len(patch_features), -1)
         pixel_loss = F.mse_loss(self.pixel_head(patch_features).float(), patches)
