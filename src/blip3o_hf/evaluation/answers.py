@@ -16,7 +16,10 @@ def answer(
     questions: Sequence[str],
     max_new_tokens: int = 40,
 ) -> list[str]:
-    """Greedy answers to one question about each image, or each list of images, as text."""
+    """
+    Greedy answers to one question about each image, or each list of images, as text: words alone, as
+    [`~pipelines.chat.Blip3oChat.ask`] answers, and never nothing.
+    """
     shown = [list(own) if isinstance(own, (list, tuple)) else [own] for own in images]
     conversations: list[list[dict[str, Any]]] = [
         [{"role": "user", "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": question}]}]
@@ -27,8 +30,15 @@ def answer(
     inputs = processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt")
     inputs = inputs.to(model.device)
     inputs.pop("token_type_ids", None)
+    drawing = processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)
     with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            suppress_tokens=[drawing],
+            begin_suppress_tokens=processor.tokenizer.all_special_ids,
+        )
     return [
         text.strip() for text in processor.post_process_image_text_to_text(output[:, inputs["input_ids"].shape[1] :])
     ]
