@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from tests.processes import fork_ranks, wait
 from tests.training.distributed_cases import ENGINES, RECIPES
 
@@ -47,6 +49,10 @@ def make_trainer(folder: Path, batch_size: int, accumulation: int, engine: str |
             **settings,
         },
     )
+    if engine == "fsdp2":
+        assert args.world_size == 2  # which makes the state
+        # accelerate knows FSDP on accelerators only, although it runs on gloo.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return Blip3oTrainer("blip3o-tiny", args, **trainer_settings)
 
 

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from blip3o_hf.cli import main
-from blip3o_hf.cli.chain import subprocess
 from blip3o_hf.training.chain import Summary, load_chain, table
 
 RECIPES = {
@@ -39,16 +38,16 @@ def commands(monkeypatch, tmp_path):
     """The commands that a chain gave; each leaves what its stage would, unless told to fail."""
     given, fails = [], []
 
-    def run(command, check):
+    def run(command):
         given.append(command[command.index("train") + 1 :])
         if fails:
-            return SimpleNamespace(returncode=fails.pop())
+            return fails.pop()
         folder = next(word.partition("=")[2] for word in command if word.startswith("output_dir="))
         (tmp_path / folder).mkdir(parents=True)
         summary("encoder" if folder.endswith("first") else "decoder", overall=0.5).write(tmp_path / folder)
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("blip3o_hf.cli.chain.run_stage", run)
     monkeypatch.chdir(tmp_path)
     return SimpleNamespace(given=given, fails=fails)
 
@@ -123,8 +122,6 @@ def test_what_is_no_chain_is_refused(tmp_path, content, message):
 
 def test_a_stage_is_run_by_this_python(chain, commands, monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, check: seen.append(command) or SimpleNamespace(returncode=1)
-    )
+    monkeypatch.setattr("blip3o_hf.cli.chain.run_stage", lambda command: seen.append(command) or 1)
     assert main(["chain", str(chain)]) == 1
     assert seen[0][:4] == [sys.executable, "-m", "blip3o_hf.cli", "train"]

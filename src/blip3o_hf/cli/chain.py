@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
                 command.append("--resume")
             if arguments.threads is not None:
                 command += ["--threads", str(arguments.threads)]
-            code = _run(command)
+            code = run_stage(command)
             if code:
                 print(f"The stage of {path} ended with exit code {code}. Give the same command again to go on.")
                 return code
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(command: list[str]) -> int:
+def run_stage(command: list[str]) -> int:
     """The exit code of a stage. Ctrl-C is the stage's own: it writes a checkpoint, and the chain waits for that."""
     with subprocess.Popen(command) as process:
         while True:

@@ -506,7 +506,10 @@ class Blip3oTrainer(Trainer):
         """As a checkpoint is resumed from, and with its average of the weights, which is what was evaluated."""
         best = self.state.best_model_checkpoint
         is_whole = isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        self._load_from_checkpoint(best) if is_whole else super()._load_best_model()
+        if is_whole:
+            self._load_from_checkpoint(best)
+        else:
+            super()._load_best_model()
         if self.average is not None:
             self.average.load(best)
 
