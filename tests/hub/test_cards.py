@@ -409,7 +409,7 @@ def test_what_evaluate_writes_goes_into_a_card(folder, card, tmp_path, capsys):
     call += ["--steps", "1", "--seed", "3", "--output", str(out)]
     assert main(call) == 0
     read = Evaluation.read(out)
-    assert read.settings["seed"] == 3 and read.settings["steps"] == 1 and read.settings["guidance"] == 3.0
+    assert read.settings["seed"] == 3 and read.settings["steps"] == 1 and read.settings["guidance"] == 2.0
     assert read.versions == versions() and read.date.endswith("Z")
     assert read.command.startswith("blip3o-hf evaluate --model blip3o-tiny --per-family 1 ")
     overall = [score for score in read.scores if score.name == "overall"]

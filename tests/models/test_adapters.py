@@ -331,7 +331,7 @@ def test_queries_scale_and_add_up():
     queries.scales = dict.fromkeys(queries.scales, 0.0)
     assert torch.equal(queries(1)[0], own)
     queries.scales["second"] = 1.0
-    queries.fuse(names=["second"])
+    queries.fuse(1.0, names=["second"])
     queries.remove("first")
     queries.scales["second"] = 0.0
     assert torch.equal(queries(1)[0], second)

@@ -31,6 +31,8 @@ def draw(pipe, **arguments):
         "prompt": PROMPTS,
         "generator": generators,
         "num_inference_steps": 6,
+        "plan": False,
+        "num_attempts": 1,
         "output_type": "pt",
         **arguments,
     }

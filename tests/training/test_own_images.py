@@ -89,7 +89,7 @@ def test_edits_and_reconstructions_train_beside_captions(make_recipe, photos, tm
     trainer = recipe.trainer()
     records = [trainer.train_dataset[index] for index in range(10)]
     assert {record.kind for record in records} == {"editing", "generation", "reconstruction"}
-    assert len(trainer.task.collate(records)["image_grid_thw"]) == sum(len(record.images) for record in records)
+    assert len(trainer.task.collate(records)["pixel_values"]) == sum(len(record.images) for record in records)
     trainer.train()
     assert torch.isfinite(torch.tensor(trainer.state.log_history[0]["train_loss"]))
 

@@ -26,14 +26,21 @@ class BackboneChecker:
 
     Args:
         model, processor: of one repository; the backbone must read images.
+        device: where the model computes, where that is not where its weights are (offloading).
 
     Raises:
         ValueError: when the backbone reads text only, or "yes" and "no" begin with the same token.
     """
 
-    def __init__(self, model: Blip3oForConditionalGeneration, processor: Blip3oProcessor):
+    def __init__(
+        self,
+        model: Blip3oForConditionalGeneration,
+        processor: Blip3oProcessor,
+        device: torch.device | None = None,
+    ):
         model.check_vision()
         self.model = model
+        self.device = device
         self.processor = processor
         yes, no = (self._first_tokens(words) for words in (_YES, _NO))
         self.answers = sorted(yes - no), sorted(no - yes)
@@ -62,7 +69,7 @@ class BackboneChecker:
             padding_side="left",
             add_special_tokens=False,
             return_tensors="pt",
-        ).to(self.model.device)
+        ).to(self.model.device if self.device is None else self.device)
         inputs.pop("token_type_ids", None)
         logits = self.model(**inputs, logits_to_keep=1).logits[:, -1].float()
         yes, no = (logits[:, tokens].logsumexp(dim=-1) for tokens in self.answers)

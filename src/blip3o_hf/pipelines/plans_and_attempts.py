@@ -95,7 +95,9 @@ class Blip3oPlansAndAttemptsMixin(Base):
             )
         if reason is not None or (number == 1 and checker is None):
             return None
-        look = checker if checker is not None else BackboneChecker(self.model, self.processor)
+        look = checker
+        if look is None:
+            look = BackboneChecker(self.model, self.processor, self._execution_device)
 
         def check(pixels: torch.Tensor, numbers: list[int], plans: list[str] | None) -> Sequence[float]:
             assert prompts is not None  # or there is a reason not to look
