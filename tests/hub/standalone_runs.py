@@ -141,7 +141,7 @@ def without_the_package(out: Path, repository: str, pushed: str, other: str, dif
     texts["code"] = []
     for source in (repository, other, repository):
         again = DiffusionPipeline.from_pretrained(source, **TRUST)
-        texts["code"].append("MARK" in type(again).denoise.__globals__)
+        texts["code"].append("MARK" in type(again).decode_features.__globals__)
     return images, texts
 
 

@@ -487,10 +487,10 @@ class Blip3oAdaptedQueries(nn.Module):
             del self.trained[name], self.scales[name]
             self.active = tuple(other for other in self.active if other != name)
 
-    def fuse(self, scale: float, names: Sequence[str]) -> None:
-        """Keep to the present scales, times `scale`, of these adapters and those fused before, until `unfuse`."""
+    def fuse(self, scale: float = 1.0, names: Sequence[str] | None = None) -> None:
+        """Keep to the present scales, times `scale`, of `names` or the active adapters, and of those fused before."""
         self.fused_scales = self.fused_scales or {}
-        for name in names:
+        for name in self.active if names is None else names:
             if name in self.trained and name not in self.fused_scales:
                 self.scales[name] *= scale
                 self.fused_scales[name] = self.scales[name]
