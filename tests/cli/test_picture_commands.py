@@ -79,7 +79,8 @@ def test_reconstruct_needs_the_target_encoder(scene_file, tmp_path, capsys):
 def test_chat_draws_answers_and_edits(talk, tmp_path):
     status, printed = talk(["/draw a red circle", "/ask what color is the circle?", "", "/edit make the circle blue"])
     assert status == 0
-    first, answer, second = printed.out.splitlines()
+    planned, first, answer, planned_again, second = printed.out.splitlines()
+    assert planned.startswith("plan: a ") and "blue circle" in planned_again
     assert [first, second] == [str(tmp_path / f"picture-{number}.png") for number in (1, 2)]
     assert answer == "red"
     assert Image.open(first).size == Image.open(second).size == (64, 64)

@@ -217,7 +217,7 @@ def test_weights_are_stored_once_and_as_they_were(repository):
         f"{part}/{PART}.py" for part in ("model", "processor", "scheduler", "decoder")
     }
     code = sum(after[name] for name in added)
-    assert code < min(before[name] for name in weights), "the code is smaller than the smallest weights"
+    assert code < 0.1 * sum(before[name] for name in weights), "the code is small beside the weights"
     assert sum(after.values()) - sum(before.values()) - code < 2_000, "and nothing else is stored again"
 
 

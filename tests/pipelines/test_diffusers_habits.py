@@ -32,6 +32,7 @@ def draw(pipe, **arguments):
         "generator": generators,
         "num_inference_steps": 6,
         "plan": False,
+        "guidance_scale": 2.0,
         "num_attempts": 1,
         "output_type": "pt",
         **arguments,

@@ -79,6 +79,16 @@ class Blip3oPipelineOutput(BaseOutput):
     accepted: list[bool] | None = None
 
 
+def _end_answers(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> None:
+    """
+    Let the model's answers end where the tokenizer says, when no file did: of a repository on the Hub, diffusers does
+    not fetch the part's `generation_config.json`.
+    """
+    settings, tokenizer = model.generation_config, processor.tokenizer
+    if settings.eos_token_id is None:
+        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
 class Blip3oPipeline(
     Blip3oRepositoryMixin,
     Blip3oInputChecksMixin,
@@ -159,6 +169,8 @@ class Blip3oPipeline(
         super().__init__()
         diffusion_decoder = {"unet": unet, "vae": vae, "decoder_scheduler": decoder_scheduler}
         check_decoder_parts(decoder, **diffusion_decoder)
+        if processor is not None:
+            _end_answers(model, processor)
         self.register_modules(
             model=model, processor=processor, scheduler=scheduler, decoder=decoder, **diffusion_decoder
         )
