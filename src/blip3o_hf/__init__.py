@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import registration
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:  # The same names, for type checkers, editors and the API reference.
     from .assets import packaged_model_path as packaged_model_path
