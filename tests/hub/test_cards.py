@@ -413,7 +413,11 @@ def test_what_evaluate_writes_goes_into_a_card(folder, card, tmp_path, capsys):
     assert read.versions == versions() and read.date.endswith("Z")
     assert read.command.startswith("blip3o-hf evaluate --model blip3o-tiny --per-family 1 ")
     overall = [score for score in read.scores if score.name == "overall"]
-    assert [score.total for score in overall] == [8, 8] and set(overall[0].beside) == {"one attempt", "chance", "ceiling"}
+    assert [score.total for score in overall] == [8, 8] and set(overall[0].beside) == {
+        "one attempt",
+        "chance",
+        "ceiling",
+    }
     capsys.readouterr()
     assert main(["card", "write", str(folder), "--results", str(out)]) == 0
     assert capsys.readouterr().out == f"{card}\n"
