@@ -10,6 +10,7 @@ from peft import get_peft_model
 from PIL import Image
 from tests.published_layout import write_published_checkpoint
 
+from blip3o_hf import Blip3oPipeline
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import build_parser, main
 from blip3o_hf.cli.generate import lora_of
@@ -281,6 +282,14 @@ def test_precompute_refuses_what_it_cannot_do(tmp_path, capsys):
     fails(capsys, [*call, "--shard-size", "0"], "`shard_size` must be at least 1. Got 0")
     fails(capsys, [*call, "data.lenght=3"], "Unknown key 'lenght'", "Did you mean 'length'?")
     assert not (tmp_path / "cache").exists()
+
+
+def test_export_does_not_tell_where_the_pipeline_was(tmp_path, make_pipeline):
+    make_pipeline().save_pretrained(tmp_path / "source")
+    Blip3oPipeline.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "again")
+    assert main(["export", str(tmp_path / "again"), str(tmp_path / "out")]) == 0
+    for path in (tmp_path / "out").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
 
 
 def test_export_refuses_to_overwrite_and_keeps_the_pictures(tmp_path, capsys):
