@@ -44,16 +44,6 @@ class FeatureDenoiser(Denoiser):
         self.null_condition = torch.zeros_like(condition[:1]) if null_condition is None else null_condition
         self.condition = condition
 
-    @property
-    def condition(self) -> torch.Tensor:
-        return self._condition
-
-    @condition.setter
-    def condition(self, value: torch.Tensor) -> None:
-        self._condition = value
-        self._plain: dict[str, Any] | None = None
-        self._guided: dict[str, Any] | None = None
-
     def predict(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         return self._velocity(latents, index, "plain", self._plain_arguments())
 
@@ -71,25 +61,25 @@ class FeatureDenoiser(Denoiser):
 
     def _plain_arguments(self) -> dict[str, Any]:
         """What the transformer attends to in every step without guidance, as its arguments."""
-        if self._plain is None:
+        if "plain" not in self.computed:
             if self._offloads_groups:  # which brings weights back in `forward` alone
-                self._plain = {"encoder_hidden_states": self.condition}
+                self.computed["plain"] = {"encoder_hidden_states": self.condition}
             else:
-                self._plain = {"condition_cache": self.transformer.precompute_condition(self.condition)}
-        return self._plain
+                self.computed["plain"] = {"condition_cache": self.transformer.precompute_condition(self.condition)}
+        return self.computed["plain"]
 
     def _guided_arguments(self) -> dict[str, Any]:
         """The same with guidance: of a batch of twice the size, the null condition first."""
-        if self._guided is None:
+        if "guided" not in self.computed:
             repeats = len(self.condition) // len(self.null_condition)
             if self._offloads_groups:
                 null = self.null_condition.repeat_interleave(repeats, dim=0)
-                self._guided = {"encoder_hidden_states": torch.cat([null, self.condition])}
+                self.computed["guided"] = {"encoder_hidden_states": torch.cat([null, self.condition])}
             else:
                 null = self.transformer.precompute_condition(self.null_condition).repeat_interleave(repeats)
                 cache = self._plain_arguments()["condition_cache"]
-                self._guided = {"condition_cache": Blip3oConditionCache.cat([null, cache])}
-        return self._guided
+                self.computed["guided"] = {"condition_cache": Blip3oConditionCache.cat([null, cache])}
+        return self.computed["guided"]
 
     @property
     def _offloads_groups(self) -> bool:

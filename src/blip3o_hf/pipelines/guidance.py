@@ -1,7 +1,7 @@
 """One denoising loop with classifier-free guidance, for both diffusion stages: image features, and pixels of them."""
 
 import inspect
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -15,11 +15,21 @@ class Denoiser:
 
     Attributes:
         condition (`[N, ...]`): what it is told of each image; callbacks get it as `prompt_embeds`, and may replace it.
+        computed: what was computed of the condition, by its name, until there is another one.
         guides_below: whether scales below 1 guide, too.
     """
 
-    condition: torch.Tensor
     guides_below: ClassVar[bool] = False
+    computed: dict[str, Any]
+
+    @property
+    def condition(self) -> torch.Tensor:
+        return self._condition
+
+    @condition.setter
+    def condition(self, value: torch.Tensor) -> None:
+        self._condition = value
+        self.computed = {}
 
     def is_guided(self, scale: float) -> bool:
         """Whether a guidance scale asks for the null condition, too."""

@@ -73,15 +73,6 @@ class PixelDenoiser(Denoiser):
         size = [side * vae_scale_factor for side in latents.shape[-2:]]
         self.time_ids = image_conditions(*size).to(latents.device).repeat(len(latents), 1)
 
-    @property
-    def condition(self) -> torch.Tensor:
-        return self._condition
-
-    @condition.setter
-    def condition(self, value: torch.Tensor) -> None:
-        self._condition = value
-        self._guided: tuple[torch.Tensor, torch.Tensor] | None = None
-
     def predict(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         return self._noise(latents, index, self.condition, self.time_ids)
 
@@ -91,9 +82,10 @@ class PixelDenoiser(Denoiser):
                 "Guidance needs `null_features`. A callback switched it on, and there are none. Pass those of "
                 "`Blip3oPipeline.prepare_null_features()`."
             )
-        if self._guided is None:
-            self._guided = torch.cat([self.condition, self.null_condition]), self.time_ids.repeat(2, 1)
-        noise, null_noise = self._noise(torch.cat([latents, latents]), index, *self._guided).chunk(2)
+        if "guided" not in self.computed:
+            both = torch.cat([self.condition, self.null_condition])
+            self.computed["guided"] = both, self.time_ids.repeat(2, 1)
+        noise, null_noise = self._noise(torch.cat([latents, latents]), index, *self.computed["guided"]).chunk(2)
         return noise, null_noise
 
     def _noise(self, latents: torch.Tensor, index: int, tokens: torch.Tensor, time_ids: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,6 @@ def finetune(
         steps=steps,
         decoder_steps=decoder_steps,
         batch_size=batch_size,
-        prompts=prompts,
         data_settings=data_settings,
         model_settings=model_settings,
         training_settings=training_settings,
@@ -100,7 +99,8 @@ def finetune(
     for content in recipes.values():
         recipe_of(content, "the settings of the fine-tuning").training_arguments()
     captions = _first_captions(recipes["generation"]["data"])  # what is wrong with the data is said before all else
-    recipes["generation"]["evaluation"] = {"prompts": list(prompts) or captions} if prompts or captions else {}
+    drawn = list(prompts) or captions
+    recipes["generation"]["evaluation"] = {"prompts": drawn} if drawn else {}
     for name in recipes if not resume else ():
         check_not_finished(output / name)
     for name, content in recipes.items():
@@ -121,17 +121,16 @@ def finetune_recipes(
     steps: int = 1500,
     decoder_steps: int = 600,
     batch_size: int = 32,
-    prompts: Sequence[str] = (),
     data_settings: Mapping[str, Any] | None = None,
     model_settings: Mapping[str, Any] | None = None,
     training_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """
-    The recipes that [`finetune`] runs, by the folder below `output` that each one writes.
+    The recipes that [`finetune`] runs, by the folder below `output` that each one writes; it adds what they draw.
 
     Args:
-        data, output, model, steps, decoder_steps, batch_size, prompts, data_settings, model_settings,
-            training_settings: as in [`finetune`].
+        data, output, model, steps, decoder_steps, batch_size, data_settings, model_settings, training_settings: as in
+            [`finetune`].
     """
     model, output, folder = os.fspath(model), expanded(output), resolve_model(os.fspath(model))
     if not os.path.isdir(folder):
@@ -163,7 +162,6 @@ def finetune_recipes(
         "model": model_keys,
         "data": mixture,
         "training": {**shared, **rates, "evaluation_steps": 250, "max_steps": steps, **given_training},
-        "evaluation": {"prompts": list(prompts)} if prompts else {},
     }
     if decoder_steps == 0 or not _has_patch_decoder(folder):
         return {"generation": generation}

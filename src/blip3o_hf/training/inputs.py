@@ -1,6 +1,5 @@
 """What a user passes to the Trainer, checked and completed: model, encoder, data sets."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from ..pipelines.pipeline_blip3o import has_pipeline
 from .arguments import FROZEN_DTYPES, Blip3oTrainingArguments
 from .caching import CachedInputs, target_fingerprint
 from .distributed import whole_weights
+from .feature_cache import content_hash
 from .tasks import Task
 
 logger = logging.get_logger(__name__)
@@ -190,7 +190,7 @@ def warn_of_overlap(train_dataset: Any, eval_dataset: Any) -> int:
     return number
 
 
-def _content(dataset: Any, index: int) -> bytes | None:
+def _content(dataset: Any, index: int) -> int | None:
     """A hash of a record; `None` of what is no record, or cannot be read."""
     try:
         record = dataset[index]
@@ -198,8 +198,5 @@ def _content(dataset: Any, index: int) -> bytes | None:
         return None
     if not isinstance(record, Record):
         return None
-    digest = hashlib.blake2b(repr((record.prompt, record.turns)).encode(), digest_size=16)
-    for image in (record.target, *record.images):
-        if image is not None:
-            digest.update(repr(image.size).encode() + image.tobytes())
-    return digest.digest()
+    images = (image for image in (record.target, *record.images) if image is not None)
+    return content_hash(repr((record.prompt, record.turns)), images)

@@ -1,5 +1,7 @@
 """The stage `decoder`: from features to the pixels they came from, in one pass."""
 
+from functools import cached_property
+
 import torch
 
 from ...models.decoder_patch import Blip3oPatchDecoder
@@ -32,17 +34,21 @@ class DecoderStage(Stage):
             )
         self._check_sizes_kept("decoder", "encoder")
 
-    def target_encoder(self):
+    @cached_property
+    def _encoder(self) -> TargetEncoder:
         with whole_weights(self.arguments):
             if "model" in self.folders:
                 return TargetEncoder.load(self.folders["model"], "target_encoder", torch.float32)
             return TargetEncoder.load(self.folders["encoder"])
 
+    def target_encoder(self):
+        return self._encoder
+
     def build(self):
         if "model" in self.folders:
             folder = self.folders["model"]
             return Blip3oPatchDecoder.from_pretrained(folder, subfolder="decoder", torch_dtype=torch.float32), None
-        channels = self.target_encoder().model.config.hidden_size
+        channels = self._encoder.model.config.hidden_size
         return Blip3oPatchDecoder(in_channels=channels, **self._given(self.size_keys)), None
 
     def task(self):
