@@ -50,7 +50,9 @@ def press(monkeypatch):
 
         monkeypatch.setattr(runs, "curves", show)
 
-    return press
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    yield press
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupted_run_is_kept_whole_and_goes_on_by_the_command_it_prints(recipe, press, tmp_path, capsys):
