@@ -31,6 +31,7 @@ from blip3o_hf.shapes import (
 )
 from blip3o_hf.shapes.conversations import ShapesConversations
 from blip3o_hf.shapes.dataset import ShapesDataset
+from blip3o_hf.shapes.wording import further_wordings
 
 PROCESSOR = SimpleNamespace(
     instruction="Draw: {caption}",
@@ -215,7 +216,7 @@ def test_half_of_the_images_compared_are_near():
 
 
 @pytest.mark.parametrize("natural_rate", [0.0, 0.5])
-def test_requests_are_answered_with_a_picture_or_with_a_sentence(natural_rate):
+def test_requests_are_answered_with_a_picture_or_with_a_sentence(few_wordings, natural_rate):
     data, records = conversations(250, natural_rate=natural_rate, request_rate=1.0, history_rate=0.4)
     kinds, histories = Counter(), Counter()
     for scene, record in zip(islice(data, 250), records, strict=True):
@@ -368,3 +369,27 @@ def test_a_rate_of_histories_that_is_no_share_is_refused(rate):
     message = f"`history_rate` is a share in [0, 1] of the conversations. Got {rate}."
     with pytest.raises(ValueError, match=re.escape(message)):
         conversations(1, history_rate=rate)
+
+
+# Wordings
+
+
+def test_every_further_wording_is_of_a_form_that_is_asked_for(monkeypatch):
+    """A form that is misspelled, here or there, would never be drawn."""
+    given, asked_for = set(further_wordings()), set()
+
+    class Recording(dict):
+        def get(self, form, default=None):
+            asked_for.add(form)
+            return super().get(form, default)
+
+    wordings = Recording(further_wordings())
+    monkeypatch.setattr("blip3o_hf.shapes.wording.further_wordings", lambda: wordings)
+    scenes = ShapesDataset(2500, seed=1, natural_rate=1.0, num_questions=4)
+    rates = {"image_plan_rate": 0.2, "comparison_rate": 0.2, "request_rate": 0.3}
+    conversations = ShapesConversations(scenes, PROCESSOR, history_rate=0.2, **rates)
+    index = 0
+    while asked_for != given and index < len(scenes):
+        conversations[index]
+        index += 1
+    assert asked_for == given

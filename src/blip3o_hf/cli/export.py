@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..hub.standalone import add_code, check_pipeline
+from ..pipelines.repository import forget_folders
 from .models import encoder_beside
 
 EXAMPLES = """examples:
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             _round(source, work, arguments.dtype or "bfloat16")
             _write_card(source, work, arguments.dtype or "bfloat16", target.name)
-        _forget_folders(work)
+        forget_folders(work)
         if arguments.remote_code:
             add_code(work)
         work.chmod(0o755)
@@ -69,15 +70,6 @@ def _hint(source: Path) -> str:
     if not source.is_dir() or not is_published(source):
         return ""
     return " It is a published checkpoint. Run `blip3o-hf convert` first, and export what that writes."
-
-
-def _forget_folders(work: Path) -> None:
-    """Take out of the configs where on this machine their parts were loaded from."""
-    for path in (work / "model_index.json", *work.glob("*/config.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if Path(config.get("_name_or_path", "")).is_absolute():
-            del config["_name_or_path"]
-            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _round(source: Path, folder: Path, name: str) -> None:

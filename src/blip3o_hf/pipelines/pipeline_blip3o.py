@@ -495,8 +495,16 @@ class Blip3oPipeline(
 
         All arguments but the first are for a diffusion decoder, see [`Blip3oDecoderPipeline`], or for a decoder of
         one's own that takes them.
+
+        Raises:
+            ValueError: when the pipeline has no decoder.
         """
         decoder = self.feature_decoder
+        if decoder is None:
+            raise ValueError(
+                "Image features become pixels in a decoder. This pipeline has none. Load one with "
+                "`decoder=Blip3oDecoderPipeline.from_pretrained(...)`, or keep the features."
+            )
         settings = {
             "null_features": null_features,
             "height": height,
@@ -506,7 +514,7 @@ class Blip3oPipeline(
             "guidance_interval": guidance_interval,
             "generator": generator,
         }
-        return decoder.decode(image_features, **decoder.taken(settings))  # ty: ignore[missing-union-attribute]
+        return decoder.decode(image_features, **decoder.taken(settings))
 
     def _load_offloaded_model(self) -> None:
         """Bring the model to its device under CPU offloading, whose hook watches `forward` alone."""

@@ -147,6 +147,7 @@ class Blip3oRepositoryMixin(Base):
             weight_map |= dict.fromkeys(read_header(path), f"model/{path.name}")
         index = shard_index(weight_map, total_size)
         (root / index_name("model", variant)).write_text(json.dumps(index, indent=2) + "\n")
+        forget_folders(root)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
@@ -166,4 +167,13 @@ class Blip3oRepositoryMixin(Base):
         return settings
 
 
-__all__ = ["Blip3oRepositoryMixin"]
+def forget_folders(root: str | os.PathLike) -> None:
+    """Take out of the configs of a saved pipeline where on this machine its parts were loaded from."""
+    for path in (Path(root, "model_index.json"), *Path(root).glob("*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if Path(config.get("_name_or_path") or "").is_absolute():
+            del config["_name_or_path"]
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+__all__ = ["Blip3oRepositoryMixin", "forget_folders"]

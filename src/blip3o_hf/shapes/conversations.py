@@ -11,7 +11,7 @@ from . import (
     EDIT_KINDS,
     NO_PICTURE,
     NOT_KNOWN,
-    SMALL_TALK,
+    Example,
     Scene,
     break_picture,
     edit_scene,
@@ -21,17 +21,18 @@ from . import (
     off_topic,
     patch_words,
     pick,
-    punctuated,
     render,
     sample_comparison,
     sample_edit,
     sample_example,
     sample_question_of_two,
+    sample_scene,
     verify,
     write_plan,
 )
 from .dataset import ShapesDataset, ShapesRecord
-from .tasks import earlier_turn, sample_edit_task
+from .tasks import drawn_turn, earlier_turn, sample_edit_task
+from .wording import AGAIN, any_wording, asked, punctuated, small_talk
 
 DESCRIBE = "describe the image"
 DESCRIBE_FULLY = "describe the image in detail"
@@ -134,8 +135,8 @@ class ShapesConversations(Dataset):
         scene = self.scenes[index]
         turns = [
             *self._questions(scene),
-            (self._describe(rng, _DESCRIBE_WORDS), scene.description),
-            (self._describe(rng, _DESCRIBE_FULLY_WORDS), scene.long_caption),
+            (self._describe(rng, "describe", _DESCRIBE_WORDS), scene.description),
+            (self._describe(rng, "describe fully", _DESCRIBE_FULLY_WORDS), scene.long_caption),
         ]
         turns = tuple(turns[place] for place in rng.permutation(len(turns)))  # a description may be asked for at once
         return Record(
@@ -148,7 +149,12 @@ class ShapesConversations(Dataset):
 
     def _plan_of_image(self, index: int, rng: np.random.Generator) -> Record:
         history, ask = self._history(rng), self.processor.plan_instruction
-        if rng.random() < 0.65:
+        images: tuple[Image.Image, ...] = ()
+        kind = rng.random()
+        if kind < 0.05:
+            history, text, scene = self._again(rng)
+            plan = write_plan(scene)
+        elif kind < 0.75:
             edit, text, images, history = sample_edit_task(
                 self.scenes, index, rng, history, self.processor.instruction
             )
@@ -159,6 +165,14 @@ class ShapesConversations(Dataset):
             plan = write_plan(Scene(in_reading_order(scene.scene.objects), scene.scene.background))
         turn = (ask.replace("{caption}", text), plan)
         return Record(self.scenes.key(index), images=images, turns=(turn,), history=history)
+
+    def _again(self, rng: np.random.Generator) -> tuple[tuple[dict[str, Any], ...], str, Scene]:
+        """The turn in which a picture was drawn, the wish for another one, and what that one may show."""
+        example = sample_example(rng, split=self.scenes.split)
+        history = drawn_turn(example, rng, self.processor.instruction)
+        text = punctuated(rng, any_wording(rng, "again", AGAIN))
+        scene = sample_scene(example.prompt, rng, split=self.scenes.split)
+        return history, text, Example(scene, example.prompt, "").ordered_scene
 
     def _of_two(self, index: int, rng: np.random.Generator) -> Record:
         first, rate = self.scenes[index], self.scenes.natural_rate
@@ -184,18 +198,20 @@ class ShapesConversations(Dataset):
         scene, start = self.scenes[index], self.processor.image_start_token
         history = self._history(rng)
         key, kind = self.scenes.key(index), rng.random()
+        if kind < 0.03:
+            history, text, _ = self._again(rng)
+            return Record(key, turns=((text, start),), history=history)
         if kind < 0.35:
             return Record(key, turns=((scene.caption, start),), history=history)
         if kind < 0.7:
             _, text, images, history = sample_edit_task(self.scenes, index, rng, history, self.processor.instruction)
             return Record(key, turns=((text, start),), images=images, history=history)
         if kind < 0.8:
-            texts, answer = pick(rng, SMALL_TALK)
-            return Record(key, turns=((punctuated(rng, pick(rng, texts)), answer),), history=history)
+            return Record(key, turns=(small_talk(rng),), history=history)
         if kind < 0.9:
             return Record(key, turns=((off_topic(rng), NOT_KNOWN),), history=history)
         if kind < 0.96:
-            text = pick(rng, (scene.questions[0].text, self._describe(rng, _DESCRIBE_WORDS)))
+            text = pick(rng, (scene.questions[0].text, self._describe(rng, "describe", _DESCRIBE_WORDS)))
         else:
             text = sample_edit(rng, split=self.scenes.split)[0].reworded(rng)
         return Record(key, turns=((text, NO_PICTURE),))
@@ -239,8 +255,10 @@ class ShapesConversations(Dataset):
             return ()
         return earlier_turn(sample_example(rng, split=self.scenes.split), rng, self.processor.instruction)
 
-    def _describe(self, rng: np.random.Generator, wordings: tuple[str, ...]) -> str:
-        return punctuated(rng, pick(rng, wordings)) if rng.random() < self.scenes.natural_rate else wordings[0]
+    def _describe(self, rng: np.random.Generator, form: str, wordings: tuple[str, ...]) -> str:
+        if rng.random() >= self.scenes.natural_rate:
+            return wordings[0]
+        return asked(rng, any_wording(rng, form, wordings))
 
     @staticmethod
     def _questions(scene: ShapesRecord) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from . import (
+    EDIT_KINDS,
     GENERAL_QUESTION_KINDS,
     PLACE_KINDS,
     QUESTION_KINDS,
@@ -19,6 +20,7 @@ from . import (
     is_held_out_text,
     long_caption,
     natural_prompt,
+    pick,
     question_kinds,
     render,
     sample_example,
@@ -97,9 +99,10 @@ class ShapesDataset(Dataset):
         natural_rate: share in [0, 1] of the other captions, and of the questions, in words as people write them.
         family_weights: how often each family of prompts is drawn, relative to 1 for the families left out.
         question_weights: how often each kind of question is drawn where it can be asked, relative to 1 likewise.
+        edit_weights: how often each kind of edit is drawn, relative to 1 likewise.
 
     Raises:
-        ValueError: when weights name a family or a kind of question that training does not have, are negative, or
+        ValueError: when weights name a family or a kind of question or edit that training does not have, are negative, or
             leave nothing to draw.
     """
 
@@ -113,6 +116,7 @@ class ShapesDataset(Dataset):
         natural_rate: float = 0.0,
         family_weights: dict[str, float] | None = None,
         question_weights: dict[str, float] | None = None,
+        edit_weights: dict[str, float] | None = None,
     ):
         self.length = length
         self.seed = seed
@@ -123,6 +127,7 @@ class ShapesDataset(Dataset):
         self.family_weights = _weights("family_weights", family_weights, TRAINING_FAMILIES, TRAINING_FAMILIES)
         kinds, general = ALL_QUESTION_KINDS, GENERAL_QUESTION_KINDS
         self.question_weights = _weights("question_weights", question_weights, kinds, general)
+        self.edit_weights = _weights("edit_weights", edit_weights, EDIT_KINDS, EDIT_KINDS)
 
     def __len__(self) -> int:
         return self.length
@@ -165,6 +170,10 @@ class ShapesDataset(Dataset):
         rng = np.random.default_rng((self.seed, index))
         family = None if self.family_weights is None else _draw(rng, self.family_weights, TRAINING_FAMILIES)
         return sample_example(rng, split=self.split, family=family), rng
+
+    def draw_edit_kind(self, rng: np.random.Generator) -> str:
+        """One of `EDIT_KINDS`, by their weights."""
+        return pick(rng, EDIT_KINDS) if self.edit_weights is None else _draw(rng, self.edit_weights, EDIT_KINDS)
 
     def key(self, index: int) -> str:
         """The name of a scene among all that there are."""

@@ -25,7 +25,7 @@ from .scene import (
     is_held_out_scene,
 )
 from .verify import DetectedObject, detect
-from .wording import COMPARATIVES, PLACE_WORDS, SIZE_WORDS, natural_edit, natural_name
+from .wording import COMPARATIVES, SIZE_WORDS, any_wording, natural_edit, natural_name, natural_place, renamed
 
 EDIT_KINDS = ("color", "shape", "add", "remove", "move", "size", "background")
 MAX_SHIFT = CELL
@@ -87,12 +87,13 @@ class Edit:
         if self.new is not None:
             if self.kind == "add":
                 words["new"] = with_article(natural_name(rng, self.new.shape, self.new.color, self.new.size))
-            words["place"] = pick(rng, PLACE_WORDS[zone(self.new)])
+            words["place"] = natural_place(rng, zone(self.new))
             words["to_place"] = words["place"].replace("at ", "to ", 1).replace("on ", "to ", 1)
             words["to_place"] = words["to_place"].replace("in the", pick(rng, ("to the", "into the")), 1)
         if self.kind == "size" and self.new is not None:
             words["comparative"] = pick(rng, COMPARATIVES[self.new.size])
-            words["size"] = pick(rng, SIZE_WORDS[self.new.size])
+            words["size"] = any_wording(rng, f"size {self.new.size}", SIZE_WORDS[self.new.size])
+        words["old"] = renamed(rng, words["old"])
         if len(self.source.objects) == 1 and rng.random() < 0.4:
             words["old"] = "it"
         return natural_edit(rng, self.kind, words).replace("the it ", "it ").replace("the it", "it")

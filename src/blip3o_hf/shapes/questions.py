@@ -20,7 +20,7 @@ from .scene import (
     offset_along,
     stated_relation,
 )
-from .wording import QUESTION_WORDS, RELATION_WORDS, natural_question
+from .wording import QUESTION_WORDS, natural_question, natural_relation
 
 QUESTION_KINDS = ("existence", "color", "shape", "count", "position", "background", "size")
 PLACE_KINDS = ("row", "column", "cell", "zone")
@@ -57,7 +57,7 @@ class Question:
         if not self.form:
             return self.text
         if "relation" in words:
-            words["relation"] = pick(rng, RELATION_WORDS[words["relation"]])
+            words["relation"] = natural_relation(rng, words["relation"])
         return natural_question(rng, self.form, words)
 
 
@@ -252,4 +252,4 @@ def sample_question_of_two(
     text = question.reworded(rng) if is_natural else question.text
     if "image" in text or "picture" in text:
         text = question.text
-    return Question(f"{text.rstrip('? ')} in the {name} image?", question.answer, question.kind)
+    return Question(f"{text.rstrip('?. ')} in the {name} image?", question.answer, question.kind)

@@ -13,6 +13,7 @@ from .dataset import ShapesDataset
 from .tasks import ShapesPictures
 
 SCENE_KEYS = ("length", "seed", "long_caption_rate", "natural_rate", "family_weights")
+EDIT_KEYS = ("edit_weights",)
 QUESTION_KEYS = ("question_weights", "num_questions")
 PICTURE_KEYS = ("edit_rate", "reconstruction_rate", "history_rate", "plan_rate")
 CONVERSATION_KEYS = (
@@ -26,9 +27,9 @@ CONVERSATION_KEYS = (
 )
 _KEYS = {
     "images": SCENE_KEYS,
-    "pictures": (*SCENE_KEYS, *PICTURE_KEYS),
-    "conversations": (*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS),
-    "pairs": tuple(dict.fromkeys((*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS, *PICTURE_KEYS))),
+    "pictures": (*SCENE_KEYS, *PICTURE_KEYS, *EDIT_KEYS),
+    "conversations": (*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS, *EDIT_KEYS),
+    "pairs": tuple(dict.fromkeys((*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS, *PICTURE_KEYS, *EDIT_KEYS))),
 }
 NUM_QUESTIONS = 4
 HELD_OUT = 64
@@ -47,7 +48,7 @@ class ShapesData(TrainingData):
 
     def scenes(self, **more: Any) -> ShapesDataset:
         """The scenes of the recipe."""
-        keys = (*SCENE_KEYS, *QUESTION_KEYS)
+        keys = (*SCENE_KEYS, *QUESTION_KEYS, *EDIT_KEYS)
         return ShapesDataset(**{**{key: self.settings[key] for key in keys if key in self.settings}, **more})
 
     def pictures(self, complete=decode, processor=None):

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 from ..data.records import RECONSTRUCT, Record
 from . import (
-    EDIT_KINDS,
     Edit,
     Example,
     Scene,
@@ -20,7 +19,6 @@ from . import (
     in_reading_order,
     is_training_scene,
     object_words,
-    pick,
     render,
     sample_edit,
     sample_example,
@@ -136,20 +134,26 @@ class ShapesPictures(Dataset):
     @property
     def identity(self) -> str:
         """What, beside a record's key, decides which image it has."""
-        rates = {name: rate for name, rate in self.rates.items() if rate}
-        return json.dumps([WORLD, self.scenes.family_weights, rates])
+        own = {**self.rates, "edit_weights": self.scenes.edit_weights}
+        return json.dumps([WORLD, self.scenes.family_weights, {name: value for name, value in own.items() if value}])
 
 
 def earlier_turn(example: Example, rng: np.random.Generator, instruction: str) -> tuple[dict[str, Any], ...]:
     """A picture drawn on request, from its prompt or its plan, or a question about it, with the answer."""
-    picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
     if rng.random() < 0.5:
-        caption = example.prompt.text if rng.random() < 0.5 else write_plan(example.ordered_scene)
-        request = instruction.replace("{caption}", caption)
-        return ({"role": "user", "content": request}, {"role": "assistant", "content": [picture]})
+        return drawn_turn(example, rng, instruction)
+    picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
     question = sample_question(example.scene, rng)
     asked = {"role": "user", "content": [picture, {"type": "text", "text": question.text}]}
     return (asked, {"role": "assistant", "content": question.answer})
+
+
+def drawn_turn(example: Example, rng: np.random.Generator, instruction: str) -> tuple[dict[str, Any], ...]:
+    """A picture drawn on request, from its prompt or its plan."""
+    picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
+    caption = example.prompt.text if rng.random() < 0.5 else write_plan(example.ordered_scene)
+    request = instruction.replace("{caption}", caption)
+    return ({"role": "user", "content": request}, {"role": "assistant", "content": [picture]})
 
 
 def sample_edit_task(
@@ -173,12 +177,13 @@ def sample_edit_task(
 
 
 def _edit(scenes: ShapesDataset, index: int, rng: np.random.Generator) -> tuple[Edit, Example]:
+    kind = scenes.draw_edit_kind(rng)
     if scenes.split == "train":
         example = scenes.example(index)
-        edit = edit_scene(example.scene, rng, pick(rng, EDIT_KINDS))
+        edit = edit_scene(example.scene, rng, kind)
         if edit is not None and is_training_scene(edit.target):
             return edit, example
-    return sample_edit(rng, split=scenes.split)
+    return sample_edit(rng, split=scenes.split, kind=kind)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,20 @@
 """The same things said as people write them: prompts, questions and edits in many wordings, with words of no use."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from .language import NUMBER_WORDS, ObjectGroup, Prompt, join_phrases, pick, plural, with_article
 from .scene import BACKGROUNDS, COLORS, SHAPES, SIZES
+
+FURTHER_RATE = 0.7
+"""Share of wordings that are drawn from `further_wordings`, where it has any, and not from the lists below."""
+_ADDED_RATE = 0.12
+_TERSE_RATE = 0.08
 
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 PLACE_WORDS = {
@@ -132,6 +139,8 @@ CAPTION_WORDS = (
     "only {caption}",
 )
 POLITE_STARTS = ("please", "please", "hi,", "hello,", "hey,", "ok,", "okay,", "now", "now please", "and now", "so,")
+QUESTION_STARTS = ("please tell me,", "tell me,", "hey,", "hi,", "and", "so,", "ok,", "now,")
+QUESTION_ENDS = (" please", ", please")
 POLITE_ENDS = (" please", ", please", " for me", " for me please", ", thanks", ", thank you", " now", " if you can")
 JOINING_WORDS = ("with", "plus", "together with", "along with", "and also", "as well as", "&")
 # Adjectives that change nothing.
@@ -400,14 +409,46 @@ SMALL_TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (("bye", "goodbye", "good bye", "see you", "good night"), "goodbye."),
 )
 """What people say that asks for nothing, and what the model answers."""
+AGAIN = ("again", "another one", "try again", "one more")
+"""What asks for another picture of the same."""
 NO_PICTURE = "there is no picture yet. show me one, or tell me what to draw."
 """The answer to a question about a picture where none was shown."""
 NOT_KNOWN = "i only know colored shapes. tell me which ones to draw, or ask about a picture of them."
 """The answer to what is about something else."""
 
 OFF_TOPIC_STARTS = ("what is", "who is", "where is", "how many", "draw", "show me a", "is", "why", "tell me", "")
+_OBJECT_WORDS = ("shapes", "things", "figures", "items", "forms", "ones", "elements")
 _ENDINGS = ("a", "e", "i", "o", "u", "an", "er", "ol", "ist", "um", "ea", "ing", "y", "ck", "sh")
 _SYLLABLES = tuple(first + rest for first in "bcdfghjklmnprstvwz" for rest in _ENDINGS)
+
+
+@cache
+def further_wordings() -> dict[str, tuple[str, ...]]:
+    """
+    Many more wordings by what they are of, such as `question color`, `edit remove` or `request`, written as very
+    different people put it. Their places to fill are those of the lists here.
+    """
+    path = Path(__file__).parent / "further_wordings.json"
+    return {form: tuple(texts) for form, texts in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def any_wording(rng: np.random.Generator, form: str, few: Sequence[str]) -> str:
+    """One of the further wordings of a form, or of the few that are given."""
+    more = further_wordings().get(form)
+    return pick(rng, more) if more and rng.random() < FURTHER_RATE else pick(rng, few)
+
+
+def roughened(rng: np.random.Generator, text: str) -> str:
+    """The text as somebody in a hurry writes it: now and then without articles, or with a word of no use."""
+    chance = rng.random()
+    if chance < _TERSE_RATE:
+        return re.sub(r"\b(?:an?|the) ", "", text)
+    if chance < _TERSE_RATE + _ADDED_RATE:
+        words = text.split(" ")
+        added = unknown_word(rng) if rng.random() < 0.5 else any_wording(rng, "filler", ("now", "please", "just"))
+        words.insert(int(rng.random() * (len(words) + 1)), added)
+        return " ".join(words)
+    return text
 
 
 def unknown_word(rng: np.random.Generator) -> str:
@@ -424,7 +465,7 @@ def _known_words() -> frozenset[str]:
 
 
 def _adjective(rng: np.random.Generator) -> str:
-    return pick(rng, PLAIN_ADJECTIVES) if rng.random() < 0.5 else unknown_word(rng)
+    return any_wording(rng, "adjective", PLAIN_ADJECTIVES) if rng.random() < 0.6 else unknown_word(rng)
 
 
 def natural_name(
@@ -432,7 +473,7 @@ def natural_name(
 ) -> str:
     """What an object, or several, may be called, without an article: "red circle", "circle that is red"."""
     noun = shape if count == 1 else plural(shape)
-    words = [pick(rng, SIZE_WORDS[size])] if size else []
+    words = [any_wording(rng, f"size {size}", SIZE_WORDS[size])] if size else []
     if color is None:
         return " ".join([*words, noun])
     wording, verb = rng.random(), "is" if count == 1 else "are"
@@ -442,15 +483,17 @@ def natural_name(
         return " ".join([*words, f"{noun} in {color}"])
     if wording < 0.94:
         return " ".join([*words, f"{noun} that {verb} {color}"])
-    return " ".join([*words, f"{color} colored {noun}"])
+    return " ".join([*words, any_wording(rng, "name", ("{color} colored {noun}",)).format(color=color, noun=noun)])
 
 
 def _number(rng: np.random.Generator, count: int) -> str:
     wording = rng.random()
-    if wording < 0.5:
+    if wording < 0.45:
         return NUMBER_WORDS[count]
-    if wording < 0.85:
+    if wording < 0.75:
         return str(count)
+    if wording < 0.9:
+        return any_wording(rng, f"number {count}", (NUMBER_WORDS[count],))
     if count == 2:
         return pick(rng, ("a pair of", "a couple of"))
     return f"exactly {NUMBER_WORDS[count]}"
@@ -467,7 +510,37 @@ def natural_group(rng: np.random.Generator, group: ObjectGroup) -> str:
         phrase = with_article(name)
     else:
         phrase = pick(rng, (f"one {name}", f"1 {name}", name))
-    return phrase if group.place is None else f"{phrase} {pick(rng, PLACE_WORDS[group.place])}"
+    return phrase if group.place is None else f"{phrase} {natural_place(rng, group.place)}"
+
+
+def natural_place(rng: np.random.Generator, zone: str) -> str:
+    """Where something stands: "at the top left", "in the upper left corner"."""
+    return any_wording(rng, f"place {zone}", PLACE_WORDS[zone])
+
+
+def natural_relation(rng: np.random.Generator, relation: str) -> str:
+    """How one thing stands to another: "left of", "to the left of"."""
+    return any_wording(rng, f"relation {relation}", RELATION_WORDS[relation])
+
+
+def renamed(rng: np.random.Generator, words: str) -> str:
+    """A name such as "a red circle" or "red objects" in other words, with the same article; other words as they are."""
+    match = re.fullmatch(rf"(an? )?(?:({'|'.join(COLORS)}) )?(\w+)", words)
+    if match is None or not (match[2] or match[3] == "objects"):
+        return words
+    article, color, noun = match.groups()
+    if noun == "objects" and rng.random() < 0.5:
+        noun = pick(rng, _OBJECT_WORDS if color else _OBJECT_WORDS[:-2])
+    wording = rng.random()
+    if color is None or wording < 0.7:
+        name = f"{color} {noun}" if color else noun
+    elif wording < 0.8:
+        name = f"{noun} in {color}"
+    elif wording < 0.87:
+        name = f"{noun} that {'are' if noun.endswith('s') and noun != 'cross' else 'is'} {color}"
+    else:
+        name = any_wording(rng, "name", ("{color} colored {noun}",)).format(color=color, noun=noun)
+    return with_article(name) if article else name
 
 
 def natural_caption(rng: np.random.Generator, prompt: Prompt) -> str:
@@ -475,7 +548,7 @@ def natural_caption(rng: np.random.Generator, prompt: Prompt) -> str:
     phrases = [natural_group(rng, group) for group in prompt.objects]
     if prompt.relation is not None:
         first, second = phrases
-        relation, wording = pick(rng, RELATION_WORDS[prompt.relation]), rng.random()
+        relation, wording = natural_relation(rng, prompt.relation), rng.random()
         if wording < 0.65:
             text = f"{first} {relation} {second}"
         elif wording < 0.75:
@@ -483,43 +556,57 @@ def natural_caption(rng: np.random.Generator, prompt: Prompt) -> str:
         elif wording < 0.87:
             text = f"{relation} {second} {pick(rng, ('there is', 'is'))} {first}"
         else:
-            text = f"{second} with {first} {pick(rng, BESIDE_IT[prompt.relation])}"
+            beside = any_wording(rng, f"beside {prompt.relation}", BESIDE_IT[prompt.relation])
+            text = f"{second} with {first} {beside}"
     elif len(phrases) == 2 and rng.random() < 0.3:
-        text = f"{phrases[0]} {pick(rng, JOINING_WORDS)} {phrases[1]}"
+        text = f"{phrases[0]} {any_wording(rng, 'joining', JOINING_WORDS)} {phrases[1]}".replace(" ,", ",")
     elif len(phrases) > 1 and rng.random() < 0.2:
         text = ", ".join(phrases)
     else:
         text = join_phrases(phrases)
     if prompt.background is not None:
-        words = pick(rng, BACKGROUND_WORDS).format(background=prompt.background)
-        text += words if words[0] in ",." else f" {words}"
+        words = any_wording(rng, "background", BACKGROUND_WORDS).format(background=prompt.background)
+        text += words if words[0] in ",.;: " else f" {words}"
     return text
 
 
 def natural_request(rng: np.random.Generator, caption: str) -> str:
     """A caption with a request around it, such as "can you draw ... for me, please"."""
-    return _polite(rng, pick(rng, REQUEST_WORDS).replace("{caption}", caption))
+    return _polite(rng, any_wording(rng, "request", REQUEST_WORDS).replace("{caption}", caption))
 
 
 def natural_prompt(rng: np.random.Generator, prompt: Prompt) -> str:
     """A prompt as somebody may write it: bare, or as a request; with a final mark or without."""
     caption = natural_caption(rng, prompt)
     if rng.random() < 0.5:
-        return punctuated(rng, natural_request(rng, caption))
-    return punctuated(rng, pick(rng, CAPTION_WORDS).replace("{caption}", caption))
+        text = natural_request(rng, caption)
+    elif rng.random() < 0.4:
+        text = caption
+    else:
+        text = any_wording(rng, "caption", CAPTION_WORDS).replace("{caption}", caption)
+    return punctuated(rng, roughened(rng, text))
 
 
 def natural_question(rng: np.random.Generator, form: str, words: Mapping[str, str]) -> str:
     """A question of a form in any of its wordings; `words` are those that the form's first wording has places for."""
-    text = pick(rng, QUESTION_WORDS[form]).format(**words)
-    if rng.random() < 0.1:
-        text = f"{pick(rng, ('please tell me,', 'tell me,', 'hey,', 'hi,', 'and', 'so,', 'ok,', 'now,'))} {text}"
-    return f"{text}{pick(rng, ('?', '?', '?', '', ' ?'))}"
+    words = {place: renamed(rng, text) for place, text in words.items()}
+    text = any_wording(rng, f"question {form}", QUESTION_WORDS[form]).format(**words)
+    return asked(rng, text)
+
+
+def asked(rng: np.random.Generator, text: str) -> str:
+    """A question with what people say before and after it, and with its mark or without."""
+    if rng.random() < 0.12:
+        text = f"{any_wording(rng, 'question start', QUESTION_STARTS)} {text}"
+    if rng.random() < 0.06:
+        text += any_wording(rng, "question end", QUESTION_ENDS)
+    return f"{roughened(rng, text)}{pick(rng, ('?', '?', '?', '', '', ' ?', '.'))}"
 
 
 def natural_edit(rng: np.random.Generator, kind: str, words: Mapping[str, str]) -> str:
     """An edit of a kind in any of its wordings."""
-    return punctuated(rng, _polite(rng, pick(rng, EDIT_WORDS[kind]).format(**words)))
+    text = any_wording(rng, f"edit {kind}", EDIT_WORDS[kind]).format(**words)
+    return punctuated(rng, roughened(rng, _polite(rng, text)))
 
 
 def punctuated(rng: np.random.Generator, text: str) -> str:
@@ -529,24 +616,36 @@ def punctuated(rng: np.random.Generator, text: str) -> str:
 
 def _polite(rng: np.random.Generator, text: str) -> str:
     if rng.random() < 0.25:
-        text = f"{pick(rng, POLITE_STARTS)} {text}"
+        text = f"{any_wording(rng, 'polite start', POLITE_STARTS)} {text}"
     if rng.random() < 0.2:
-        text += pick(rng, POLITE_ENDS)
-    if rng.random() < 0.05:
-        text = f"{unknown_word(rng)} {text}" if rng.random() < 0.5 else f"{text} {unknown_word(rng)}"
+        text += any_wording(rng, "polite end", POLITE_ENDS)
     return text
 
 
+def small_talk(rng: np.random.Generator) -> tuple[str, str]:
+    """Something that asks for nothing, and what the model answers."""
+    place = int(rng.random() * len(SMALL_TALK))
+    texts, answer = SMALL_TALK[place]
+    text = any_wording(rng, f"talk {('greeting', 'thanks', 'about', 'farewell')[place]}", texts)
+    return punctuated(rng, text), answer
+
+
 def off_topic(rng: np.random.Generator) -> str:
-    """Something about no shape at all."""
-    words = [unknown_word(rng) for _ in range(1 + int(rng.random() * 6))]
-    return punctuated(rng, " ".join([pick(rng, OFF_TOPIC_STARTS), *words]).strip())
+    """Something about no shape at all: about the world, a job, a drawing of something else, or about nothing."""
+    chance = rng.random()
+    if chance < 0.3:
+        words = [unknown_word(rng) for _ in range(1 + int(rng.random() * 6))]
+        return punctuated(rng, " ".join([pick(rng, OFF_TOPIC_STARTS), *words]).strip())
+    if chance < 0.45:
+        thing = any_wording(rng, "unrelated drawing", ("a house", "a cat", "a person"))
+        return punctuated(rng, natural_request(rng, thing))
+    return punctuated(rng, any_wording(rng, "unrelated", ("what time is it", "tell me a story", "who made the moon")))
 
 
 def known_texts() -> list[str]:
     """Texts that hold every word of the world, so that a tokenizer can have each of them whole."""
     words = {"caption": "", "background": "", "a": "", "name": "", "names": "", "color": "", "first": "", "second": ""}
-    words |= dict.fromkeys(("relation", "more", "old", "new", "place", "to_place", "size", "comparative"), "")
+    words |= dict.fromkeys(("noun", "relation", "more", "old", "new", "place", "to_place", "size", "comparative"), "")
     templates: tuple[tuple[str, ...], ...] = (
         BACKGROUND_WORDS,
         REQUEST_WORDS,
@@ -556,6 +655,11 @@ def known_texts() -> list[str]:
         PLAIN_ADJECTIVES,
         JOINING_WORDS,
         OFF_TOPIC_STARTS,
+        QUESTION_STARTS,
+        QUESTION_ENDS,
+        AGAIN,
+        _OBJECT_WORDS,
+        *(texts for form, texts in further_wordings().items() if not form.startswith("unrelated")),
         *QUESTION_WORDS.values(),
         *EDIT_WORDS.values(),
         *COMPARATIVES.values(),
