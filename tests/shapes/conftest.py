@@ -3,8 +3,15 @@
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def few_wordings(request, monkeypatch):
+    """The wordings that the readers of these tests can parse, with no word added and none left out."""
+    if "all_wordings" not in request.fixturenames:
+        monkeypatch.setattr("blip3o_hf.shapes.wording.further_wordings", dict)
+        for function in ("roughened", "renamed"):
+            monkeypatch.setattr(f"blip3o_hf.shapes.wording.{function}", lambda rng, text: text)
+
+
 @pytest.fixture
-def few_wordings(monkeypatch):
-    """The wordings that the reader of these tests can parse, with no word added and none left out."""
-    monkeypatch.setattr("blip3o_hf.shapes.wording.further_wordings", dict)
-    monkeypatch.setattr("blip3o_hf.shapes.wording.roughened", lambda rng, text: text)
+def all_wordings():
+    """Every wording, words of no use included: for tests that do not parse them."""

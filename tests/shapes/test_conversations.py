@@ -31,7 +31,7 @@ from blip3o_hf.shapes import (
 )
 from blip3o_hf.shapes.conversations import ShapesConversations
 from blip3o_hf.shapes.dataset import ShapesDataset
-from blip3o_hf.shapes.wording import further_wordings
+from blip3o_hf.shapes.wording import AGAIN, further_wordings
 
 PROCESSOR = SimpleNamespace(
     instruction="Draw: {caption}",
@@ -166,6 +166,11 @@ def test_plans_of_images_are_of_the_edit_or_of_what_is_seen(natural_rate):
         ((asked, said),) = record.turns
         assert asked.startswith("Plan: ")
         text, plan = asked.removeprefix("Plan: "), parse_plan(said)
+        if text.rstrip(".!?") in AGAIN:  # another picture of the same prompt
+            kinds["another"] += 1
+            (shown,) = message_images(record.history)
+            assert len(plan.objects) == len(seen_scene(shown).objects)
+            continue
         given = seen_scene((*message_images(record.history), *record.images)[-1])
         if text == RECONSTRUCT:
             kinds["again"] += 1
@@ -178,8 +183,9 @@ def test_plans_of_images_are_of_the_edit_or_of_what_is_seen(natural_rate):
         new = [o for o in plan.objects if o not in rest]
         assert [{"size": o.size, "color": o.color, "shape": o.shape} for o in new] == ([wanted] if wanted else [])
         assert plan.background == background
-    assert kinds["again"] == pytest.approx(0.35 * 120, abs=16)
-    assert kinds["last turn"] == pytest.approx(0.65 * 0.4 * 0.75 * 120, abs=14)
+    assert kinds["again"] == pytest.approx(0.25 * 120, abs=14)
+    assert kinds["another"] == pytest.approx(0.05 * 120, abs=5)
+    assert kinds["last turn"] == pytest.approx(0.7 * 0.4 * 0.75 * 120, abs=14)
 
 
 # Two images
@@ -216,7 +222,7 @@ def test_half_of_the_images_compared_are_near():
 
 
 @pytest.mark.parametrize("natural_rate", [0.0, 0.5])
-def test_requests_are_answered_with_a_picture_or_with_a_sentence(few_wordings, natural_rate):
+def test_requests_are_answered_with_a_picture_or_with_a_sentence(natural_rate):
     data, records = conversations(250, natural_rate=natural_rate, request_rate=1.0, history_rate=0.4)
     kinds, histories = Counter(), Counter()
     for scene, record in zip(islice(data, 250), records, strict=True):
@@ -227,6 +233,9 @@ def test_requests_are_answered_with_a_picture_or_with_a_sentence(few_wordings, n
         if said == "<draw>" and text == scene.caption:
             kind = "picture"
             assert not record.images
+        elif said == "<draw>" and text.rstrip(".!?") in AGAIN:
+            kind = "again"
+            assert record.history and not record.images
         elif said == "<draw>":
             kind = "edit"
             follow(seen_scene(shown[-1]), text)  # it can be followed
@@ -241,7 +250,7 @@ def test_requests_are_answered_with_a_picture_or_with_a_sentence(few_wordings, n
             assert talk == [said] and not record.images
         kinds[kind] += 1
         histories[kind] += bool(record.history)
-    shares = {"picture": 0.35, "edit": 0.35, "small talk": 0.1, "not known": 0.1, "no picture": 0.1}
+    shares = {"picture": 0.32, "edit": 0.35, "again": 0.03, "small talk": 0.1, "not known": 0.1, "no picture": 0.1}
     for kind, share in shares.items():
         assert kinds[kind] / 250 == pytest.approx(share, abs=0.08)
         assert (histories[kind] > 0) == (kind != "no picture")
@@ -374,7 +383,7 @@ def test_a_rate_of_histories_that_is_no_share_is_refused(rate):
 # Wordings
 
 
-def test_every_further_wording_is_of_a_form_that_is_asked_for(monkeypatch):
+def test_every_further_wording_is_of_a_form_that_is_asked_for(all_wordings, monkeypatch):
     """A form that is misspelled, here or there, would never be drawn."""
     given, asked_for = set(further_wordings()), set()
 
@@ -385,7 +394,7 @@ def test_every_further_wording_is_of_a_form_that_is_asked_for(monkeypatch):
 
     wordings = Recording(further_wordings())
     monkeypatch.setattr("blip3o_hf.shapes.wording.further_wordings", lambda: wordings)
-    scenes = ShapesDataset(2500, seed=1, natural_rate=1.0, num_questions=4)
+    scenes = ShapesDataset(2500, seed=1, natural_rate=1.0, num_questions=4, question_weights={})
     rates = {"image_plan_rate": 0.2, "comparison_rate": 0.2, "request_rate": 0.3}
     conversations = ShapesConversations(scenes, PROCESSOR, history_rate=0.2, **rates)
     index = 0

@@ -57,7 +57,7 @@ def prompts(family, number):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_means_the_same_in_any_words(family, few_wordings):
+def test_a_prompt_means_the_same_in_any_words(family):
     rng, texts = np.random.default_rng(2), set()
     for prompt in prompts(family, 150):
         meaning = prompt.objects, prompt.relation, prompt.background
@@ -67,7 +67,7 @@ def test_a_prompt_means_the_same_in_any_words(family, few_wordings):
     assert len(texts) > 130
 
 
-def test_a_prompt_is_bare_or_a_request_with_a_mark_or_without(few_wordings):
+def test_a_prompt_is_bare_or_a_request_with_a_mark_or_without():
     rng = np.random.default_rng(3)
     (prompt,) = prompts("colors", 1)
     texts = [natural_prompt(rng, prompt) for _ in range(400)]
@@ -77,7 +77,7 @@ def test_a_prompt_is_bare_or_a_request_with_a_mark_or_without(few_wordings):
     is_request = [re.search(rf"\b(?:{requests}|i need|let me|let's|what about|how about|now)\b", t) for t in texts]
     assert 0.4 < np.mean([match is not None for match in is_request]) < 0.65
     assert 0.35 < np.mean([text[-1] in ".!?" for text in texts]) < 0.75
-    assert len(set(texts)) > 300
+    assert len(set(texts)) > 270
 
 
 def test_equal_states_give_equal_words(scenes):
@@ -92,7 +92,7 @@ def test_equal_states_give_equal_words(scenes):
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
-def test_a_question_has_the_same_answer_in_any_words(kind, scenes, few_wordings):
+def test_a_question_has_the_same_answer_in_any_words(kind, scenes):
     rng, texts = np.random.default_rng(4), set()
     for scene in scenes:
         if kind in question_kinds(scene, (kind,)):
@@ -104,7 +104,7 @@ def test_a_question_has_the_same_answer_in_any_words(kind, scenes, few_wordings)
     assert len(texts) > 25
 
 
-def test_a_comparison_has_the_same_answer_in_any_words(scenes, few_wordings):
+def test_a_comparison_has_the_same_answer_in_any_words(scenes):
     rng, forms = np.random.default_rng(5), Counter()
     for first, second in pairwise(scenes):
         question = sample_comparison(first, second, rng)
@@ -116,7 +116,7 @@ def test_a_comparison_has_the_same_answer_in_any_words(scenes, few_wordings):
     assert set(forms) == {"more", "shows", "backgrounds"}
 
 
-def test_a_question_about_one_of_two_has_the_same_answer_in_any_words(scenes, few_wordings):
+def test_a_question_about_one_of_two_has_the_same_answer_in_any_words(scenes):
     rng, plain = np.random.default_rng(6), Counter()
     for first, second in pairwise(scenes):
         for is_natural in (False, True):
@@ -127,14 +127,14 @@ def test_a_question_about_one_of_two_has_the_same_answer_in_any_words(scenes, fe
     assert plain[False] == len(scenes) - 1 and plain[True] < 0.8 * len(scenes)
 
 
-def test_a_question_ends_with_its_mark_or_with_none(few_wordings):
+def test_a_question_ends_with_its_mark_or_with_none():
     rng = np.random.default_rng(7)
     texts = [natural_question(rng, "background", {}) for _ in range(300)]
     assert {text.rstrip("?.").strip()[-1].isalpha() for text in texts} == {True}
     assert {re.search(r"[ ?.]*$", text)[0] for text in texts} == {"?", " ?", "", "."}
 
 
-def test_no_reworded_question_denies_a_held_out_relation(scenes, few_wordings):
+def test_no_reworded_question_denies_a_held_out_relation(scenes):
     rng, denied = np.random.default_rng(8), 0
     for scene in scenes:
         if "position" in question_kinds(scene):
@@ -174,7 +174,7 @@ PLACES = {  # of each form, what its wordings leave open; of several sets, each 
 }
 
 
-def test_further_wordings_leave_open_what_their_form_does():
+def test_further_wordings_leave_open_what_their_form_does(all_wordings):
     for form, texts in further_wordings().items():
         assert len(set(texts)) == len(texts) > 5, form
         for text in texts:
@@ -183,14 +183,14 @@ def test_further_wordings_leave_open_what_their_form_does():
             assert text == text.lower() and text.isascii() and "  " not in text, (form, text)
 
 
-def test_further_wordings_name_nothing_of_the_world():
-    of_the_world = re.compile(rf"\b(?:{'|'.join((*COLORS, *SHAPE_OF, 'two', 'three', 'four'))})\b")
+def test_further_wordings_name_nothing_of_the_world(all_wordings):
+    of_the_world = re.compile(rf"\b(?:{'|'.join((*COLORS, *SHAPE_OF))})\b")
     for form, texts in further_wordings().items():
         if form.split()[0] not in ("number", "unrelated"):
             assert not [text for text in texts if of_the_world.search(text)], form
 
 
-def test_whatever_the_words_objects_and_colors_are_named():
+def test_whatever_the_words_objects_and_colors_are_named(all_wordings):
     rng = np.random.default_rng(20)
     for family in FAMILIES:
         for prompt in prompts(family, 60):
@@ -201,7 +201,7 @@ def test_whatever_the_words_objects_and_colors_are_named():
             assert prompt.background is None or re.search(rf"\b{prompt.background}\b", text)
 
 
-def test_a_hurried_text_has_the_same_words_in_the_same_order():
+def test_a_hurried_text_has_the_same_words_in_the_same_order(all_wordings):
     rng, kinds = np.random.default_rng(21), Counter()
     words = "what is the color of a circle on the left".split()
     articles = {"a", "an", "the"}
@@ -217,7 +217,7 @@ def test_a_hurried_text_has_the_same_words_in_the_same_order():
 
 
 @pytest.mark.parametrize("kind", EDIT_KINDS)
-def test_an_edit_means_the_same_in_any_words(kind, few_wordings):
+def test_an_edit_means_the_same_in_any_words(kind):
     rng, texts = np.random.default_rng(9), set()
     for _ in range(60):
         edit, _ = sample_edit(rng, kind=kind)
@@ -234,7 +234,7 @@ def test_an_edit_means_the_same_in_any_words(kind, few_wordings):
     assert len(texts) > 30
 
 
-def test_an_object_alone_may_be_called_it(few_wordings):
+def test_an_object_alone_may_be_called_it():
     rng = np.random.default_rng(10)
     called, scene = Counter(), None
     while len(called) < 2 or called.total() < 60:
@@ -253,11 +253,11 @@ def test_only_a_mark_is_added():
     assert {punctuated(rng, "hello") for _ in range(200)} == {"hello", "hello.", "hello!", "hello?"}
 
 
-def test_what_is_off_topic_names_nothing_of_the_world():
+def test_what_is_off_topic_names_nothing_of_the_world(all_wordings):
     rng = np.random.default_rng(12)
     texts = [off_topic(rng) for _ in range(500)]
     assert not any(re.search(rf"\b(?:{'|'.join((*COLORS, *SHAPE_OF))})\b", text) for text in texts)
-    assert all(re.search("[a-z]", text) for text in texts) and len(set(texts)) > 450
+    assert all(re.search("[a-z]", text) for text in texts) and len(set(texts)) > 350
     assert {text.split()[0] for text in texts} >= {"what", "who", "draw", "show", "why"}
 
 
@@ -298,7 +298,7 @@ def say_edits(rng):
 
 
 @pytest.mark.parametrize("say", [say_prompts, say_questions, say_edits])
-def test_known_texts_have_every_word_that_is_said(say, monkeypatch):
+def test_known_texts_have_every_word_that_is_said(say, all_wordings, monkeypatch):
     monkeypatch.setattr("blip3o_hf.shapes.wording.unknown_word", lambda rng: "nice")
     said = words_of(say(np.random.default_rng(13)))
     assert len(said) > 60

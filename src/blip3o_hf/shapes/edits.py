@@ -25,7 +25,7 @@ from .scene import (
     is_held_out_scene,
 )
 from .verify import DetectedObject, detect
-from .wording import COMPARATIVES, SIZE_WORDS, any_wording, natural_edit, natural_name, natural_place, renamed
+from .wording import COMPARATIVES, SIZE_WORDS, any_wording, natural_edit, natural_name, natural_place
 
 EDIT_KINDS = ("color", "shape", "add", "remove", "move", "size", "background")
 MAX_SHIFT = CELL
@@ -93,7 +93,6 @@ class Edit:
         if self.kind == "size" and self.new is not None:
             words["comparative"] = pick(rng, COMPARATIVES[self.new.size])
             words["size"] = any_wording(rng, f"size {self.new.size}", SIZE_WORDS[self.new.size])
-        words["old"] = renamed(rng, words["old"])
         if len(self.source.objects) == 1 and rng.random() < 0.4:
             words["old"] = "it"
         return natural_edit(rng, self.kind, words).replace("the it ", "it ").replace("the it", "it")

@@ -509,7 +509,8 @@ def natural_group(rng: np.random.Generator, group: ObjectGroup) -> str:
     elif rng.random() < 0.75:
         phrase = with_article(name)
     else:
-        phrase = pick(rng, (f"one {name}", f"1 {name}", name))
+        number = any_wording(rng, "number 1", ("one", "1"))
+        phrase = name if rng.random() < 0.3 else f"{number} {name}"
     return phrase if group.place is None else f"{phrase} {natural_place(rng, group.place)}"
 
 
@@ -605,7 +606,8 @@ def asked(rng: np.random.Generator, text: str) -> str:
 
 def natural_edit(rng: np.random.Generator, kind: str, words: Mapping[str, str]) -> str:
     """An edit of a kind in any of its wordings."""
-    text = any_wording(rng, f"edit {kind}", EDIT_WORDS[kind]).format(**words)
+    called = renamed(rng, words["old"])
+    text = any_wording(rng, f"edit {kind}", EDIT_WORDS[kind]).format(**{**words, "old": called})
     return punctuated(rng, roughened(rng, _polite(rng, text)))
 
 
