@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from blip3o_hf.checks import find_class
 from blip3o_hf.data.records import Record, targets
 from blip3o_hf.evaluation.benchmark import Benchmark
-from blip3o_hf.names import find_class
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.runs import run_recipe
 from blip3o_hf.training.stages import Stage

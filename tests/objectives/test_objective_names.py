@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from blip3o_hf.names import unknown_name
+from blip3o_hf.checks import unknown_name
 from blip3o_hf.objectives import OBJECTIVES, check_objective
 
 

@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPVisionConfig, Qwen3Config, get_scheduler
 
+from blip3o_hf.checks import find_class
 from blip3o_hf.data.sources import SourceSettings
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
-from blip3o_hf.names import find_class
 from blip3o_hf.objectives import OBJECTIVES
 from blip3o_hf.shapes.recipe_data import ShapesData
 from blip3o_hf.training.chain import load_chain

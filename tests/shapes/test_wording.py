@@ -161,7 +161,7 @@ PLACES = {  # of each form, what its wordings leave open; of several sets, each 
     "question size": ["name"],
     "question larger": ["first second"],
     "question smaller": ["first second"],
-    **dict.fromkeys((f"question {kind}" for kind in ("row", "column", "cell", "zone")), ["name"]),
+    **{f"question {kind}": ["name"] for kind in ("row", "column", "cell", "zone")},
     "question more": ["more"],
     "question shows": ["a"],
     "edit color": ["color old"],
@@ -203,7 +203,7 @@ def test_whatever_the_words_objects_and_colors_are_named(all_wordings):
 
 def test_a_hurried_text_has_the_same_words_in_the_same_order(all_wordings):
     rng, kinds = np.random.default_rng(21), Counter()
-    words = "what is the color of a circle on the left".split()
+    words = ["what", "is", "the", "color", "of", "a", "circle", "on", "the", "left"]
     articles = {"a", "an", "the"}
     for _ in range(600):
         said = roughened(rng, " ".join(words)).split()

@@ -12,12 +12,12 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, TrainerCallback
 
+from blip3o_hf.checks import find_class
 from blip3o_hf.data.records import Record
 from blip3o_hf.models.decoder_patch import Blip3oPatchDecoder
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
 from blip3o_hf.models.target_encoder import crop, extract_features, load_target_encoder, normalize, stack_images
-from blip3o_hf.names import find_class
 from blip3o_hf.objectives.phrases import phrase_loss
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler

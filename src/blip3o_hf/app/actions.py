@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..checks import check_name
 from ..data.images import as_input_image
-from ..names import check_name
 from ..pipelines.chat import Blip3oChat
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline

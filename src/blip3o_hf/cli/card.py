@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..names import check_name
+from ..checks import check_name
 
 EXAMPLES = """examples:
   blip3o-hf card check runs/mine/generation/pipeline

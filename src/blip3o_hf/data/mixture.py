@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..names import check_keys
+from ..checks import check_keys
 from .records import Record
 from .sources import Source, open_source
 from .tolerance import TolerantSource

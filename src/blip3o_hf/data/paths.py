@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from glob import escape, glob
 from pathlib import Path, PurePath
 
-from ..names import unknown_name
+from ..checks import unknown_name
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "avif", "gif", "bmp", "tif", "tiff")
 UNREAD_ENDINGS = ("heic", "heif", "jxl", "jp2", "j2k", "jpf", "jpx", "svg", "eps", "psd", "ico", "tga", "dds", "dib")

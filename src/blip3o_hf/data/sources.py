@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..names import check_keys, find_class
+from ..checks import check_keys, find_class
 from .images import decoded
 from .paths import IMAGE_ENDINGS, ending, expand_paths, is_metadata, walk
 from .records import BadItem, Record

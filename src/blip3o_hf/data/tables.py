@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
 
-from ..names import check_keys
+from ..checks import check_keys
 from .images import decoded
 from .mixture import MixtureDataset
 from .paths import check_split, ending, expand_paths, find_file

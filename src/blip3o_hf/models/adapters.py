@@ -27,8 +27,8 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, i
 
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.tensor_checks import listed
+from ..checks import unknown_name
 from ..files import written_whole
-from ..names import unknown_name
 from .configuration_blip3o import Blip3oConfig
 from .modeling_blip3o import Blip3oForConditionalGeneration, Blip3oQueries
 

@@ -8,7 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from ..checkpoints.published_checkpoint import PublishedCheckpoint
 from ..checkpoints.published_config import PUBLISHED_MODEL_TYPES
 from ..checkpoints.settings import check_config_file
-from ..names import check_name
+from ..checks import check_name
 from ..objectives import check_objective, get_objective
 from .fitted_config import config_of
 

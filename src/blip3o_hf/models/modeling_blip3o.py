@@ -25,7 +25,7 @@ from ..checkpoints.lookup import HUB_ARGUMENTS
 from ..checkpoints.published_checkpoint import PublishedCheckpoint
 from ..checkpoints.published_names import LEFT_OUT, OUTPUT_LAYER
 from ..checkpoints.published_renaming import keep_our_names, register_with_transformers
-from ..names import check_name
+from ..checks import check_name
 from ..objectives import get_objective
 from ..objectives.noise_levels import sigma_from_uniform
 from ..objectives.objective import Objective

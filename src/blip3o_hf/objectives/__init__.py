@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..names import unknown_name
+from ..checks import unknown_name
 
 if TYPE_CHECKING:
     from .objective import Objective

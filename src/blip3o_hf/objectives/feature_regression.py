@@ -5,7 +5,7 @@ L_MSE = ||X - W Q||^2. The projection W is a layer of the model; what arrives he
 
 import torch
 
-from ..names import unknown_name
+from ..checks import unknown_name
 from .objective import Objective
 
 REDUCTIONS = ("mean", "none")

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from ..names import unknown_name
+from ..checks import unknown_name
 
 DISTRIBUTIONS = ("discrete_uniform", "uniform", "logit_normal")
 

@@ -12,6 +12,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from transformers import PreTrainedModel
 
 from ..checkpoints.lookup import HUB_ARGUMENTS
+from ..checks import unknown_name
 from ..models.adapters import (
     LORA_PARTS,
     QUERIES,
@@ -22,7 +23,6 @@ from ..models.adapters import (
     split_lora,
     write_lora,
 )
-from ..names import unknown_name
 
 _COMPONENTS = (*LORA_PARTS, "queries")
 

@@ -12,10 +12,10 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..checkpoints.published_config import is_published
+from ..checks import check_name
 from ..data.images import as_input_image
 from ..data.records import RECONSTRUCT
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize
-from ..names import check_name
 from .pipeline_blip3o import Blip3oPipeline, Blip3oPipelineOutput
 from .sampling_arguments import as_number
 

@@ -8,9 +8,9 @@ from diffusers.image_processor import VaeImageProcessor
 from transformers import Pipeline
 from transformers.utils import logging
 
+from ..checks import check_keys
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
-from ..names import check_keys
 from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .pipeline_blip3o import FEATURE_OUTPUT_TYPES, OUTPUT_TYPES, Blip3oPipeline, has_pipeline
 from .planning import plan_conversations, spawn

@@ -18,7 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..names import check_name
+from ..checks import check_name
 
 SOLVERS = ("euler", "adams_bashforth2", "dpmsolver++2m")
 

@@ -102,8 +102,8 @@ class ShapesDataset(Dataset):
         edit_weights: how often each kind of edit is drawn, relative to 1 likewise.
 
     Raises:
-        ValueError: when weights name a family or a kind of question or edit that training does not have, are negative, or
-            leave nothing to draw.
+        ValueError: when weights name a family or a kind of question or edit that training does not have, are negative,
+            or leave nothing to draw.
     """
 
     def __init__(

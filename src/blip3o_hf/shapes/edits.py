@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ..names import check_name
+from ..checks import check_name
 from .language import pick, with_article, zone
 from .sampling import Example, free_places, sample_example
 from .scene import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..names import check_name
+from ..checks import check_name
 from .scene import (
     BACKGROUNDS,
     CELL,

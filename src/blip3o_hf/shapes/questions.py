@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..names import check_name
+from ..checks import check_name
 from .language import NUMBER_WORDS, cell_words, pick, plural, with_article, zone
 from .scene import (
     COLORS,

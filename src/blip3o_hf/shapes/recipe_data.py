@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from ..names import check_keys
+from ..checks import check_keys
 from ..training.caching import decode
 from ..training.training_data import TrainingData
 from . import known_texts

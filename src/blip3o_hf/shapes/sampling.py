@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from ..names import check_name
+from ..checks import check_name
 from .language import (
     DETAIL_FAMILIES,
     GENEVAL_FAMILIES,

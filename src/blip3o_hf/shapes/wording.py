@@ -525,7 +525,7 @@ def natural_relation(rng: np.random.Generator, relation: str) -> str:
 
 
 def renamed(rng: np.random.Generator, words: str) -> str:
-    """A name such as "a red circle" or "red objects" in other words, with the same article; other words as they are."""
+    """A name such as "a red circle" or "red objects" in other words, its article kept; anything else as it is."""
     match = re.fullmatch(rf"(an? )?(?:({'|'.join(COLORS)}) )?(\w+)", words)
     if match is None or not (match[2] or match[3] == "objects"):
         return words

@@ -7,7 +7,7 @@ from enum import Enum
 import torch
 from transformers import TrainingArguments
 
-from ..names import check_keys
+from ..checks import check_keys
 
 WITHOUT_EFFECT = {
     "label_smoothing_factor": "losses are those of the tasks",

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from ..checks import check_keys
 from ..files import expanded, written_whole
-from ..names import check_keys
 from .recipe_files import find_recipe
 from .recipe_values import read_yaml
 from .recipes import Recipe, load_recipe

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from ..assets import resolve_model
+from ..checks import check_keys
 from ..data.mixture import open_mixture
 from ..data.rows import SourceSettings
 from ..files import expanded, written_whole
 from ..hub.reach import check_reachable
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
-from ..names import check_keys
 from .chain import Summary
 from .checkpoints import has_complete_checkpoint
 from .recipe_values import write_yaml

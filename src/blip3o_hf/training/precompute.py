@@ -14,12 +14,12 @@ from tqdm import tqdm
 from transformers import set_seed
 from transformers.utils import logging
 
+from ..checks import check_keys
 from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
 from ..files import expanded, written_whole
 from ..hub.cards import write_card
 from ..models.processing_blip3o import message_images
-from ..names import check_keys
 from .caching import conditions_fingerprint, decode, target_fingerprint
 from .feature_cache import (
     KINDS,

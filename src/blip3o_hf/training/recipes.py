@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
+from ..checks import check_keys, find_class
 from ..data.rows import SourceSettings
 from ..files import expanded
-from ..names import check_keys, find_class
 from .arguments import Blip3oTrainingArguments
 from .recipe_files import find_recipe
 from .recipe_values import read_value, read_yaml, typed_values

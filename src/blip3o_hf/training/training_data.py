@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from ..checks import check_keys, find_class
 from ..data.mixture import MIXTURE_KEYS, StreamingMixture, open_mixture
 from ..data.records import Record, targets
 from ..hub.cards import is_hub_id
 from ..hub.provenance import public_name
 from ..models.processing_blip3o import Blip3oProcessor
-from ..names import check_keys, find_class
 from .caching import checked, decode
 
 Complete = Callable[[str, Record], Any]

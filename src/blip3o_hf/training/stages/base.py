@@ -9,10 +9,10 @@ from torch import nn
 from transformers import set_seed
 
 from ...assets import resolve_model
+from ...checks import check_keys, find_class
 from ...evaluation.benchmark import Benchmark, Scores
 from ...hub.reach import check_reachable
 from ...models.processing_blip3o import Blip3oProcessor
-from ...names import check_keys, find_class
 from ..distributed import join_processes
 from ..inputs import EncoderInput
 from ..recipes import Recipe

@@ -6,12 +6,12 @@ from itertools import islice
 import torch
 from transformers import AutoConfig
 
+from ...checks import check_keys
 from ...models.adapters import lora_config
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import TargetEncoder, feature_channels
-from ...names import check_keys
 from ..caching import CachedInputs
 from ..inputs import load_encoder
 from ..recipes import ARGUMENT_KEYS

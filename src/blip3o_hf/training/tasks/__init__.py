@@ -1,6 +1,6 @@
 """Tasks: what is learned from records, and what is written of it, for the Trainer."""
 
-from ...names import find_class
+from ...checks import find_class
 from .base import Task
 from .decoder import DecoderTask
 from .diffusion_decoder import DiffusionDecoderTask
