@@ -14,6 +14,10 @@ def test_the_result_is_pushed_whole_once_it_has_a_licence(results):
     assert {"model_index.json", "model/model.safetensors", "README.md"} <= set(results["pushed"]["files"])
 
 
+def test_the_pushed_repository_draws_what_the_saved_folder_does(results):
+    assert results["drawn"] == {"size": [64, 64], "is_equal": True}
+
+
 def test_a_mistyped_name_is_one_request_and_one_line(runs):
     results, printed = runs
     assert results["code"] == 2 and results["requests_of_mistake"] == {"info": 1}

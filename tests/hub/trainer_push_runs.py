@@ -10,7 +10,7 @@ from PIL import Image
 from tests.hub.push_runs import counted, outcome
 from tests.hub.standin import tell
 
-from blip3o_hf import Blip3oTrainer, Blip3oTrainingArguments
+from blip3o_hf import Blip3oPipeline, Blip3oTrainer, Blip3oTrainingArguments
 from blip3o_hf.cli import main as blip3o_hf
 from blip3o_hf.hub.reach import check_reachable
 
@@ -24,7 +24,7 @@ def main(out: Path) -> None:
 
     def train() -> None:
         args = Blip3oTrainingArguments(
-            str(out / "run"),
+            str(out / "saved"),
             max_steps=2,
             save_steps=1,
             per_device_train_batch_size=1,
@@ -44,6 +44,15 @@ def main(out: Path) -> None:
     results["requests_of_push"] = counted(lambda: trainers[0].push_to_hub(license="apache-2.0"))
     info = HfApi().model_info(NAME)
     results["pushed"] = {"private": info.private, "files": [file.rfilename for file in info.siblings]}
+    trainers[0].args.push_to_hub = False  # saving does no push, then
+    trainers[0].save_model(str(out / "saved"))
+    drawn = [
+        Blip3oPipeline.from_pretrained(source)(
+            "two red circles", plan=False, num_inference_steps=2, generator=torch.Generator().manual_seed(0)
+        ).images[0]
+        for source in (NAME, out / "saved")
+    ]
+    results["drawn"] = {"size": drawn[0].size, "is_equal": drawn[0].tobytes() == drawn[1].tobytes()}
     check_reachable(NAME)
     results["requests_of_mistake"] = counted(
         lambda: results.update(

@@ -217,7 +217,7 @@ class Blip3oPipeline(
             pipeline = cls(**load_published_parts(pretrained_model_name_or_path, names, **kwargs))
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
             return pipeline
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipeline = super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
         for name, part in pipeline.components.items():
             if isinstance(part, ModelMixin) and not hasattr(part, "_hf_hook"):
                 absent = [key for key, parameter in part.named_parameters() if parameter.is_meta]
