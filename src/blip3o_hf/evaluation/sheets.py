@@ -21,18 +21,13 @@ def contact_sheet(
     """
     font = ImageFont.load_default(size=13)
     lines = [textwrap.wrap(caption, width=max(8, size // 7)) for caption in captions]
-    text_height = 16 * max(len(wrapped) for wrapped in lines) + 10
-    margin = 12
-    rows = -(-len(images) // columns)
-    sheet = Image.new(
-        "RGB",
-        (columns * (size + margin) + margin, rows * (size + text_height + margin) + margin),
-        (236, 236, 236),
-    )
+    margin, rows = 12, [lines[first : first + columns] for first in range(0, len(lines), columns)]
+    heights = [size + 10 + 16 * max(len(wrapped) for wrapped in row) + margin for row in rows]
+    sheet = Image.new("RGB", (columns * (size + margin) + margin, sum(heights) + margin), (236, 236, 236))
     pen = ImageDraw.Draw(sheet)
     for index, (image, wrapped) in enumerate(zip(images, lines, strict=True)):
         left = margin + (index % columns) * (size + margin)
-        top = margin + (index // columns) * (size + text_height + margin)
+        top = margin + sum(heights[: index // columns])
         sheet.paste(image.convert("RGB").resize((size, size), Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(wrapped):
             pen.text((left, top + size + 4 + 16 * line), text, fill=(20, 20, 20), font=font)
