@@ -1,7 +1,7 @@
 """GPU memory of training the 4B and the 8B, computed; and a check of the method on this machine. See README.md.
 
 Forward and backward pass run at full size on tensors without memory (fake tensors), and what PyTorch would hold is
-added up as it goes. Weights, gradients and optimizer states follow from the number of parameters.
+added up during the run. Weights, gradients and optimizer states follow from the number of parameters.
 """
 # ruff: noqa: T201 - a script that reports on standard output
 

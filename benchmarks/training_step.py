@@ -475,7 +475,7 @@ def report_floors(results: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             table(["", "measured", "wanted", "processor time", "FLOPs"], rows),
-            f"Gradients of {apart['tensors']} tensors, cached targets against naive: at worst "
+            f"Gradients of {apart['tensors']} tensors, cached targets against naive: at most "
             f"{apart['of the tensor, at worst']:.1e} of the largest in the same tensor, {apart['of the queries']:.1e} "
             f"in the queries. {apart['tensors of rounding']} tensors have no gradient but rounding.",
         ]

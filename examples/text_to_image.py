@@ -15,7 +15,7 @@ arguments = parser.parse_args()
 
 pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model))
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-# Every picture has a seed of its own, so that it is the same alone and in company.
+# Every picture has its own seed, so it is the same picture alone or together with others.
 generators = [torch.Generator().manual_seed(arguments.seed + number) for number in range(len(arguments.prompts))]
 output = pipe(arguments.prompts, generator=generators)
 for number, (prompt, image) in enumerate(zip(arguments.prompts, output.images, strict=True)):

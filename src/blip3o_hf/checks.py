@@ -1,4 +1,4 @@
-"""Unknown names and keys are answered in one way: the value, the nearest known one, and all of them."""
+"""Errors for unknown names and keys: they always show the value, the nearest known name, and all known names."""
 
 import difflib
 import importlib
@@ -53,7 +53,7 @@ def find_class(name: str, known: Mapping[str, str], where: str) -> type:
     The class that a name in a file stands for.
 
     Args:
-        name: a key of `known`, or `module:Class` for a class of one's own.
+        name: a key of `known`, or `module:Class` for a class of your own.
         known: names of classes, as `module:Class`, by their short names.
         where: where the name came from, in words.
 

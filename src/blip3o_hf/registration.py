@@ -1,7 +1,7 @@
-"""Every door of transformers and diffusers, opened at once where the library is imported, else as soon as it is.
+"""Registers our classes with transformers and diffusers: at once if the library is imported, else as soon as it is.
 
 `import blip3o_hf` imports neither: it looks for the libraries' own modules that hold a registry, and watches for the
-rest. So `import blip3o_hf` costs milliseconds, in whatever order a program has its imports.
+rest. So `import blip3o_hf` costs milliseconds, and a program may import the libraries in any order.
 
 The registries that are not part of a documented interface are `LOADABLE_CLASSES`, the attributes of `diffusers` and
 `AUTO_TEXT2IMAGE_PIPELINES_MAPPING`; tests/registration tells when a release of diffusers changes them.
@@ -133,10 +133,8 @@ DOORS: dict[str, Callable[[], None]] = {
 
 class _Doorkeeper(MetaPathFinder):
     """
-    Opens doors after imports.
-
-    A door is opened when no import of a library or of this package is under way any more: before, one of them may hold
-    half of its names.
+    Registers classes after imports. Classes are registered when no import of a library or of this package is running
+    any more: a module that is still being imported may have only half of its names.
     """
 
     def __init__(self):
@@ -175,7 +173,7 @@ class _Doorkeeper(MetaPathFinder):
 
 
 def register() -> None:
-    """Open the doors that are there, and watch for the others. Idempotent."""
+    """Register with the libraries that are imported, and watch for the others. Calling it again changes nothing."""
     if not any(isinstance(finder, _Doorkeeper) for finder in sys.meta_path):
         doorkeeper = _Doorkeeper()
         sys.meta_path.insert(0, doorkeeper)

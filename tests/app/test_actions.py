@@ -76,7 +76,7 @@ def test_words_that_were_never_read_are_named(pipeline, monkeypatch):
     assert unknown_words(pipeline, "fluffy") is None
     monkeypatch.setattr(pipeline.processor, "has_whole_words", True)
     assert unknown_words(pipeline, "two red circles") is None
-    note = "The model never read 'fluffy', 'dogs'. It goes by the other words."
+    note = "The model never read 'fluffy', 'dogs'. It uses the other words."
     assert unknown_words(pipeline, "two fluffy red Dogs") == note
     assert generate(pipeline, "two fluffy red Dogs", 1, FAST)[1] == note
 

@@ -58,7 +58,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(published, folder):
     published(tokenizer="slow")
     (folder / "merges.txt").unlink()
     message = (
-        f"A tokenizer must have its vocabulary: tokenizer.json, or vocab.json and merges.txt. {folder} has not. "
+        f"A tokenizer must have its vocabulary: tokenizer.json, or vocab.json and merges.txt. {folder} has neither. "
         f"Download them."
     )
     with pytest.raises(ValueError, match=re.escape(message)):

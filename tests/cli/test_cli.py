@@ -136,7 +136,7 @@ def test_generate_refuses_bad_input_and_writes_nothing(tmp_path, capsys, argumen
 def test_outputs_are_checked_before_any_work(tmp_path, capsys):
     fails(capsys, ["generate", "a circle", "-o", tmp_path / "missing" / "a.png"], "The output's folder must exist")
     fails(capsys, ["generate", "a circle", "-o", tmp_path], "The output must be a file")
-    fails(capsys, ["generate", "a circle", "-o", tmp_path / "a.txt"], "no ending of one", "out.png")
+    fails(capsys, ["generate", "a circle", "-o", tmp_path / "a.txt"], "no ending of a picture format", "out.png")
     fails(capsys, ["demo", "-o", tmp_path / "missing" / "a.png"], "The output's folder must exist")
     fails(capsys, ["evaluate", "--output", tmp_path / "missing" / "a.json"], "The output's folder must exist")
 
@@ -162,7 +162,7 @@ def test_describe_refuses_what_is_no_picture(tmp_path, capsys, scene_file):
     text.write_text("no picture")
     fails(capsys, ["describe", tmp_path / "none.png"], "The image must be a file", "none.png")
     fails(capsys, ["describe", empty], "is empty (0 bytes)")
-    fails(capsys, ["describe", text], "none that Pillow can read")
+    fails(capsys, ["describe", text], "not one that Pillow can read")
     fails(capsys, ["describe", scene_file, " "], "The question must say something")
 
 

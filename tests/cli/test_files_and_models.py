@@ -22,7 +22,7 @@ def error_of(capsys, *words):
 @pytest.mark.parametrize("name", ["a.psd", "a.txt", "a", "a.fits"])
 def test_a_format_that_is_only_read_is_no_output(tmp_path, capsys, name):
     error = error_of(capsys, "generate", "a circle", "-o", tmp_path / name)
-    assert f"The output must be a picture file. {name!r} has no ending of one." in error
+    assert f"The output must be a picture file. {name!r} has no ending of a picture format." in error
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.webp", "a.gif"])
@@ -32,7 +32,7 @@ def test_usual_formats_are_outputs(tmp_path, name):
 
 def test_eps_is_refused_as_everywhere_else(tmp_path, capsys):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.eps")
-    assert "a.eps is none that Pillow can read" in error_of(capsys, "describe", tmp_path / "a.eps")
+    assert "a.eps is not one that Pillow can read" in error_of(capsys, "describe", tmp_path / "a.eps")
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**63), str(10**30)])

@@ -229,7 +229,7 @@ def test_one_process_at_a_time_writes_a_target(source, target, tmp_path, monkeyp
 
     monkeypatch.setattr(published, "write_shard", write)
     convert_published(source, target)
-    message = f"One process at a time writes a target. Another one is writing {tmp_path}/target.partial. Wait for it"
+    message = f"Only one process may write a target at a time. Another one is writing {tmp_path}/target.partial. Wait"
     assert messages and all(text.startswith(message) for text in messages)
     assert Blip3oForConditionalGeneration.from_pretrained(target)
 
@@ -250,7 +250,7 @@ def test_the_work_of_another_conversion_is_not_continued(source, target, tmp_pat
         write_weights(source, tensors, shards=2)
     partial = tmp_path / "target.partial"
     before = sorted(partial.rglob("*"))
-    with pytest.raises(ValueError, match=re.escape(f"{partial} belongs to another: another source, changed files")):
+    with pytest.raises(ValueError, match=re.escape(f"{partial} belongs to another conversion: another source")):
         convert_published(source, target, **settings)
     assert sorted(partial.rglob("*")) == before
 
@@ -266,7 +266,7 @@ def assert_refused(source, target, message, error=ValueError, **settings):
 
 def test_a_source_that_is_no_published_checkpoint_is_refused(make_model, source, target):
     make_model().save_pretrained(source)
-    message = f"{source} is none: its model_type is 'blip3o'. Our own layout needs no conversion."
+    message = f"{source} is not one: its model_type is 'blip3o'. Our own layout needs no conversion."
     assert_refused(source, target, re.escape(message))
     assert_refused(source / "nowhere", target, "The source must be a published BLIP3-o checkpoint")
 

@@ -215,7 +215,7 @@ def test_a_state_of_another_order_is_refused(sources):
             StreamingMixture(sources, **settings).load_state_dict(state)
     stream = StreamingMixture(sources)
     stream.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"as many workers as it had. Its state has 2 and there are 1"):
+    with pytest.raises(ValueError, match=r"same number of workers as before. Its state has 2 and there are 1"):
         next(iter(stream))
 
 

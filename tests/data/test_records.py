@@ -33,16 +33,16 @@ def test_kinds_follow_from_the_parts(parts, kind):
 @pytest.mark.parametrize(
     ("parts", "text"),
     [
-        ({}, "must teach something. It has neither a target image nor turns"),
-        ({"images": (IMAGE,)}, "must teach something"),
-        ({"target": IMAGE, "prompt": "a", "turns": (("a", "b"),)}, "must teach one thing"),
+        ({}, "must have a target image or turns. It has neither"),
+        ({"images": (IMAGE,)}, "must have a target image or turns"),
+        ({"target": IMAGE, "prompt": "a", "turns": (("a", "b"),)}, "must not have both a target image and turns"),
         ({"target": IMAGE, "prompt": "  "}, "A prompt must say something. Got '  '"),
         ({"target": IMAGE}, "A target image must come with a prompt"),
         ({"target": IMAGE, "images": (IMAGE.copy(),)}, "A target image must come with a prompt"),
         ({"turns": (("a", "b"),), "prompt": "c"}, "A prompt must come with a target image"),
         (
             {"target": IMAGE, "images": (IMAGE,), "history": ({"role": "user", "content": "c"},)},
-            "A history must lead to a prompt or to turns. There are none. Add them.",
+            "After a history there must be a prompt or turns. There are none. Add them.",
         ),
         ({"turns": (("a",),)}, r"a user's text and its answer. Got \('a',\)"),
         ({"turns": (("a", " "),)}, "a user's text and its answer"),

@@ -158,8 +158,8 @@ def test_answers_beyond_the_longest_conversation_are_counted(folder, capsys):
     printed = capsys.readouterr().out
     table = {line[:16].strip(): line[16:].split() for line in printed.splitlines()}
     assert (table["no answer left"], table["answers cut"], table["understanding"]) == (["2"], ["1"], ["2"])
-    assert f"{path}:2: no room for the first answer: with what stands before it, " in printed
-    assert "tokens are needed at least, and there are 60; raise `max_length`" in printed
+    assert f"{path}:2: no room for the first answer: with everything before it, " in printed
+    assert "tokens are needed, and there are 60; raise `max_length`" in printed
     assert check(path, "--model", "blip3o-tiny", "--max-length", "200") == 1
     printed = capsys.readouterr().out
     table = {line[:16].strip(): line[16:].split() for line in printed.splitlines()}

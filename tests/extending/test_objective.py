@@ -115,5 +115,5 @@ def test_what_is_registered_is_an_object(objective):
 def test_an_objective_has_a_name_of_its_own(name):
     objective = CleanFlow()
     objective.name = name
-    with pytest.raises(ValueError, match=r"An objective needs a name of its own, which configs state\. Got "):
+    with pytest.raises(ValueError, match=r"An objective needs its own name, which is stored in configs\. Got "):
         register_objective(objective)

@@ -399,7 +399,7 @@ def test_a_results_file_is_read_as_it_was_written(tmp_path):
     assert Evaluation.read(tmp_path / "results.json") == evaluation(dataset="a/b")
     for text in ("{}", "no", '{"scores": [{"task": 1}]}', "[]"):
         (tmp_path / "other.json").write_text(text)
-        with pytest.raises(ValueError, match=r"that `blip3o-hf evaluate --output` wrote\. .*other\.json is none"):
+        with pytest.raises(ValueError, match=r"that `blip3o-hf evaluate --output` wrote\. .*other\.json is not one"):
             Evaluation.read(tmp_path / "other.json")
 
 
@@ -433,7 +433,7 @@ def test_card_commands_refuse_what_they_cannot_do(folder, card, tmp_path, capsys
     assert "There is neither at" in fails("check", tmp_path / "none")
     assert "`card check` only reads" in fails("check", folder, "--license", "mit")
     assert "Did you mean 'finetune'?" in fails("write", folder, "--relation", "finetuned")
-    assert "is none" in fails("write", folder, "--results", card)
+    assert "is not one (" in fails("write", folder, "--results", card)
     card.write_text("---\n: [\n---\n")
     assert "cannot be read: The front matter is no YAML" in fails("write", folder, "--license", "mit")
 

@@ -90,7 +90,7 @@ def test_private_means_private(results, hub):
     code, printed, errors = found["private_asked"]
     assert (code, printed) == (2, "")
     assert errors.startswith(
-        "blip3o-hf push: A push leaves the visibility of a repository as it is. tester/kind-model is"
+        "blip3o-hf push: A push does not change the visibility of a repository. tester/kind-model is"
     )
     assert len(hub.repos["model", "tester/kind-model"].titles) == 2  # nothing was sent to the public
 
@@ -112,7 +112,7 @@ def test_an_interrupted_push_goes_on_where_it_stopped(results):
     assert found["error"].startswith(
         "PushError: The Hub must take every file for tester/cut. The connection to the Hub"
     )
-    assert found["error"].endswith("Push again, the same way: what arrived is not sent a second time.")
+    assert found["error"].endswith("Push again with the same command: files that arrived are not sent again.")
     assert found["files_meanwhile"] == [".gitattributes"]  # readers saw none of it
     assert found["requests"]["upload"] == 2  # of three
     assert found["requests"]["commit"] == 1
@@ -133,8 +133,8 @@ def test_an_interrupted_push_goes_on_where_it_stopped(results):
             "preupload 404",
             ["needs a repository that its token may see", "for the model tester/refused. Check the name"],
         ),
-        ("commit 409", ["must not cross another one", "tester/refused changed meanwhile. Push again"]),
-        ("commit 412", ["must not cross another one", "tester/refused changed meanwhile. Push again"]),
+        ("commit 409", ["must not run at the same time", "tester/refused changed during this one. Push again"]),
+        ("commit 412", ["must not run at the same time", "tester/refused changed during this one. Push again"]),
         ("commit 413", ["The Hub did not take the folder for tester/refused. The Hub answered 413", "told to fail"]),
         ("reading token", ["A push to tester/kind-model needs a token that may write there.", "`hf auth login`"]),
         ("reading token, private", ["A push to tester/new needs a token that may write there."]),
@@ -179,7 +179,7 @@ def test_a_busy_hub_is_waited_for(results, name, waited):
 )
 def test_a_hub_that_stays_away_ends_the_push_with_the_way_out(results, name, outcome):
     found = results["busy"][name]
-    assert outcome in found["error"] and "what arrived is not sent a second time" in found["error"]
+    assert outcome in found["error"] and "files that arrived are not sent again" in found["error"]
     assert found["waited"] == [1.0, 2.0, 4.0, 8.0, 8.0]
     assert found["files"] == [".gitattributes"]
 

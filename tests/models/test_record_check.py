@@ -41,7 +41,7 @@ def test_a_talk_passes_where_an_answer_is_left(make_processor, backbone, number)
     start = next(place for place, label in enumerate(whole) if label != IGNORED)
     assert RecordCheck(processor).answer_start(talk) == start
     with pytest.raises(
-        BadItem, match=f"no room for the first answer: .* {start + 1} tokens are needed at least, and .* {start};"
+        BadItem, match=f"no room for the first answer: .* at least {start + 1} tokens are needed, and .* {start};"
     ):
         RecordCheck(processor, max_length=start)(talk)
     for length, is_cut in ((start + 1, True), (len(whole) - 1, True), (len(whole), False)):
@@ -71,7 +71,7 @@ def test_a_prompt_passes_where_its_caption_can_be_cut_to_fit(make_processor, bac
     processor.max_prompt_length = shortest
     assert RecordCheck(processor)(record) is record
     processor.max_prompt_length = shortest - 1
-    with pytest.raises(BadItem, match="k: no room for the prompt: with what stands before it, "):
+    with pytest.raises(BadItem, match="k: no room for the prompt: with everything before it, "):
         RecordCheck(processor)(record)
 
 

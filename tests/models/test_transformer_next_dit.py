@@ -377,7 +377,7 @@ def test_traces_as_one_graph(model, is_cached):
         ),
         (
             {"attention_kwargs": {"scale": 1.0, "mask": None}},
-            "`attention_kwargs` knows the key 'scale' alone; received also ['mask']. Choose an attention",
+            "`attention_kwargs` takes only the key 'scale'; received also ['mask']. Choose an attention",
         ),
     ],
 )

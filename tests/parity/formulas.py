@@ -355,8 +355,9 @@ def adamw_steps(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     clip: float = 1.0,
+    weight_decay: float = 0.0,
 ) -> tuple[list[float], list[float]]:
-    """AdamW without decay, in place; the loss and the norm of all gradients before clipping, for every step."""
+    """AdamW, in place; the loss and the norm of all gradients before clipping, for every step."""
     first, second = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     values, norms = [], []
     for step, loss in enumerate(losses, start=1):
@@ -369,6 +370,7 @@ def adamw_steps(
                 mean.mul_(betas[0]).add_((1 - betas[0]) * factor * gradient)
                 square.mul_(betas[1]).add_((1 - betas[1]) * (factor * gradient).square())
                 scale = (square / (1 - betas[1] ** step)).sqrt() + eps
+                parameter *= 1 - learning_rate * weight_decay
                 parameter -= learning_rate * mean / (1 - betas[0] ** step) / scale
         values.append(value.item())
         norms.append(norm.item())

@@ -575,7 +575,7 @@ def test_a_conversation_too_long_for_the_context_stays_as_it_was(before, do):
             (
                 {name: value},
                 TypeError,
-                f"A turn makes one picture, from which the conversation goes on. Got {name}. Leave it out, or call "
+                f"A turn makes one picture, and the conversation goes on from it. Got {name}. Leave it out, or call "
                 f"the pipeline.",
             )
             for name, value in (
@@ -602,8 +602,8 @@ def test_a_picture_that_fails_leaves_the_conversation_as_it_was(before, argument
             (
                 {name: value},
                 TypeError,
-                f"A turn makes one answer, from which the conversation goes on. Got {name}. Leave it out, or call the "
-                f"pipeline.",
+                f"A turn makes one answer, and the conversation goes on from it. Got {name}. Leave it out, or call "
+                f"the pipeline.",
             )
             for name, value in (("num_beams", 2), ("num_return_sequences", 2), ("return_dict_in_generate", True))
         ),

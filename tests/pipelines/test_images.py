@@ -121,7 +121,7 @@ COUNT = (
 )
 NO_IMAGE = "An image must be a PIL image, a uint8 array [H, W, 3], or the path of a file. Got {}."
 EMPTY = "Each prompt's list of images must hold one. Got an empty list. Leave `image` out."
-NO_PROMPT = "`image` is what a prompt speaks of. Got an image and no prompt. Say what to do with it."
+NO_PROMPT = "`image` needs a prompt. Got an image and no prompt. Say what to do with the image."
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_batch_with_strength_equals_its_prompts_alone(pipe, assert_close):
 
 
 FEATURES = torch.zeros(1, 16, 4, 4)
-STRENGTH = "`strength` must be a noise level in (0, 1]. Got {!r}. 0.6 is a place to begin."
+STRENGTH = "`strength` must be a noise level in (0, 1]. Got {!r}. Try 0.6."
 NO_START = (
     "`strength` asks for `image_features` of shape [batch, 16, 4, 4] to start from. Got {}. "
     "`Blip3oReconstructionPipeline.encode_images` makes them."

@@ -155,7 +155,7 @@ def test_a_scale_is_taken_back_after_an_error(pipeline, folders):
 
 @pytest.mark.parametrize("attention_kwargs", [{"gligen": 1}, {"scale": "1"}, {"scale": float("nan")}])
 def test_other_attention_arguments_are_refused(pipeline, attention_kwargs):
-    with pytest.raises(ValueError, match=r"`attention_kwargs` knows the key 'scale' alone, a factor on LoRA"):
+    with pytest.raises(ValueError, match=r"`attention_kwargs` takes only the key 'scale', a factor on LoRA"):
         draw(pipeline, attention_kwargs=attention_kwargs)
 
 
@@ -270,7 +270,7 @@ def test_fused_and_unloaded_weights_are_plain_and_can_be_saved(pipeline, folders
     pipeline.load_lora_weights(folders["first"])
     pipeline.set_adapters("default_0", 0.5)
     expected = draw(pipeline)
-    with pytest.raises(ValueError, match=r"saved without adapters in its layers. This one carries some. Call unload"):
+    with pytest.raises(ValueError, match=r"saved without adapters in its layers. This one has adapters. Call unload"):
         pipeline.save_pretrained(tmp_path)
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
@@ -473,7 +473,7 @@ def test_files_that_are_missing_or_damaged_are_named(pipeline, folders, tmp_path
 
 def test_names_of_adapters(pipeline, make_adapter, folders):
     pipeline.load_lora_weights(folders["second"], adapter_name="style")
-    with pytest.raises(ValueError, match=r"Got adapter_name='style', which is taken. Choose another, or call delete"):
+    with pytest.raises(ValueError, match=r"Got adapter_name='style', which is already in use. Choose another"):
         pipeline.load_lora_weights(folders["first"], adapter_name="style")
     assert pipeline.get_list_adapters() == {"transformer": ["style"]}
     with pytest.raises(ValueError, match=r"must not be empty or hold a dot. Got 'v1.0'"):
@@ -481,5 +481,5 @@ def test_names_of_adapters(pipeline, make_adapter, folders):
     with pytest.raises(ValueError, match=r"not in the list of present adapters"):
         pipeline.set_adapters("other")
     pipeline.model = make_adapter().get_base_model()
-    with pytest.raises(ValueError, match=r"carries default, which PEFT put on the whole. Merge it first"):
+    with pytest.raises(ValueError, match=r"carries default, which PEFT added to the whole model. Merge it first"):
         pipeline.load_lora_weights(folders["first"])

@@ -69,7 +69,7 @@ def test_interpolation_has_both_ends_and_the_middle():
     points = interpolate(first, second, 3)
     assert torch.equal(points, torch.cat([first, torch.full_like(first, 0.5), second]))
     for bad in ((first, torch.ones(1, 2), 3), (first, second, 1), (torch.zeros(2, 3), torch.zeros(2, 3), 3)):
-        with pytest.raises(ValueError, match="Points lie between two tensors of one shape"):
+        with pytest.raises(ValueError, match="Interpolation needs two tensors of the same shape"):
             interpolate(*bad)
 
 

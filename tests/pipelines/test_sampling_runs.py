@@ -124,7 +124,7 @@ def test_a_conversation_has_one_turn_at_a_time(pipeline):
 
     chat.draw("two red circles", num_inference_steps=2, callback_on_step_end=at_step(0, act))
     assert isinstance(refused[0], RuntimeError)
-    assert "`ask` must not be called while another thread is in the midst of a call" in str(refused[0])
+    assert "`ask` must not be called while another thread is running a call of the same" in str(refused[0])
     assert len(chat.messages) == 2
     assert in_another_thread(lambda: chat.ask("how many?", max_new_tokens=2)).text
     assert len(chat.messages) == 4

@@ -31,7 +31,8 @@ from blip3o_hf.shapes import (
 )
 from blip3o_hf.shapes.conversations import ShapesConversations
 from blip3o_hf.shapes.dataset import ShapesDataset
-from blip3o_hf.shapes.wording import AGAIN, further_wordings
+from blip3o_hf.shapes.wording import further_wordings
+from blip3o_hf.shapes.wording_lists import AGAIN
 
 PROCESSOR = SimpleNamespace(
     instruction="Draw: {caption}",

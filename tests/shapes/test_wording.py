@@ -19,6 +19,7 @@ from blip3o_hf.shapes import (
     PLACE_KINDS,
     QUESTION_KINDS,
     SHAPES,
+    SIZES,
     SMALL_TALK,
     TRAINING_FAMILIES,
     Scene,
@@ -36,7 +37,8 @@ from blip3o_hf.shapes import (
     sample_question_of_two,
     zone,
 )
-from blip3o_hf.shapes.wording import QUESTION_WORDS, further_wordings, natural_question, roughened
+from blip3o_hf.shapes.wording import further_wordings, natural_question, roughened
+from blip3o_hf.shapes.wording_lists import QUESTION_WORDS
 
 ALL_KINDS = (*QUESTION_KINDS, *PLACE_KINDS)
 
@@ -153,6 +155,10 @@ PLACES = {  # of each form, what its wordings leave open; of several sets, each 
     "caption": ["caption"],
     "background": ["background"],
     "name": ["color noun"],
+    "related": ["first relation second", "beside first second", "first inverse second", "across first second"],
+    "placed": ["place thing"],
+    **{f"counted {count}": ["names"] for count in (2, 3, 4)},
+    **{f"sized {size}": ["name"] for size in SIZES},
     "question existence": ["a", "name", "names"],
     "question color": ["name"],
     "question shape": ["color"],

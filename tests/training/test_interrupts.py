@@ -66,7 +66,7 @@ def test_an_interrupted_run_is_kept_whole_and_goes_on_by_the_command_it_prints(r
     assert not (tmp_path / "run" / "summary.json").exists()
     errors = capsys.readouterr().err.splitlines()
     assert any(line.startswith("decoder: ") for line in errors)  # the name of the progress bar
-    assert any(line.startswith("interrupted: all is kept up to step 4, in ") for line in errors)
+    assert any(line.startswith("interrupted: everything is saved up to step 4, in ") for line in errors)
     program, *words = shlex.split(errors[-1].partition("go on with: ")[2])
     assert program == "blip3o-hf" and "--resume" in words
     press(step=0, times=0)

@@ -305,7 +305,7 @@ def test_evaluation_needs_something_to_evaluate_on(dataset, make_args):
 def test_a_push_in_the_background_is_not_offered(dataset, make_args):
     trainer = Blip3oTrainer(TINY, make_args(), train_dataset=dataset)
     with pytest.raises(
-        ValueError, match=r"A push is checked, and takes the main branch. .* run `blip3o-hf push FOLDER"
+        ValueError, match=r"A push is checked first, and goes to the main branch. .* run `blip3o-hf push FOLDER"
     ):
         trainer.push_to_hub(blocking=False)
 

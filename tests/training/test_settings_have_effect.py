@@ -78,10 +78,10 @@ def test_an_optimizer_of_one_s_own_is_taken(make_args):
         ({"optim": "sgd", "muon_learning_rate": 0.1}, "Got `muon_learning_rate` 0.1 and `optim` 'sgd'. Leave one"),
         (
             {"label_smoothing_factor": 0.1},
-            "`label_smoothing_factor` has none in this Trainer: losses are those of the",
+            "`label_smoothing_factor` has none in this Trainer: the tasks define the losses",
         ),
         ({"average_tokens_across_devices": False}, "`average_tokens_across_devices` has none in this Trainer"),
-        ({"eval_accumulation_steps": 3}, "`eval_accumulation_steps` has none in this Trainer: evaluations are"),
+        ({"eval_accumulation_steps": 3}, "`eval_accumulation_steps` has none in this Trainer: the tasks evaluate"),
         ({"include_for_metrics": ["loss"]}, "`include_for_metrics` has none in this Trainer"),
         ({"hub_strategy": "all_checkpoints"}, "`hub_strategy` must be 'end' or 'every_save'. Got 'all_checkpoints'"),
         ({"hub_always_push": True}, "`hub_always_push` has none in this Trainer: only results are pushed"),
@@ -98,7 +98,9 @@ def test_the_settings_without_effect_are_settings():
 
 @pytest.mark.parametrize("name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"])
 def test_functions_that_would_not_be_called_are_refused(make_args, photos, name):
-    with pytest.raises(ValueError, match=f"An argument must have an effect. `{name}` has none: losses and scores"):
+    with pytest.raises(
+        ValueError, match=f"An argument must have an effect. `{name}` has none: the task defines losses"
+    ):
         Blip3oTrainer("blip3o-tiny", make_args(), train_dataset=str(photos), **{name: print})
 
 

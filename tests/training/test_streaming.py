@@ -90,11 +90,14 @@ def checkpoint(make_trainer, tmp_path_factory):
     [
         (
             {"per_device_train_batch_size": 4},
-            "A stream goes on with the batches it had. After 2 steps its workers had given [4] items, and with these "
-            "settings it were [8]. Set `per_device_train_batch_size`, `gradient_accumulation_steps` and",
+            "A stream must go on with the same batches as before. After 2 steps its workers had given [4] items, and "
+            "with these settings it would be [8]. Set `per_device_train_batch_size`, `gradient_accumulation_steps`",
         ),
-        ({"num_workers": 2}, "its workers had given [4] items, and with these settings it were [2, 2]."),
-        ({"data": {"seed": 4}}, "A stream goes on in the order it had. Its state has `seed` 3 and the stream has 4."),
+        ({"num_workers": 2}, "its workers had given [4] items, and with these settings it would be [2, 2]."),
+        (
+            {"data": {"seed": 4}},
+            "A stream must go on in the same order as before. Its state has `seed` 3 and the stream has 4.",
+        ),
     ],
 )
 def test_a_run_with_other_batches_is_refused(make_trainer, tmp_path, checkpoint, settings, message):

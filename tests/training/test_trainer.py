@@ -511,7 +511,7 @@ def test_the_average_must_be_in_the_checkpoint(make_recipe, results, tmp_path):
     shutil.copytree(f"{results['decoder'].trainer.args.output_dir}/checkpoint-2", tmp_path / "checkpoint-2")
     (tmp_path / "checkpoint-2" / "ema.safetensors").unlink()
     trainer = make_recipe("decoder", tmp_path).trainer()
-    message = f"There is no {tmp_path}/checkpoint-2/ema.safetensors. Resume as the checkpoint was written, or without"
+    message = f"There is no {tmp_path}/checkpoint-2/ema.safetensors. Resume with the same engine and number of"
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 

@@ -42,10 +42,10 @@ class Sampling:
         One for each picture.
 
         Raises:
-            ValueError: when the seed is none.
+            ValueError: when the seed is not valid.
         """
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**53:  # a browser counts so far
-            raise ValueError(f"A seed must be a whole number of at least 0. Got {self.seed!r}. 0 is a place to begin.")
+            raise ValueError(f"A seed must be a whole number of at least 0. Got {self.seed!r}. Try 0.")
         return [torch.Generator().manual_seed(self.seed + index) for index in range(num_images)]
 
     def arguments(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def open_uploads(paths: Sequence[str]) -> list[Image.Image]:
 def unknown_words(pipe: Blip3oPipeline, text: str) -> str | None:
     """A sentence on the words of a text that the model never read; `None` where it knows them all."""
     words = pipe.processor.unknown_words(text)
-    return f"The model never read {', '.join(map(repr, words))}. It goes by the other words." if words else None
+    return f"The model never read {', '.join(map(repr, words))}. It uses the other words." if words else None
 
 
 def generate(
@@ -122,7 +122,8 @@ def edit(pipe: Blip3oPipeline, instruction: str, paths: Sequence[str], sampling:
 
 def reconstruct(pipe: Blip3oReconstructionPipeline, paths: Sequence[str], sampling: Sampling) -> list[CaptionedImage]:
     """
-    Each uploaded picture as the encoder sees it, then drawn again in every way the model can, with how near it came.
+    Each uploaded picture as the encoder sees it, then drawn again in every way that the model can, with how close the
+    results are.
 
     Raises:
         ValueError: when there is no picture, or one cannot be read.
@@ -145,8 +146,9 @@ def reconstruct(pipe: Blip3oReconstructionPipeline, paths: Sequence[str], sampli
 
 class Conversations:
     """
-    The conversations of all who use the page. What was said belongs to each browser session, which hands it in and
-    gets it back; only the last one to speak has its keys and values in memory, so many users cost no more than one.
+    The conversations of all users of the page. Each browser session keeps its own messages, passes them in and gets
+    them back. Only the conversation that was used last has its keys and values in memory, so many users need no more
+    memory than one.
 
     Args:
         pipe: what answers and draws.

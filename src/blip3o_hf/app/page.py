@@ -215,7 +215,9 @@ def _settings(pipe: Blip3oPipeline) -> list[gr.components.Component]:
 
 
 def _uploads(label: str) -> gr.Gallery:
-    """A place for pictures of the user; as files, so that the one who reads them says what is wrong with them."""
+    """
+    An input for pictures of the user; as files, so that the code that reads them reports what is wrong with them.
+    """
     return gr.Gallery(
         label=label,
         type="filepath",

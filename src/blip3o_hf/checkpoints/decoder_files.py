@@ -97,7 +97,7 @@ def decoder_weights(folder: Path, variant: str | None = None) -> tuple[str | Non
     tensors = read_tensors(LocalFiles(folder), stem=_STEM, variant=variant)
     if tensors is None:
         raise ValueError(
-            f"Shards need an index that places every tensor. {folder} has none for "
+            f"Shards need an index that names the file of every tensor. {folder} has none for "
             f"{f'the variant {variant}' if variant else 'the files without a variant'}: "
             f"{index_name(_STEM, variant)}. Download it."
         )

@@ -1,4 +1,4 @@
-"""Loading that refuses an incomplete or damaged checkpoint, where the libraries would go on with random weights."""
+"""Loading that refuses an incomplete or damaged checkpoint; the libraries would use random weights instead."""
 
 import os
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike,
     before, and whose values after a tensor is read.
 
     Raises:
-        ValueError: naming what is missing, damaged, outside of the folder, a pickle, or no finite number.
+        ValueError: naming what is missing, damaged, outside of the folder, a pickle, or not a finite number.
     """
     files = checkpoint_files(source, **kwargs)
     if adapter := files.path(ADAPTER_CONFIG_NAME):  # the weights are those of the base that it names

@@ -96,7 +96,7 @@ class HubFiles:
             return None
         except SafetensorsParsingError as error:
             raise ValueError(
-                f"A checkpoint must be readable safetensors files. {self}/{name} on the Hub is none ({error}). "
+                f"A checkpoint must be readable safetensors files. {self}/{name} on the Hub is not ({error}). "
                 f"Report it to its owner."
             ) from error
         return {tensor: StoredTensor(name, tuple(info.shape), info.dtype) for tensor, info in header.tensors.items()}

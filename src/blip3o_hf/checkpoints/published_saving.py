@@ -63,8 +63,8 @@ def save_published_layout(
     settings = published_config(model.config)
     if model.config.image_positions != "sequential":
         logger.warning(
-            "The reference counts positions on over the images in a prompt to draw from, whatever the model was "
-            "trained with. Prompts without images are drawn the same."
+            "When it draws, the reference numbers the image tokens of a prompt one after another, also if the model "
+            "was trained with other positions. Prompts without images are drawn the same."
         )
     tensors = to_published_layout(model.state_dict())
     offloaded = [name for name, tensor in tensors.items() if tensor.device.type == "meta"]

@@ -13,7 +13,7 @@ COMMANDS = {
     "generate": "draw images from a prompt",
     "describe": "answer a question about an image",
     "edit": "change an image as an instruction says",
-    "reconstruct": "draw images again, side by side with how near they come",
+    "reconstruct": "draw images again, beside the originals, with how close they are",
     "chat": "talk in words and pictures",
     "app": "open a page in the browser to chat, draw, edit and reconstruct",
     "finetune": "fine-tune a model on your own images with captions",
@@ -32,7 +32,7 @@ COMMANDS = {
 
 # Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
 PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
-PATHS += ("place", "recipe", "results", "save", "sheet", "source", "target")
+PATHS += ("recipe", "results", "save", "sheet", "source", "target")
 
 SEEDS = 2**63
 

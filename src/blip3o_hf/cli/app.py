@@ -56,7 +56,7 @@ def check_free(host: str, port: int) -> None:
     """
     Raises:
         OSError: when the page cannot be served there.
-        ValueError: when it is no port.
+        ValueError: when the port is not valid.
     """
     if not 0 < port < 65536:
         raise ValueError(f"--port must be a number from 1 to 65535. Got {port}. 7860 is gradio's own.")

@@ -28,7 +28,7 @@ FIELDS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("check", "write"))
-    parser.add_argument("place", metavar="FOLDER|FILE", help="folder with weights, or a card apart from them")
+    parser.add_argument("path", metavar="FOLDER|FILE", help="folder with weights, or a card file in another place")
     writing = parser.add_argument_group("write")
     writing.add_argument("--name", help="owner/name of the repository, for the title and the code")
     writing.add_argument("--license", help="id of the Hub, such as apache-2.0; `other` with the next two")
@@ -46,24 +46,27 @@ def run(arguments: argparse.Namespace) -> int:
     from ..hub.card_check import RELATIONS
     from ..hub.results import Evaluation
 
-    place = Path(arguments.place)
-    if not place.exists():
-        raise FileNotFoundError(f"A card is a file, or lies in a folder. There is neither at {place}. Check the path.")
+    card_or_folder = Path(arguments.path)
+    if not card_or_folder.exists():
+        raise FileNotFoundError(
+            f"A card is a file, or lies in a folder. There is neither at {card_or_folder}. Check the path."
+        )
     if arguments.relation is not None:
         check_name("relation to the base model", arguments.relation, RELATIONS)
     fields = {key: getattr(arguments, name) for name, key in FIELDS.items()}
     if arguments.action == "write":
         evaluations = [Evaluation.read(path) for path in arguments.results]
-        path = place / cards.CARD if place.is_dir() else place
+        path = card_or_folder / cards.CARD if card_or_folder.is_dir() else card_or_folder
         written = [path]
         if not path.exists():
-            cards.write_card(place)
+            cards.write_card(card_or_folder)
         written += cards.update_card(path, name=arguments.name, evaluations=evaluations, **fields)
         for path in dict.fromkeys(written):
             print(path)
     elif arguments.name or arguments.results or any(fields.values()):
-        raise ValueError("`card check` only reads. Got options of `card write`. Leave them out, or write.")
-    problems = cards.card_problems(place) if place.is_dir() else cards.card_file_problems(place)
+        raise ValueError("`card check` only reads. Got options of `card write`. Leave them out, or use `card write`.")
+    problems_of = cards.card_problems if card_or_folder.is_dir() else cards.card_file_problems
+    problems = problems_of(card_or_folder)
     for problem in problems:
         print(problem if arguments.action == "check" else f"still: {problem}")
     return int(bool(problems) and arguments.action == "check")

@@ -44,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
             if code:
                 print(f"The stage of {path} ended with exit code {code}. Give the same command again to go on.")
                 return code
-        summaries.append(Summary.read(folder))
+        summary = Summary.read(folder)
+        assert summary is not None  # a stage that ends with 0 has written it
+        summaries.append(summary)
     print(table(summaries, [link.show for link in chain.links]))
     return 0
 

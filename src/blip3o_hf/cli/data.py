@@ -2,12 +2,14 @@
 
 import argparse
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import written_whole
 from .files import check_picture_path
+
+if TYPE_CHECKING:
+    from ..models.record_check import RecordCheck
 
 EXAMPLES = """examples:
   blip3o-hf data check photos/
@@ -25,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of the source")
     parser.add_argument("--format", default="auto", help="auto, imagefolder, json, webdataset or hub (default: auto)")
     parser.add_argument("--limit", type=int, default=None, help="read so many items only, spread evenly")
-    parser.add_argument("--max-bad-share", type=float, default=0.01, help="exit with 1 above (default: %(default)s)")
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        help="exit with 1 if the share of bad items is larger (default: %(default)s)",
+    )
     parser.add_argument("--model", default=None, help="packaged name, folder or Hub id that is to train on the data")
     parser.add_argument(
         "--max-length", type=int, default=None, help="`max_length` of the recipe, in tokens of --model"
@@ -96,7 +103,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def _model_check(model: str, max_length: int | None) -> Callable:
+def _model_check(model: str, max_length: int | None) -> "RecordCheck":
     """What a model that is to learn from the data refuses."""
     from ..assets import resolve_model
     from ..models.record_check import check_for_model

@@ -1,4 +1,4 @@
-"""`blip3o-hf env`: what a bug report needs to say."""
+"""`blip3o-hf env`: the versions that a bug report needs."""
 
 import argparse
 import platform

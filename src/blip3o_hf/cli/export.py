@@ -84,8 +84,8 @@ def _round(source: Path, folder: Path, name: str) -> None:
 
     dtype = getattr(torch, name)
     Blip3oPipeline.from_pretrained(source).to(dtype).save_pretrained(folder)
-    if encoder_beside(str(source)):
-        encoder, image_processor = load_target_encoder(encoder_beside(str(source)))
+    if beside := encoder_beside(str(source)):
+        encoder, image_processor = load_target_encoder(beside)
         encoder.to(dtype).save_pretrained(folder / "target_encoder")
         image_processor.save_pretrained(folder / "target_encoder")
     for config_file in (folder / "config.json", folder / "model/config.json", folder / "target_encoder/config.json"):

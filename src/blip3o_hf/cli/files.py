@@ -41,7 +41,8 @@ def check_picture_path(path: str | os.PathLike) -> Path:
     path = check_writable(path)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:  # some formats are only read
         raise ValueError(
-            f"The output must be a picture file. {path.name!r} has no ending of one. Use a name like 'out.png'."
+            f"The output must be a picture file. {path.name!r} has no ending of a picture format. Use a name like "
+            f"'out.png'."
         )
     return path
 
@@ -73,5 +74,5 @@ def open_picture(path: str | os.PathLike):
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OSError(
-            f"The image must be a picture file. {path} is none that Pillow can read ({error}). Use PNG or JPEG."
+            f"The image must be a picture file. {path} is not one that Pillow can read ({error}). Use PNG or JPEG."
         ) from error

@@ -1,4 +1,4 @@
-"""`blip3o-hf finetune`: a model's decoder, queries and transformer on one's own images with captions."""
+"""`blip3o-hf finetune`: a model's decoder, queries and transformer on your own images with captions."""
 
 import argparse
 import shlex

@@ -28,7 +28,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--attempts",
         type=int,
         default=None,
-        help="how often a picture is drawn at most until the model finds it right (default: the model's)",
+        help="largest number of attempts until the model finds its picture right (default: the model's)",
     )
 
 
@@ -46,7 +46,7 @@ def note_unknown_words(pipe, text: str) -> None:
     """Say on the error output which words of a text the model never read, if any."""
     words = pipe.processor.unknown_words(text) if pipe.processor is not None else []
     if words:
-        print(f"note: the model never read {', '.join(map(repr, words))}; it goes by the other words", file=sys.stderr)
+        print(f"note: the model never read {', '.join(map(repr, words))}; it uses the other words", file=sys.stderr)
 
 
 def note_rejected(output, names) -> None:

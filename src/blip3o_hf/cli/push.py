@@ -13,12 +13,12 @@ Run `hf auth login` once before, with a write token. Interrupted, the same comma
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="folder of a pipeline, model, processor, LoRA or of precomputed features")
-    parser.add_argument("repo_id", help="repository: owner/name, or name for your own account; made if need be")
+    parser.add_argument("repo_id", help="repository: owner/name, or name for your own account; created if needed")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to push to, made if need be (default: main)")
+    parser.add_argument("--revision", help="branch to push to, created if needed (default: main)")
     parser.add_argument("--message", help="commit message")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the folder and print what would go up; ask no network"
+        "--dry-run", action="store_true", help="check the folder and print what would be uploaded; use no network"
     )
 
 

@@ -1,4 +1,4 @@
-"""`blip3o-hf reconstruct`: images drawn again, side by side with how near they come."""
+"""`blip3o-hf reconstruct`: images drawn again, beside the originals, with how close they are."""
 
 import argparse
 

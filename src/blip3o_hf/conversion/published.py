@@ -1,4 +1,4 @@
-"""From the published layout to ours: one folder that every door of the libraries opens."""
+"""From the published layout to ours: one folder that the libraries open in every way."""
 
 import json
 import math
@@ -148,7 +148,7 @@ def convert_published(
     if checkpoint is None:
         raise ValueError(
             f"The source must be a published BLIP3-o checkpoint: a folder or Hub id with a config.json of the "
-            f"model_type blip3o_qwen or blip3o_qwen_inference. {source} is none: {_what_it_is(source)}. Our own "
+            f"model_type blip3o_qwen or blip3o_qwen_inference. {source} is not one: {_what_it_is(source)}. Our own "
             f"layout needs no conversion."
         )
     report = ConversionReport(source, str(target))
@@ -176,7 +176,7 @@ def convert_published(
 
 
 def _what_it_is(source: str) -> str:
-    """What a source is that is no published checkpoint."""
+    """Says what a source is if it is not a published checkpoint."""
     try:
         settings = config_settings(source)
     except OSError as error:
@@ -287,7 +287,8 @@ def _start(
         found = read_settings(work / STATE) if (work / STATE).is_file() else None
         if found != state:
             raise ValueError(
-                f"Work goes on where the same conversion was interrupted. {work} belongs to another: another source, "
+                f"An interrupted conversion goes on only with the same settings. {work} belongs to another "
+                f"conversion: another source, "
                 f"changed files, other options or another version. Remove it, or choose another target."
             )
     needed = sum(
@@ -305,8 +306,8 @@ def _start(
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
-            f"One process at a time writes a target. Another one is writing {work}. Wait for it, or choose another "
-            f"target."
+            f"Only one process may write a target at a time. Another one is writing {work}. Wait for it, or choose "
+            f"another target."
         ) from error
     for path in list(work.rglob(".*")):
         if _UNFINISHED.fullmatch(path.name):
@@ -376,9 +377,9 @@ def _origin(report: ConversionReport, card: Path | None) -> Origin:
         summary=f"Converted by `blip3o-hf convert` (blip3o_hf {code_version()}) from {source}. The weights are those "
         f"of the source, bit for bit, and their licence is the source's. It samples as the reference implementation "
         f"does.",
-        training=f"Nothing was trained here. How the source was trained, its own card says.\n\n"
+        training=f"Nothing was trained here. The card of the source says how it was trained.\n\n"
         f"```text\n{report.summary()}\n```",
-        data="The source's; its own card says.",
+        data="The data of the source; its card describes them.",
         made_from={"all": source},
         base_model=(report.source,) if is_on_hub else (),
         license={} if card is None else stated_license(card),

@@ -1,4 +1,4 @@
-"""Images of unknown origin become upright RGB, or a stated reason why not."""
+"""Images of unknown origin become upright RGB, or an error with the reason."""
 
 import io
 import os
@@ -119,7 +119,7 @@ def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixe
 @dataclass(frozen=True, eq=False)
 class EncodedImage:
     """
-    An image that nobody has asked for yet.
+    An image that is not decoded yet.
 
     Args:
         data: an encoded image, the path of one, an opened one, or a function that reads one.

@@ -87,10 +87,10 @@ class MixtureDataset(Dataset):
         """Source, index in it, and number of the pass through it, of an item."""
         if not 0 <= index < self.length:
             raise IndexError(f"Items are numbered from 0 to {self.length - 1}. Got {index}.")
-        block, place = divmod(index, DRAWS)
+        block, position = divmod(index, DRAWS)
         drawn, counts, before = _draws(self.shares, self.seed, block)
-        source = int(drawn[place])
-        epoch, rank = divmod(int(block * counts[source] + before[place]), len(self.sources[source]))
+        source = int(drawn[position])
+        epoch, rank = divmod(int(block * counts[source] + before[position]), len(self.sources[source]))
         order = _permutation(len(self.sources[source]), self.seed, source, epoch)
         return source, int(order[rank]), epoch
 
@@ -180,12 +180,12 @@ class StreamingMixture(IterableDataset):
         for name, value in self._order().items():
             if state["order"][name] != value:
                 raise ValueError(
-                    f"A stream goes on in the order it had. Its state has `{name}` {state['order'][name]} and the "
-                    f"stream has {value}. Set it back."
+                    f"A stream must go on in the same order as before. Its state has `{name}` {state['order'][name]} "
+                    f"and the stream has {value}. Set it back."
                 )
         self._done = {"items": list(state["items"]), "first_worker": state["first_worker"]}
 
-    def _place(self) -> tuple[int, int, int]:
+    def _reader(self) -> tuple[int, int, int]:
         """Which of how many readers this one is, and how many items it has given before."""
         rank, world_size = self._rank()
         info = get_worker_info()
@@ -193,8 +193,8 @@ class StreamingMixture(IterableDataset):
         items = self._done["items"]
         if items and len(items) != workers:
             raise ValueError(
-                f"A stream goes on with as many workers as it had. Its state has {len(items)} and there are "
-                f"{workers}. Set `num_workers` back."
+                f"A stream must go on with the same number of workers as before. Its state has {len(items)} and there "
+                f"are {workers}. Set `num_workers` back."
             )
         worker = (worker + self._done["first_worker"]) % workers
         return rank * workers + worker, world_size * workers, items[worker] if items else 0
@@ -234,7 +234,7 @@ class StreamingMixture(IterableDataset):
         yield waiting
 
     def __iter__(self) -> Iterator[Record]:
-        reader, readers, skip = self._place()
+        reader, readers, skip = self._reader()
         for epoch in itertools.count() if self.epochs is None else range(self.epochs):
             is_empty = True
             for number, block in enumerate(self._blocks(epoch, reader, readers)):

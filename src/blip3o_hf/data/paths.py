@@ -42,9 +42,9 @@ def _is_hidden_name(name: str) -> bool:
 
 def walk(folder: Path) -> Iterator[Path]:
     """The files in a folder and its subfolders that are not hidden, as they come."""
-    for place, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _is_hidden_name(name)]
-        yield from (Path(place, name) for name in names if not _is_hidden_name(name))
+        yield from (Path(parent, name) for name in names if not _is_hidden_name(name))
 
 
 def visible_files(folder: Path) -> list[Path]:

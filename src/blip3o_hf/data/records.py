@@ -1,8 +1,8 @@
-"""What a training item is, whatever file it came from."""
+"""What a training item is, for all kinds of files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -66,13 +66,13 @@ class Record:
             if not texts or not all(text.strip() for text in turn):
                 raise ValueError(f"A turn must be a user's text and its answer. Got {turn!r}. Complete or drop it.")
         if self.target is None and not self.turns:
-            raise ValueError("A record must teach something. It has neither a target image nor turns. Add one.")
+            raise ValueError("A record must have a target image or turns. It has neither. Add one.")
         if self.target is not None and self.turns:
-            raise ValueError("A record must teach one thing. It has a target image and turns. Make it two records.")
+            raise ValueError("A record must not have both a target image and turns. It has both. Make it two records.")
         if self.target is None and self.prompt is not None:
             raise ValueError("A prompt must come with a target image. There is none. Use turns for questions.")
         if self.history and self.prompt is None and not self.turns:
-            raise ValueError("A history must lead to a prompt or to turns. There are none. Add them.")
+            raise ValueError("After a history there must be a prompt or turns. There are none. Add them.")
         if self.target is not None and self.prompt is None and not self._shows_its_target:
             raise ValueError("A target image must come with a prompt. There is none. Add a caption or instruction.")
 
@@ -90,7 +90,14 @@ class Record:
         return "editing" if self.images else "generation"
 
 
-def targets(records: Sequence[Record]) -> list[Image.Image]:
+class HasTarget(Protocol):
+    """A record, or what a cache of features gives of one."""
+
+    @property
+    def target(self) -> Image.Image | None: ...
+
+
+def targets(records: Sequence[HasTarget]) -> list[Image.Image]:
     """
     The images to learn to generate.
 
@@ -100,6 +107,7 @@ def targets(records: Sequence[Record]) -> list[Image.Image]:
     images = []
     for record in records:
         if record.target is None:
+            assert isinstance(record, Record)  # a cache keeps the targets that are asked for
             raise ValueError(
                 f"Generation learns from images with captions. {record.key} is a record of {record.kind}. Leave its "
                 f"source to the understanding or joint stage."

@@ -109,7 +109,7 @@ class RowReader:
             is_short: whether to take the short caption, where there is one.
 
         Raises:
-            BadItem: when it is none.
+            BadItem: when the row cannot be a record.
         """
         if not isinstance(content, Mapping):
             raise BadItem(key, f"an item must be a mapping of keys, not {type(content).__name__}")
@@ -202,7 +202,7 @@ def read_row(key: str, content: Mapping[str, Any]) -> Record:
     A row with the usual columns as a record.
 
     Raises:
-        BadItem: when it is none, or one of its images cannot be used.
+        BadItem: when the row cannot be a record, or one of its images cannot be used.
     """
     return decoded(RowReader(SourceSettings(path="")).record(key, content))
 

@@ -1,4 +1,4 @@
-"""Sources of training data: items by position, in shards, whatever their files look like."""
+"""Sources of training data: items by position, in shards, for all kinds of files."""
 
 import itertools
 import json
@@ -157,8 +157,8 @@ def open_source(settings: Mapping[str, Any]) -> Source:
         settings: keys of [`SourceSettings`]; `path` is required.
 
     Raises:
-        ValueError: for an unknown key, format or column, or files of no known format. A `format` of one's own is
-            written `module:Class`, a subclass of [`Source`].
+        ValueError: for an unknown key, format or column, or files of no known format. Your own `format` is written
+            `module:Class`, a subclass of [`Source`].
         FileNotFoundError: when the path stands for nothing.
     """
     check_keys(settings, (field.name for field in fields(SourceSettings)), "a data source")

@@ -1,4 +1,4 @@
-"""What is in a source and what is wrong with it: every item read once, and the settings that would fit it better."""
+"""What is in a source and what is wrong with it: reads every item once, and proposes settings that fit better."""
 
 import hashlib
 import re
@@ -113,11 +113,11 @@ def propose(contents: Sequence[Mapping[str, Any]], settings: SourceSettings) -> 
     values = {
         name: [value for content in contents if (value := given(content.get(name))) is not None] for name in names
     }
-    images = [name for name, own in values.items() if own and all(map(_is_image, own))]
+    images = [name for name, column in values.items() if column and all(map(_is_image, column))]
     texts = [
         name
-        for name, own in values.items()
-        if own and name not in images and name.lower() not in OTHER_NAMES and all(map(_is_caption, own))
+        for name, column in values.items()
+        if column and name not in images and name.lower() not in OTHER_NAMES and all(map(_is_caption, column))
     ]
     proposals = {}
     if images and not values.get(settings.image):

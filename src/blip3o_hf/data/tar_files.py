@@ -73,7 +73,7 @@ class WebDatasetSource(Source):
                         starts.append(tar.offset)
             except tarfile.TarError as error:
                 raise ValueError(
-                    f"A shard must be a plain tar, not compressed. {path} is none ({error}). Unpack or remove it."
+                    f"A shard must be a plain tar, not compressed. {path} is not ({error}). Unpack or remove it."
                 ) from error
             self._starts[shard] = np.array(starts, dtype=np.int64)
         return self._starts[shard]
@@ -96,7 +96,7 @@ class WebDatasetSource(Source):
                         break
                     key = f"{path}:{name}"
                     if member.name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member.name):
-                        raise BadItem(key, f"member {member.name!r} leaves the archive")
+                        raise BadItem(key, f"the path of member {member.name!r} points outside the archive")
                     if not member.isfile() or member.issparse():
                         raise BadItem(key, f"member {member.name!r} is no regular file")
                     if form in members:

@@ -1,4 +1,4 @@
-"""Texts of unknown origin become Unicode without marks, or a stated reason why not."""
+"""Texts of unknown origin become Unicode without byte order marks, or an error with the reason."""
 
 import codecs
 import json
@@ -60,7 +60,7 @@ def parse_json(data: bytes) -> Any:
     try:
         return json.loads(data.decode(json.detect_encoding(data), "surrogateescape"))
     except RecursionError as error:
-        raise ValueError("too many brackets within one another") from error
+        raise ValueError("too many nested brackets") from error
 
 
 def clean(text: str) -> str:

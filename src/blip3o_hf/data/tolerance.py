@@ -66,7 +66,7 @@ class BadItemCounter:
 class TolerantSource(BadItemCounter):
     """
     A source that goes on after bad items: each is counted and logged with its address, and the next good item of its
-    shard stands in for it. What stands at a position therefore never depends on what was read before.
+    shard is used instead. So the item at a position never depends on what was read before.
 
     Args:
         source: the source to read.

@@ -18,15 +18,15 @@ def answer(
 ) -> list[str]:
     """
     Greedy answers to one question about each image, or each list of images, as text: words alone, as
-    [`~pipelines.chat.Blip3oChat.ask`] answers, and never nothing.
+    [`~pipelines.chat.Blip3oChat.ask`] answers, and never empty.
     """
-    shown = [list(own) if isinstance(own, (list, tuple)) else [own] for own in images]
+    shown = [list(given) if isinstance(given, (list, tuple)) else [given] for given in images]
     conversations: list[list[dict[str, Any]]] = [
-        [{"role": "user", "content": [*[{"type": "image"}] * len(own), {"type": "text", "text": question}]}]
-        for own, question in zip(shown, questions, strict=True)
+        [{"role": "user", "content": [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]}]
+        for pictures, question in zip(shown, questions, strict=True)
     ]
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
-    flat = [image for own in shown for image in own]
+    flat = [image for pictures in shown for image in pictures]
     inputs = processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt")
     inputs = inputs.to(model.device)
     inputs.pop("token_type_ids", None)

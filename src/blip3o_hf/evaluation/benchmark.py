@@ -16,9 +16,9 @@ Scores = dict[str, float | Image.Image]
 
 class Benchmark:
     """
-    Base of benchmarks. A recipe names one of one's own as `evaluation.benchmark: module:Class`.
+    Base of benchmarks. In a recipe, name your own as `evaluation.benchmark: module:Class`.
 
-    A class has those methods of which its data can say something; what it has not is not scored.
+    A class has the methods that its data can be used for; what it has no method for is not scored.
 
     Args:
         settings: the section `evaluation` of the recipe, as far as `keys` names it.

@@ -1,4 +1,4 @@
-"""Pictures of pictures: contact sheets and curves, for those who would rather look than read."""
+"""Sheets of pictures and curves of a training run."""
 
 import textwrap
 from collections.abc import Sequence

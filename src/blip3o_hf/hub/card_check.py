@@ -1,4 +1,4 @@
-"""What is missing or wrong in a card, each in one sentence that says how to mend it."""
+"""Finds what is missing or wrong in a card; each problem is one text that says how to correct it."""
 
 import ast
 import re
@@ -106,8 +106,8 @@ def _front_matter(content: str) -> tuple[dict[str, Any], str]:
     try:
         data = yaml.load(block[2], _LOADER)
     except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 2})" if where else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 2})" if mark else ""
         return {}, f"The front matter is no YAML{line}: {getattr(error, 'problem', error)}. Correct that line."
     if not isinstance(data, dict):
         return {}, f"The front matter must be keys with values. It is a {type(data).__name__}. Write `license: ...`."
@@ -164,8 +164,8 @@ def _text_problems(text: str) -> Iterator[str]:
         except SyntaxError as error:
             yield f"Python block {number} of the card does not parse: {error.msg}, line {error.lineno}. Correct it."
     for word, what, name in (("limit", "what it cannot do", "Limits"), ("cit", "how it is to be cited", "Citation")):
-        found = [own for heading, own in sections(text, 2) if word in heading.lower()]
-        if not any(own.partition("\n")[2].strip() for own in found):
+        found = [section for heading, section in sections(text, 2) if word in heading.lower()]
+        if not any(section.partition("\n")[2].strip() for section in found):
             yield f"The card does not say {what}. Add a section `## {name}`."
 
 
@@ -177,10 +177,10 @@ def _file_problems(folder: Path, data: Mapping[str, Any], text: str) -> Iterator
         output = sample.get("output") if isinstance(sample, dict) else None
         shown += [output["url"]] if isinstance(output, dict) and "url" in output else []
     linked = re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s#]+)", text)
-    for verb, places in (("shows the picture", shown), ("links to", linked)):
-        for place in dict.fromkeys(places):
-            if not re.match(r"[a-z]+:", place) and not (folder / place).exists():
-                yield f"The card {verb} {place}, and there is no such file beside it. Add it, or take that out."
+    for verb, targets in (("shows the picture", shown), ("links to", linked)):
+        for target in dict.fromkeys(targets):
+            if not re.match(r"[a-z]+:", target) and not (folder / target).exists():
+                yield f"The card {verb} {target}, and there is no such file beside it. Add it, or take that out."
 
 
 def _results(data: Mapping[str, Any]) -> list[EvalResult]:
@@ -198,8 +198,8 @@ def _result_problems(data: Mapping[str, Any], text: str) -> Iterator[str]:
             "`dataset` and `metrics`. `blip3o-hf card write FOLDER --results results.json` writes it."
         )
     tables = list(_tables(text))
-    for heading, own in tables:
-        marks = [origin for origin in ORIGINS if origin in own.lower()]
+    for heading, table in tables:
+        marks = [origin for origin in ORIGINS if origin in table.lower()]
         if len(marks) != 1:
             yield (
                 f"The results of '{heading}' must be marked. Write either '{MEASURED}' or '{REPORTED}' above the "
@@ -207,12 +207,12 @@ def _result_problems(data: Mapping[str, Any], text: str) -> Iterator[str]:
             )
         elif marks == [MEASURED]:
             for key in MANIFEST:
-                if not re.search(rf"^[-*] {key}: *\S", own, re.MULTILINE | re.IGNORECASE):
+                if not re.search(rf"^[-*] {key}: *\S", table, re.MULTILINE | re.IGNORECASE):
                     yield (
                         f"The results of '{heading}' are {MEASURED}, and no line `- {key}: ...` tells how. Add it, so "
                         f"that they can be measured again."
                     )
-        elif not re.search(r"https?://|arXiv", own):
+        elif not re.search(r"https?://|arXiv", table):
             yield f"The results of '{heading}' are {REPORTED}, and no source is given. Link it."
     for result in _results(data):
         yield from _entry_problems(result, tables)
@@ -220,10 +220,10 @@ def _result_problems(data: Mapping[str, Any], text: str) -> Iterator[str]:
 
 def _tables(text: str) -> Iterator[tuple[str, str]]:
     """Parts of the results that hold figures: a table of them, or a block of printed text."""
-    for heading, own in sections(text, 2):
+    for heading, section in sections(text, 2):
         if not re.search(r"result|score", heading, re.IGNORECASE):
             continue
-        for name, part in sections(own, 3):
+        for name, part in sections(section, 3):
             has_table = re.search(r"^\|.*\d.*\|\s*$", prose(part), re.MULTILINE)
             if has_table or any(re.search(r"\d", block) for block in code_blocks(part, "text")):
                 yield name or heading, part
@@ -244,7 +244,9 @@ def _entry_problems(result: EvalResult, tables: list[tuple[str, str]]) -> Iterat
             f"`source: {{url: ...}}`."
         )
     is_row = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-    rows = [line for _, own in tables if origin in own.lower() for line in own.splitlines() if is_row.search(line)]
+    rows = [
+        line for _, table in tables if origin in table.lower() for line in table.splitlines() if is_row.search(line)
+    ]
     numbers = [number for row in rows for number in re.findall(r"-?\d+(?:\.\d+)?", row.replace(",", ""))]
     if not any(_is_rounded(number, result.metric_value) for number in numbers):
         yield (
@@ -268,14 +270,14 @@ def _feature_problems(folder: Path) -> Iterator[str]:
         if features.row not in lines:
             yield (
                 f"The card does not say how many {features.kind} there are. Put this line into a table, or run "
-                f"`blip3o-hf precompute` again, which renews a card that it wrote: {features.row}."
+                f"`blip3o-hf precompute` again, which updates a card that it wrote: {features.row}."
             )
         missing = [line for line in features.fingerprint if line not in lines]
         if missing:
             yield (
                 f"The card does not say what made the {features.kind}: it lacks {len(missing)} of "
                 f"{len(features.fingerprint)} lines of their fingerprint. Put them in, or run `blip3o-hf precompute` "
-                f"again, which renews a card that it wrote: {'; '.join(missing)}."
+                f"again, which updates a card that it wrote: {'; '.join(missing)}."
             )
 
 

@@ -1,4 +1,4 @@
-"""Cards from templates, for every program that writes weights or features, and changes people make to them later."""
+"""Cards from templates, for every program that writes weights or features, and later changes by people."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,8 @@ NO_RESULTS = (
 )
 LIMITS = (
     "Neither limits nor biases of these weights were measured. A model repeats the biases of its training data and of "
-    "the models it starts from. No filter looks at prompts or pictures: whoever shows them has to."
+    "the models it starts from. No filter looks at prompts or pictures: if you show them to others, filter them "
+    "yourself."
 )
 _ABOUT = {
     "pipeline": (
@@ -91,16 +92,16 @@ class Origin:
     is_trained: bool = False
 
     @classmethod
-    def of_pipeline(cls, place: str) -> "Origin":
+    def of_pipeline(cls, name_or_path: str) -> "Origin":
         """What a pipeline knows of its weights: at most where it was loaded from."""
-        if not is_hub_id(place):
+        if not is_hub_id(name_or_path):
             return cls()
-        link = f"[{place}](https://huggingface.co/{place})"
+        link = f"[{name_or_path}](https://huggingface.co/{name_or_path})"
         return cls(
             summary=f"Saved by `Blip3oPipeline.save_pretrained`, which had been loaded from {link}. Whether weights "
             f"were changed in between is not known.",
             made_from={"pipeline": link},
-            base_model=(place,),
+            base_model=(name_or_path,),
         )
 
     @classmethod
@@ -109,10 +110,10 @@ class Origin:
         if not Path(path).is_file():
             return cls()
         data = front_matter(path)
-        own = dict(sections(Path(path).read_text(encoding="utf-8-sig"), 2))
+        texts = dict(sections(Path(path).read_text(encoding="utf-8-sig"), 2))
         return cls(
-            training=own.get("Training", "").partition("\n")[2].strip(),
-            data=own.get("Data", "").partition("\n")[2].strip(),
+            training=texts.get("Training", "").partition("\n")[2].strip(),
+            data=texts.get("Data", "").partition("\n")[2].strip(),
             base_model=listed(data.get("base_model")),
             relation=data.get("base_model_relation"),
             datasets=listed(data.get("datasets")),
@@ -166,7 +167,7 @@ def write_card(
 
 
 def _model_card(
-    contents: Contents, origin: Origin, license: Mapping[str, Any], title: str, place: str, picture: str | None
+    contents: Contents, origin: Origin, license: Mapping[str, Any], title: str, name_or_path: str, picture: str | None
 ) -> ModelCard:
     is_base_packaged = bool(origin.base_model) and origin.base_model[0] in packaged_models()
     data = ModelCardData(
@@ -184,7 +185,7 @@ def _model_card(
         template_path=str(TEMPLATE),
         mark=MARK,
         title=title,
-        place=place,
+        name_or_path=name_or_path,
         origin=origin,
         about=_ABOUT[contents.kind],
         picture=picture,
@@ -209,7 +210,7 @@ def _model_card(
 
 
 def _features_card(
-    features: list[Features], origin: Origin, license: Mapping[str, Any], title: str, place: str
+    features: list[Features], origin: Origin, license: Mapping[str, Any], title: str, name_or_path: str
 ) -> DatasetCard:
     data = DatasetCardData(
         language=list(origin.language) or None,
@@ -223,7 +224,7 @@ def _features_card(
         template_path=str(FEATURES_TEMPLATE),
         mark=MARK,
         title=title,
-        place=place,
+        name_or_path=name_or_path,
         origin=origin,
         kinds=features,
         licence=_licence(data),
@@ -267,9 +268,9 @@ def update_card(
     if card.data.get("base_model"):
         base = card.data.base_model
         _replace_in_code(card, UNKNOWN_BASE, base if isinstance(base, str) else base[0])
-    for heading, own in sections(card.text, 2):
+    for heading, section in sections(card.text, 2):
         if heading == "Licence":
-            card.text = card.text.replace(own, own.replace(before, _licence(card.data)))
+            card.text = card.text.replace(section, section.replace(before, _licence(card.data)))
     if name is not None:
         _rename(card, path.parent, name)
     for evaluation in evaluations:
@@ -283,9 +284,9 @@ def update_card(
     return written
 
 
-def is_hub_id(place: str) -> bool:
+def is_hub_id(name_or_path: str) -> bool:
     """Whether it is written like an id of the Hub, and no folder here has that name."""
-    return is_repository_name(place) and "/" in place and not Path(place).exists()
+    return is_repository_name(name_or_path) and "/" in name_or_path and not Path(name_or_path).exists()
 
 
 def stated_license(path: str | Path) -> dict[str, Any]:
@@ -293,7 +294,7 @@ def stated_license(path: str | Path) -> dict[str, Any]:
     return {key: value for key, value in front_matter(path).items() if key.startswith("license")}
 
 
-def base_of(place: str) -> tuple[tuple[str, ...], bool]:
+def base_of(name_or_path: str) -> tuple[tuple[str, ...], bool]:
     """
     What a model in a folder or on the Hub was made from, for the card of what is made from that model.
 
@@ -301,10 +302,10 @@ def base_of(place: str) -> tuple[tuple[str, ...], bool]:
         Hub ids (the names of packaged models among them), and whether it is known that there are no others: a model
         that this program trained from nothing has none.
     """
-    packaged = next((name for name in packaged_models() if place in (name, packaged_model_path(name))), None)
-    if packaged or is_hub_id(place):
-        return (packaged or place,), True
-    path = Path(place) / CARD
+    packaged = next((name for name in packaged_models() if name_or_path in (name, packaged_model_path(name))), None)
+    if packaged or is_hub_id(name_or_path):
+        return (packaged or name_or_path,), True
+    path = Path(name_or_path) / CARD
     if not path.is_file():
         return (), False
     data = front_matter(path)
@@ -349,14 +350,14 @@ def _title(card: ModelCard) -> str:
 
 def _rename(card: ModelCard, folder: Path, name: str) -> None:
     """Give the repository another name, in the title and in the code."""
-    title, place = _names(folder, None)
+    title, old_name = _names(folder, None)
     card.text = re.sub(rf"^# {re.escape(title)}$", f"# {_names(folder, name)[0]}", card.text, flags=re.MULTILINE)
-    _replace_in_code(card, place, name)
+    _replace_in_code(card, old_name, name)
 
 
-def _replace_in_code(card: ModelCard, place: str, name: str) -> None:
+def _replace_in_code(card: ModelCard, old_name: str, name: str) -> None:
     for block in code_blocks(card.text, "python"):
-        card.text = card.text.replace(block, block.replace(f'"{place}"', f'"{name}"'))
+        card.text = card.text.replace(block, block.replace(f'"{old_name}"', f'"{name}"'))
 
 
 def _enter(card: ModelCard, evaluation: Evaluation) -> None:
@@ -374,9 +375,9 @@ def _enter(card: ModelCard, evaluation: Evaluation) -> None:
         position = next((i for i, (heading, _) in enumerate(parts) if "limit" in heading.lower()), len(parts))
         parts.insert(position, ("Results", "## Results\n\n"))
     results = parts[position][1].replace(NO_RESULTS + "\n\n", "")
-    blocks = [own for heading, own in sections(results, 3) if heading == evaluation.benchmark]
-    own = next((own for own in blocks if MEASURED in own.lower()), None)
-    results = results.rstrip("\n") + "\n\n" + text if own is None else results.replace(own, text)
+    same_benchmark = [section for heading, section in sections(results, 3) if heading == evaluation.benchmark]
+    earlier = next((section for section in same_benchmark if MEASURED in section.lower()), None)
+    results = results.rstrip("\n") + "\n\n" + text if earlier is None else results.replace(earlier, text)
     parts[position] = ("Results", results)
     card.text = "".join(part for _, part in parts)
 

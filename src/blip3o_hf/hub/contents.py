@@ -1,4 +1,4 @@
-"""What a folder of weights or features holds, from its configs and the headers of its files alone."""
+"""What a folder of weights or features holds, found only from its configs and the headers of its files."""
 
 import json
 import math

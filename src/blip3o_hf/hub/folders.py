@@ -120,18 +120,18 @@ def _files(folder: Path) -> list[PushFile]:
     files = []
     for directory, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
-        place = Path(directory)
-        linked = [name for name in folders if (place / name).is_symlink()]
-        broken = [name for name in names if not (place / name).is_file()]
+        parent = Path(directory)
+        linked = [name for name in folders if (parent / name).is_symlink()]
+        broken = [name for name in names if not (parent / name).is_file()]
         if linked or broken:
-            path = (place / [*linked, *broken][0]).relative_to(folder)
+            path = (parent / [*linked, *broken][0]).relative_to(folder)
             raise ValueError(
                 f"A pushed folder must hold its files itself. {folder}/{path} is a link to a folder or to nothing. "
                 f"Copy what it points to into its place."
             )
         for name in names:
             if name not in _LEFT_OUT:
-                path = place / name
+                path = parent / name
                 files.append(PushFile(path.relative_to(folder).as_posix(), path.stat().st_size))
     return files
 
@@ -226,7 +226,7 @@ _FORBIDDEN: tuple[tuple[Callable[[str], object], str, str], ...] = (
     (
         _SECRET_NAMES.search,
         "A pushed folder must hold no keys, tokens or passwords.",
-        "Move it elsewhere, or rename it if it is none.",
+        "Move it elsewhere. If it is not a secret, rename it.",
     ),
 )
 
@@ -243,7 +243,7 @@ def _refuse_secrets(folder: Path, names: set[str], token: str | None) -> None:
         names,
         has_secret,
         "No pushed file may hold a key or a token.",
-        "Something in there reads like one: take it out, and have it revoked if others could read the file.",
+        "Something in it looks like one: remove it, and revoke it if others could read the file.",
     )
 
 
@@ -254,8 +254,8 @@ def _refuse_incomplete(folder: Path, names: set[str], kind: str) -> None:
             f"Weights are shared once. {folder} holds a pipeline beside its own weights. Push {folder / 'pipeline'}."
         )
     for index in sorted(name for name in names if name.endswith(".safetensors.index.json")):
-        place = index.rpartition("/")[0]
-        named = {f"{place}/{file}".lstrip("/") for file in set(_json(folder / index).get("weight_map", {}).values())}
+        parent = index.rpartition("/")[0]
+        named = {f"{parent}/{file}".lstrip("/") for file in set(_json(folder / index).get("weight_map", {}).values())}
         _require(named, names, folder, index)
     if kind == "pipeline":
         model_index = _json(folder / _MODEL_INDEX)
@@ -297,5 +297,5 @@ def _opened(path: Path):
         return safe_open(path, "np")
     except SafetensorError as error:
         raise ValueError(
-            f"Pushed weights must be whole safetensors files. {path} is none ({error}). Save or download it again."
+            f"Pushed weights must be whole safetensors files. {path} is not ({error}). Save or download it again."
         ) from error

@@ -1,4 +1,4 @@
-"""Which code and which libraries made something, so that somebody else can make it again."""
+"""The versions of code and libraries that made something, so that somebody else can make it again."""
 
 import platform
 import subprocess
@@ -51,6 +51,6 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def public_name(place: str) -> str:
+def public_name(name_or_path: str) -> str:
     """A Hub id or a relative path as it is; of an absolute path, which tells about a machine, its last part."""
-    return Path(place).name if Path(place).is_absolute() else place
+    return Path(name_or_path).name if Path(name_or_path).is_absolute() else name_or_path

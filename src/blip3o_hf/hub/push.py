@@ -34,7 +34,7 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _PASSING = (408, 429, 500, 502, 503, 504)
 _LOST = "The connection to the Hub was lost"
-_AGAIN = "Push again, the same way: what arrived is not sent a second time."
+_AGAIN = "Push again with the same command: files that arrived are not sent again."
 _T = TypeVar("_T")
 
 
@@ -233,14 +233,14 @@ class _Target:
         if private is not None and private != is_private:
             words = {True: "private", False: "public"}
             raise PushError(
-                f"A push leaves the visibility of a repository as it is. {repo_id} is {words[is_private]}, and "
+                f"A push does not change the visibility of a repository. {repo_id} is {words[is_private]}, and "
                 f"private={private} was asked for. Change it in the repository's settings, or push to a new one."
             )
         refs = _patiently(lambda: api.list_repo_refs(repo_id, repo_type=repo_type))
         if branch in {tag.name for tag in refs.tags}:
             raise PushError(
                 f"A push goes to a branch. {branch!r} is a tag of {repo_id}, which always names the same files. Push "
-                f"to a branch, and tag its commit anew."
+                f"to a branch, and tag its commit again."
             )
         if branch not in {known.name for known in refs.branches} and not branch.startswith("refs/"):
             _patiently(lambda: api.create_branch(repo_id, branch=branch, repo_type=repo_type, exist_ok=True))
@@ -281,13 +281,13 @@ class _Target:
         ]
 
     def verify(self, folder: PushFolder) -> None:
-        """The branch has every file: a `.gitignore` on the Hub may have kept one out without a word."""
+        """The branch has every file: a `.gitignore` on the Hub may have silently left one out."""
         sizes = self._sizes()
         missing = [file.path for file in folder.files if sizes.get(file.path) != file.size]
         if missing:
             raise PushError(
                 f"After a push, the repository must hold every file. {self.repo_id} lacks {len(missing)} of them, "
-                f"{missing[0]} among them. Look whether its .gitignore names it, and push again."
+                f"{missing[0]} among them. Check whether its .gitignore excludes it, and push again."
             )
 
 
@@ -354,7 +354,7 @@ def _explanation(error: HfHubHTTPError | httpx2.TransportError, repo_id: str, re
             f"name. If it is right, the token may be the wrong one. {log_in}."
         )
     if status in (409, 412):
-        return f"A push must not cross another one. {outcome}: {repo_id} changed meanwhile. {_AGAIN}"
+        return f"Two pushes must not run at the same time. {outcome}: {repo_id} changed during this one. {_AGAIN}"
     if status is None or status in _PASSING:
         return f"The Hub must take every file for {repo_id}. {outcome}, {len(WAITS) + 1} times. {_AGAIN}"
     assert isinstance(error, HfHubHTTPError)  # others have no status

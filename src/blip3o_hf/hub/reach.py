@@ -1,4 +1,7 @@
-"""Whether a model of the Hub can be loaded, said at once: loading itself would try again for half a minute first."""
+"""
+Whether a model of the Hub can be loaded: this gives an error at once, while loading itself tries again for half a
+minute.
+"""
 
 import httpx2
 from huggingface_hub import HfApi, try_to_load_from_cache

@@ -1,4 +1,4 @@
-"""Figures with all that it takes to measure them again: the file that an evaluation leaves and a card takes up."""
+"""Results with all that is needed to measure them again: the file that an evaluation writes and a card includes."""
 
 import json
 import os
@@ -101,7 +101,7 @@ class Evaluation:
             return cls(scores=scores, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"Results are read from a file that `blip3o-hf evaluate --output` wrote. {path} is none "
+                f"Results are read from a file that `blip3o-hf evaluate --output` wrote. {path} is not one "
                 f"({type(error).__name__}: {error}). Run that command."
             ) from error
 

@@ -184,7 +184,7 @@ def check_pipeline(folder: str | os.PathLike) -> dict:
         if library not in _LIBRARIES and not _is_own(library):
             raise ValueError(
                 f"A repository carries the code of this package alone. In {folder}, {name} is a {class_name} of "
-                f"{library}. Exchange it for a part of this package, diffusers or transformers."
+                f"{library}. Replace it with a part of this package, diffusers or transformers."
             )
         if not (folder / name).is_dir():
             raise ValueError(

@@ -1,10 +1,10 @@
-"""LoRA for BLIP3-o: which layers it adapts, and the one file in which trained adapters travel.
+"""LoRA for BLIP3-o: which layers it adapts, and the one file in which trained adapters are saved.
 
 Training is PEFT's own: `get_peft_model(model, lora_config(model))`. A file of adapters names tensors as diffusers
 does, `<part>.<layer>.lora_A.weight`, with rank and alpha of each part in its metadata; trained queries are whole, as
 `queries.weight`.
 
-A pipeline imports this, and draws where PEFT is not installed: only what has to do with adapters needs it.
+A pipeline imports this module, and must draw without PEFT: only functions for adapters need PEFT.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def save_lora(
 
     Args:
         model, adapter_name: as in [`export_lora`].
-        folder: where the file goes; made if need be.
+        folder: where the file goes; created if it does not exist.
         weight_name: the file's name.
 
     Returns:

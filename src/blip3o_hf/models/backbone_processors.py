@@ -42,6 +42,7 @@ def fitted_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     word = "circle"
     messages = [{"role": "user", "content": word}]
     text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert isinstance(text, str)  # it is not tokenized
     begin = tokenizer.bos_token
     adds_begin = begin is not None and tokenizer(word)["input_ids"][:1] == [tokenizer.bos_token_id]
     if adds_begin and not text.startswith(begin):
@@ -55,7 +56,11 @@ def fitted_template(template: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def image_token_of(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The placeholder that a backbone reads as an image; None for one that reads text only."""
     index = image_token_id(config)
-    return None if index is None else tokenizer.convert_ids_to_tokens(index)
+    if index is None:
+        return None
+    token = tokenizer.convert_ids_to_tokens(index)
+    assert not isinstance(token, list)  # of one id
+    return token
 
 
 def tokens_per_tile(config: PreTrainedConfig, settings: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""What the model asks of any backbone: to read prompts with images, and a cache for the queries after them."""
+"""What the model needs from any backbone: reading prompts with images, and a cache for the queries after them."""
 
 from collections.abc import Mapping
 from inspect import signature
@@ -32,10 +32,14 @@ def vision_or_text_model(backbone_config: PreTrainedConfig):
 @torch.no_grad()
 def embed_new_tokens(backbone: PreTrainedModel, first: int, end: int) -> None:
     """Give the tokens from `first` up to `end` the mean of all embeddings before them."""
-    if end > backbone.get_input_embeddings().num_embeddings:
+    embeddings = backbone.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)  # the library resizes no others
+    if end > embeddings.num_embeddings:
         backbone.resize_token_embeddings(end)
-    embeddings = backbone.get_input_embeddings().weight
-    embeddings[first:end] = embeddings[:first].float().mean(dim=0).to(embeddings.dtype)
+        embeddings = backbone.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+    weight = embeddings.weight
+    weight[first:end] = weight[:first].float().mean(dim=0).to(weight.dtype)
 
 
 def accepts(module: nn.Module, name: str) -> bool:
@@ -74,7 +78,7 @@ def image_token_id(config: PreTrainedConfig) -> int | None:
     return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
-def text_stack(backbone: PreTrainedModel) -> nn.Module:
+def text_stack(backbone: PreTrainedModel) -> PreTrainedModel:
     """The backbone's text stack without its output layer."""
     decoder = backbone.get_decoder()
     while decoder.get_output_embeddings() is not None:
@@ -82,24 +86,26 @@ def text_stack(backbone: PreTrainedModel) -> nn.Module:
         if len(inner) != 1:
             raise ValueError(
                 f"A backbone must have a text stack that gives hidden states. {type(decoder).__name__} of "
-                f"{backbone.config.model_type!r} has none that can be told. Choose another backbone."
+                f"{backbone.config.model_type!r} has none that could be found. Choose another backbone."
             )
         decoder = inner[0]
     return decoder
 
 
-def reading_model(backbone: PreTrainedModel) -> nn.Module:
+def reading_model(backbone: PreTrainedModel) -> PreTrainedModel:
     """The backbone without its output layer: what reads token ids, and images with them, and gives hidden states."""
-    base_model = backbone.base_model
+    base_model: PreTrainedModel = backbone.base_model  # ty: ignore[invalid-assignment]  # typed as any module
     return text_stack(backbone) if base_model.get_output_embeddings() is not None else base_model
 
 
-def token_types(backbone: PreTrainedModel, input_ids: torch.LongTensor) -> dict[str, torch.Tensor]:
+def token_types(backbone: PreTrainedModel, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     The kind of each token, under each name that a vision-language backbone takes it. Placeholder ids tell it. Without
     it the libraries fall back to a causal mask over images, or to positions of text, and say nothing.
     """
-    kinds = (input_ids == image_token_id(backbone.config)).int()
+    image = image_token_id(backbone.config)
+    assert image is not None  # a backbone that reads images has a placeholder
+    kinds = (input_ids == image).int()
     video = getattr(backbone.config, "video_token_id", None)
     if video is not None:
         kinds = kinds + 2 * (input_ids == video).int()
@@ -107,8 +113,8 @@ def token_types(backbone: PreTrainedModel, input_ids: torch.LongTensor) -> dict[
 
 
 def left_aligned(
-    input_ids: torch.LongTensor, attention_mask: torch.Tensor, others: Mapping[str, torch.Tensor]
-) -> tuple[torch.LongTensor, torch.Tensor, dict[str, torch.Tensor]]:
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, others: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """
     Prompts with their padding on the left. Queries follow the last real token then, which recurrent layers and
     sliding windows need: they count padding as tokens.
@@ -127,8 +133,8 @@ def left_aligned(
 
 def read(
     backbone: PreTrainedModel,
-    input_ids: torch.LongTensor,
-    position_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     image_inputs: Mapping[str, torch.Tensor],
     inputs_embeds: torch.Tensor | None = None,
@@ -152,6 +158,7 @@ def read(
         ValueError: when images do not fit the placeholders, or need inputs that queries have not.
     """
     model, decoder = reading_model(backbone), text_stack(backbone)
+    inputs: dict[str, torch.Tensor | Cache | bool | None]
     inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
     inputs |= {"attention_mask": attention_mask, **_positions_for(decoder, position_ids)}
     if past_key_values is not None:
@@ -186,10 +193,10 @@ def read(
 
 
 def read_after(
-    decoder: nn.Module,
+    decoder: PreTrainedModel,
     past_key_values: Cache,
     inputs_embeds: torch.Tensor,
-    position_ids: torch.LongTensor,
+    position_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
     """Hidden states of embeddings `[B, Q, hidden_size]` that follow the tokens in a cache, which takes them in."""
@@ -202,12 +209,12 @@ def read_after(
     ).last_hidden_state
 
 
-def _positions_for(decoder: nn.Module, position_ids: torch.LongTensor) -> dict[str, torch.LongTensor]:
+def _positions_for(decoder: nn.Module, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Positions for a text stack that takes any; others count the attention mask, or need none."""
     return {"position_ids": position_ids} if accepts(decoder, "position_ids") else {}
 
 
-def _check_token_inputs(backbone: PreTrainedModel, input_ids: torch.LongTensor, inputs: Mapping[str, object]) -> None:
+def _check_token_inputs(backbone: PreTrainedModel, input_ids: torch.Tensor, inputs: Mapping[str, object]) -> None:
     for name, value in inputs.items():
         is_tensor = isinstance(value, torch.Tensor) and value.ndim > 1
         if name not in TOKEN_TYPES and is_tensor and value.shape[:2] == input_ids.shape:
@@ -221,7 +228,7 @@ def _no_placeholders(backbone: PreTrainedModel, what_it_does: str) -> str:
     )
 
 
-def token_cache(decoder: nn.Module) -> DynamicCache | None:
+def token_cache(decoder: PreTrainedModel) -> DynamicCache | None:
     """
     An empty cache in which queries may follow a prompt. None where the text stack keeps states and not tokens: there
     the library reads several tokens after others as if they were the first, or cannot differentiate them.
@@ -244,7 +251,7 @@ def needs_token_ids(decoder: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def reads_padding(decoder: nn.Module, dtype: torch.dtype, device: torch.device) -> bool:
+def reads_padding(decoder: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> bool:
     """
     Whether a text stack reads padding in spite of its mask, as some recurrent ones do; two short passes tell. The
     real tokens of both are the same, so that only what leaks out of the padding differs.

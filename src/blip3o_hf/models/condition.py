@@ -1,5 +1,8 @@
 """How `Blip3oForConditionalGeneration` gets the condition Q: its backbone reads a prompt and the queries after it."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 from transformers.cache_utils import Cache
 
@@ -16,13 +19,33 @@ from .backbones import (
     token_cache,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .configuration_blip3o import Blip3oConfig
+    from .modeling_blip3o import Blip3oQueries
+
+    class Base(PreTrainedModel):
+        """What the mixin uses of the model."""
+
+        config: Blip3oConfig
+        backbone: PreTrainedModel
+        queries: Blip3oQueries
+
+        def get_decoder(self) -> PreTrainedModel: ...
+
+        def _check_image_inputs(self, inputs: Mapping[str, Any]) -> None: ...
+
+else:
+    Base = object
+
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position ids `[B, L]` counting real tokens only, so that padding changes nothing."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-class Blip3oConditionMixin:
+class Blip3oConditionMixin(Base):
     """The condition of [`Blip3oForConditionalGeneration`] (paper section 3.2), from any kind of backbone."""
 
     _reads_padding: bool | None = None
@@ -30,7 +53,7 @@ class Blip3oConditionMixin:
 
     def encode_condition(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **image_inputs: torch.Tensor,
     ) -> torch.Tensor:
@@ -78,15 +101,16 @@ class Blip3oConditionMixin:
 
     def _read_without_cache(
         self,
-        input_ids: torch.LongTensor,
-        positions: torch.LongTensor,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
         attention_mask: torch.Tensor,
         image_inputs: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """The condition from a backbone that keeps states; prompts go one by one where padding would enter them."""
         if self._reads_padding is None:
-            dtype = self.get_input_embeddings().weight.dtype
-            self._reads_padding = reads_padding(self.get_decoder(), dtype, input_ids.device)
+            weight = self.get_input_embeddings().weight
+            assert isinstance(weight, torch.Tensor)  # `nn.Module` types it as a tensor or a module
+            self._reads_padding = reads_padding(self.get_decoder(), weight.dtype, input_ids.device)
         rows = rows_to_read(self.backbone, attention_mask, self._reads_padding, image_inputs)
         token_inputs = {name: value for name, value in image_inputs.items() if name in TOKEN_TYPES}
         return torch.cat(
@@ -103,8 +127,8 @@ class Blip3oConditionMixin:
 
     def read_prompt(
         self,
-        input_ids: torch.LongTensor,
-        positions: torch.LongTensor,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **image_inputs: torch.Tensor,
@@ -125,7 +149,7 @@ class Blip3oConditionMixin:
         return read(self.backbone, input_ids, positions, attention_mask, image_inputs, past_key_values=past_key_values)
 
     def read_queries(
-        self, past_key_values: Cache, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None = None
+        self, past_key_values: Cache, prompt_positions: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
         The condition Q of prompts whose keys and values were kept: the hidden states at the queries, which run after
@@ -144,8 +168,8 @@ class Blip3oConditionMixin:
 
     def read_together(
         self,
-        input_ids: torch.LongTensor,
-        prompt_positions: torch.LongTensor,
+        input_ids: torch.Tensor,
+        prompt_positions: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **image_inputs: torch.Tensor,
     ) -> torch.Tensor:
@@ -157,7 +181,7 @@ class Blip3oConditionMixin:
         """
         if needs_token_ids(self.get_decoder()):
             raise ValueError(
-                f"This backbone ({self.config.backbone_config.model_type}) reads token ids in every layer, and "
+                f"This backbone ({self.backbone.config.model_type}) reads token ids in every layer, and "
                 f"queries have none; they can only follow a prompt in a cache. Gradient checkpointing takes none. "
                 f"Turn it off."
             )
@@ -168,8 +192,8 @@ class Blip3oConditionMixin:
         return hidden_states[:, -queries.shape[1] :]
 
     def _query_inputs(
-        self, prompt_positions: torch.LongTensor, attention_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.LongTensor, torch.Tensor | None]:
+        self, prompt_positions: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Embeddings and positions of the queries after prompts, and the mask of both."""
         batch_size = prompt_positions.shape[-2]
         queries = self.queries(batch_size).to(self.get_input_embeddings().weight.dtype)
@@ -180,8 +204,8 @@ class Blip3oConditionMixin:
         return queries, positions, torch.cat([attention_mask, attention_mask.new_ones(queries.shape[:2])], dim=1)
 
     def prompt_positions(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
-    ) -> torch.LongTensor:
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, image_grid_thw: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Positions of a prompt's real tokens: `[B, L]`, counted on, or `[3, B, L]`, the backbone's own for images of
         these grids, where it has such.
@@ -189,7 +213,9 @@ class Blip3oConditionMixin:
         positions_of_pixels = getattr(self.backbone.base_model, "get_rope_index", None)
         if image_grid_thw is None or positions_of_pixels is None:
             return _positions(attention_mask)
-        is_image = (input_ids == image_token_id(self.config.backbone_config)).int()
+        image_token = image_token_id(self.backbone.config)
+        assert image_token is not None  # there are images
+        is_image = (input_ids == image_token).int()
         return positions_of_pixels(
             input_ids, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=attention_mask
         )[0]

@@ -3,10 +3,10 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
 
@@ -43,6 +44,21 @@ from .configuration_blip3o import Blip3oConfig
 from .fitted_config import config_of, fitted
 from .plain_weights import check_no_adapters, folder_of_shards, uncompiled
 from .transformer_next_dit import Blip3oTransformer2DModel
+
+
+class ObjectiveWithNoise(Protocol):
+    """What an objective adds whose model sees its targets with noise, as `FeatureFlow` does."""
+
+    def add_noise(self, target: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor: ...
+
+    def predicted_velocity(
+        self, prediction: torch.Tensor, noisy: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor: ...
+
+
+def has_noise(objective: Objective) -> TypeGuard[ObjectiveWithNoise]:
+    """Whether the model sees its targets with noise."""
+    return objective.has_noise
 
 
 class Blip3oQueries(nn.Module):
@@ -83,13 +99,13 @@ class Blip3oPreTrainedModel(PreTrainedModel):
     config_class = Blip3oConfig
     config: Blip3oConfig
     base_model_prefix = "blip3o"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # ty: ignore[invalid-assignment]  # a tuple in the library's own models, too
     output_modalities = ("text", "image")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ("Blip3oTransformerBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
-    _keys_to_ignore_on_load_unexpected = (LEFT_OUT,)
+    _no_split_modules = ["Blip3oTransformerBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected = [LEFT_OUT]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -105,12 +121,13 @@ class Blip3oPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(getattr(module, "gate", None), nn.Parameter):
-            init.constant_(module.gate, self.config.transformer_config.get("gate_init", 0.0))
-        elif "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
-            init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+        elif isinstance(gate := getattr(module, "gate", None), nn.Parameter):
+            assert self.config.transformer_config is not None  # only the transformer has gates
+            init.constant_(gate, self.config.transformer_config.get("gate_init", 0.0))
+        elif "Norm" in type(module).__name__ and (weight := getattr(module, "weight", None)) is not None:
+            init.ones_(weight)
+            if (bias := getattr(module, "bias", None)) is not None:
+                init.zeros_(bias)
 
 
 class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel, GenerationMixin):
@@ -142,21 +159,23 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
     def __init__(self, config: Blip3oConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         if backbone is None:
+            assert isinstance(config.backbone_config, PreTrainedConfig)  # the library makes one of a dictionary
             backbone = vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
         check_backbone(backbone)
         self.backbone = backbone
         self.queries = Blip3oQueries(config.num_queries, config.hidden_size)
         if config.uses_transformer:
+            assert config.transformer_config is not None  # the config fills it in
             self.transformer = Blip3oTransformer2DModel(**config.transformer_config)
         else:
             self.feature_head = nn.Linear(config.hidden_size, config.feature_dim)
         self.post_init()
         # Those of the parts are added by then; a vision tower also names layers of the text tower that it lost.
         present = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = type(self._no_split_modules)(n for n in self._no_split_modules if n in present)
+        self._no_split_modules = present.intersection(self._no_split_modules or ())
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # the library's, too, can return a tuple
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
     ) -> "Blip3oForConditionalGeneration | tuple[Blip3oForConditionalGeneration, dict[str, Any]]":
         """
@@ -182,10 +201,13 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
             kwargs["use_safetensors"] = True
         elif kwargs.get("device_map") is not None and not kwargs.get("subfolder"):
             kwargs |= folder_of_shards(pretrained_model_name_or_path, **kwargs)
-        load = load_complete if published is not None or pretrained_model_name_or_path is None else load_saved
-        model, info = load(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        load = super().from_pretrained
+        if published is not None or pretrained_model_name_or_path is None:
+            model, info = load_complete(load, pretrained_model_name_or_path, *args, **kwargs)
+        else:
+            model, info = load_saved(load, pretrained_model_name_or_path, *args, **kwargs)
         if published is not None:
-            if model.config.tie_word_embeddings and OUTPUT_LAYER in published.tensors:
+            if model.config.tie_word_embeddings and OUTPUT_LAYER in published.stored:
                 model.tie_weights()  # as the reference does, whatever the stored output layer holds
             published.check_values(model)
         model.hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name)}
@@ -232,7 +254,9 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         with torch.random.fork_rng(devices=()):  # what is new is drawn the same, however the backbone is loaded
             pretrained = vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
         if processor is not None:
-            embed_new_tokens(pretrained, len(AutoTokenizer.from_pretrained(backbone)), len(processor.tokenizer))
+            tokenizer = AutoTokenizer.from_pretrained(backbone)
+            assert tokenizer is not None  # the library's type for a class that cannot be imported
+            embed_new_tokens(pretrained, len(tokenizer), len(processor.tokenizer))
             text_config = settings["backbone_config"].get_text_config()
             text_config.vocab_size = pretrained.get_input_embeddings().num_embeddings
         model = cls(Blip3oConfig(**settings), backbone=pretrained)
@@ -256,7 +280,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_output_embeddings(new_embeddings)
 
-    def get_decoder(self) -> nn.Module:
+    def get_decoder(self) -> PreTrainedModel:
         """The backbone's text stack, without its output layer."""
         return text_stack(self.backbone)
 
@@ -267,7 +291,9 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
 
     # Understanding
 
-    def generate(self, *args: Any, generation_mode: str = "text", **kwargs: Any) -> torch.Tensor | ModelOutput:
+    def generate(  # ty: ignore[incompatible-method-override]  # pictures are no token ids
+        self, *args: Any, generation_mode: str = "text", **kwargs: Any
+    ) -> torch.Tensor | ModelOutput:
         """
         Answer in text: the backbone's own `generate`, with this model's generation config. Or, with
         `generation_mode="image"`, draw: see [`~pipelines.text_to_image.generate_images`].
@@ -282,14 +308,16 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         input_ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         self.backbone.generation_config = self.generation_config
         with self._preparing_inputs():
-            return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))
+            # `nn.Module` types all attributes as tensors or modules; this one is of `GenerationMixin`.
+            return self.backbone.generate(*args, **self._with_token_types(input_ids, kwargs))  # ty: ignore[not-callable]
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The backbone's own."""
-        return type(self.backbone).prepare_inputs_for_generation(self.backbone, *args, **kwargs)
+        model_class: Any = type(self.backbone)  # with `GenerationMixin` among its bases
+        return model_class.prepare_inputs_for_generation(self.backbone, *args, **kwargs)
 
     @contextmanager
-    def _preparing_inputs(self) -> Iterator[None]:
+    def _preparing_inputs(self) -> Generator[None]:
         """Lend the backbone the method by which a wrapper (PEFT) replaced that of this model."""
         replaced = vars(self).get("prepare_inputs_for_generation")
         if replaced is not None:
@@ -303,7 +331,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         target_features: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
@@ -343,6 +371,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         """
         text_loss = None if conversations is None else self.backbone(**conversations).loss
         if target_features is None and output_query_logits:
+            assert input_ids is not None  # queries follow a prompt
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
             return Blip3oOutput(condition=condition, text_loss=text_loss, query_logits=self.query_logits(condition))
         if target_features is None:
@@ -353,6 +382,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         self._check_targets(target_features, input_ids, condition, num_noise_draws)
         target = self.normalize_features(target_features)
         if condition is None:
+            assert input_ids is not None  # `_check_targets`
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
         query_logits = self.query_logits(condition) if output_query_logits else None
         if self.objective.has_noise:
@@ -367,7 +397,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
     def _check_targets(
         self,
         target_features: torch.Tensor,
-        input_ids: torch.LongTensor | None,
+        input_ids: torch.Tensor | None,
         condition: torch.Tensor | None,
         num_noise_draws: int,
     ) -> None:
@@ -417,8 +447,10 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         timestep = 1000 * sigma
         if self.config.noise_distribution == "discrete_uniform" and self.config.noise_shift == 1.0:
             timestep = timestep.round()
+        objective = self.objective
+        assert has_noise(objective)  # this is called for no others
         prediction = self.transformer(
-            hidden_states=self.objective.add_noise(target, noise, sigma).to(self.transformer.dtype),
+            hidden_states=objective.add_noise(target, noise, sigma).to(self.transformer.dtype),
             timestep=timestep,
             encoder_hidden_states=visible.to(self.transformer.dtype),
         ).sample
@@ -442,12 +474,12 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
     def normalize_features(self, features: torch.Tensor) -> torch.Tensor:
         """Standardise encoder features `[B, C, H, W]` per channel by the config's statistics, if it has any."""
         mean, std = self._feature_statistics(features)
-        return features if mean is None else (features - mean) / std
+        return features if mean is None or std is None else (features - mean) / std
 
     def denormalize_features(self, features: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalize_features`."""
         mean, std = self._feature_statistics(features)
-        return features if mean is None else features * std + mean
+        return features if mean is None or std is None else features * std + mean
 
     def _feature_statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         """Mean and deviation of the config, `[1, C, 1, 1]` each, in the precision and on the device of `like`."""
@@ -459,7 +491,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         )
         return mean, std
 
-    def _with_token_types(self, input_ids: torch.LongTensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _with_token_types(self, input_ids: torch.Tensor | None, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs, with the kind of each token where there are images, under names that the backbone takes."""
         given = {
             name: value
@@ -490,11 +522,11 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         """
         if not self.config.has_vision:
             raise ValueError(
-                f"This model's backbone ({self.config.backbone_config.model_type}) reads text only. Got an image. "
+                f"This model's backbone ({self.backbone.config.model_type}) reads text only. Got an image. "
                 f"Use a model with a vision-language backbone such as Qwen2.5-VL."
             )
 
 
 register_with_transformers(Blip3oForConditionalGeneration)
 
-__all__ = ["Blip3oForConditionalGeneration", "Blip3oOutput", "Blip3oPreTrainedModel", "Blip3oQueries"]
+__all__ = ["Blip3oForConditionalGeneration", "Blip3oOutput", "Blip3oPreTrainedModel", "Blip3oQueries", "has_noise"]

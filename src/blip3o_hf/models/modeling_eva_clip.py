@@ -1,4 +1,4 @@
-"""The EVA-CLIP vision tower, which says what an image looks like in the features that BLIP3-o learns to generate."""
+"""The EVA-CLIP vision tower: it computes the image features that BLIP3-o learns to generate."""
 
 import inspect
 import os

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -58,8 +60,8 @@ def _check_vocabulary(files: LocalFiles | HubFiles) -> None:
     """Raise a `ValueError` when there is no vocabulary: the library would read every prompt as empty."""
     if not files.path("tokenizer.json") and not (files.path("vocab.json") and files.path("merges.txt")):
         raise ValueError(
-            f"A tokenizer must have its vocabulary: tokenizer.json, or vocab.json and merges.txt. {files} has not. "
-            f"Download them."
+            f"A tokenizer must have its vocabulary: tokenizer.json, or vocab.json and merges.txt. {files} has "
+            f"neither. Download them."
         )
 
 
@@ -107,9 +109,9 @@ class Blip3oProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
-        chat_template=None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        chat_template: str | dict[str, str] | None = None,
         image_start_token: str = "[IMG]",
         instruction: str = GENERATION_INSTRUCTION,
         plan_instruction: str = PLAN_INSTRUCTION,
@@ -121,6 +123,7 @@ class Blip3oProcessor(ProcessorMixin):
         image_token: str | None = None,
         **kwargs,
     ):
+        assert tokenizer is not None  # all that is read here needs one
         self.image_token = image_token or getattr(tokenizer, "image_token", None) or "<|image_pad|>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         for name, given, usual in (
@@ -151,11 +154,13 @@ class Blip3oProcessor(ProcessorMixin):
         # What is generated follows the last token, whatever the tokenizer's files say.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         if hasattr(image_processor, "return_row_col_info"):
-            image_processor.return_row_col_info = True
+            image_processor.return_row_col_info = True  # ty: ignore[invalid-assignment]  # `hasattr` is read as read-only
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # arguments of the library go on by name
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs
+    ):
         """
         As in transformers. A published folder holds a tokenizer and no processor config: its image processor comes
         from `preprocessor_config.json` or, where that is missing, from the patch sizes in `config.json`.
@@ -179,6 +184,7 @@ class Blip3oProcessor(ProcessorMixin):
             image_processor = Qwen2VLImageProcessorPil.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
         else:
             vision = backbone_config(settings).vision_config
+            assert isinstance(vision, PreTrainedConfig)  # the library makes one of a dictionary
             image_processor = Qwen2VLImageProcessorPil(
                 patch_size=vision.patch_size,
                 temporal_patch_size=vision.temporal_patch_size,
@@ -195,9 +201,9 @@ class Blip3oProcessor(ProcessorMixin):
         For a new model on a backbone: the backbone's tokenizer, chat template and image processor (on PIL), with the
         token `[IMG]` added. Give it to [`Blip3oForConditionalGeneration.from_backbone`], which makes room for it.
 
-        A template that names the day gets a fixed one, one that drops contents that are strings learns to read them,
-        and one that leaves the first token to the tokenizer writes it. A tokenizer without a padding token pads with
-        its end token. A backbone that already has a [`Blip3oProcessor`] keeps it.
+        The chat template is changed where needed: the current date becomes a fixed date, contents that are strings are
+        read and not dropped, and the first token is written if the template leaves it to the tokenizer. A tokenizer
+        without a padding token pads with its end token. A backbone that already has a [`Blip3oProcessor`] keeps it.
 
         Args:
             backbone: folder or Hub id of any Hugging Face autoregressive model.
@@ -208,6 +214,7 @@ class Blip3oProcessor(ProcessorMixin):
         if cls.get_processor_dict(backbone)[0].get("processor_class") == cls.__name__:
             return cls.from_pretrained(backbone)
         tokenizer = AutoTokenizer.from_pretrained(backbone)
+        assert tokenizer is not None  # the library's type for a class that cannot be imported
         tokenizer.add_special_tokens({"additional_special_tokens": ["[IMG]"]}, replace_extra_special_tokens=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -243,9 +250,11 @@ class Blip3oProcessor(ProcessorMixin):
     def unused_input_names(self) -> list[str]:
         return [*super().unused_input_names, *UNREAD]
 
-    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """As in transformers; where images are cut into tiles, they stay with their prompts."""
-        images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        images, text, *others = super().prepare_inputs_layout(
+            images=images, text=text, videos=videos, audio=audio, **kwargs
+        )
         is_tiled = hasattr(self.image_processor, "return_row_col_info")
         if is_tiled and images and text and not isinstance(images[0], (list, tuple)):
             remaining = iter(images)
@@ -258,7 +267,7 @@ class Blip3oProcessor(ProcessorMixin):
         """How many placeholders image `image_idx` has."""
         return self.replace_image_token(image_inputs, image_idx).count(self.image_token)
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs) -> str:
         """The placeholders of image `image_idx`, with the marks around them."""
         return image_text(self, image_inputs, image_idx)
 
@@ -268,7 +277,8 @@ class Blip3oProcessor(ProcessorMixin):
         if num_images:  # otherwise a plain string, which templates of text-only backbones read, too
             content = [*[{"type": "image"}] * num_images, {"type": "text", "text": content}]
         messages = [*history, {"role": "user", "content": content}]
-        return self.apply_chat_template(messages, add_generation_prompt=True)
+        # The library's type of a message has strings alone; contents may be lists.
+        return self.apply_chat_template(messages, add_generation_prompt=True)  # ty: ignore[invalid-argument-type]
 
     def _without_end(self, caption: str, num_tokens: int) -> str:
         """The caption without its last tokens; all of it where it has no more than these."""
@@ -349,6 +359,7 @@ class Blip3oProcessor(ProcessorMixin):
             is_shorter = shorter != list(prompts)
             return self.encode_prompts(shorter, images, raw, training, truncation=is_shorter, histories=histories)
         if any(excess):
+            assert self.max_prompt_length is not None  # what nothing exceeds
             index = max(range(len(prompts)), key=excess.__getitem__)
             raise ValueError(
                 f"A prompt must fit the context: at most {self.max_prompt_length} tokens with its template. Prompt "
@@ -360,7 +371,7 @@ class Blip3oProcessor(ProcessorMixin):
         """
         The words of a text that the model never read, in their order; none where `has_whole_words` is not set.
 
-        A prompt that holds such words is drawn as well as it goes without them.
+        If a prompt has such words, the picture is drawn from the other words.
         """
         if not self.has_whole_words:
             return []

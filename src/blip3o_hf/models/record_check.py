@@ -1,4 +1,4 @@
-"""What of a record a model cannot learn from: found when the record is read, where a bad item is counted."""
+"""Finds records that a model cannot learn from when they are read, so that they are counted as bad items."""
 
 from functools import cached_property
 
@@ -55,7 +55,7 @@ class RecordCheck:
         if limit is not None and length > limit:
             raise BadItem(
                 record.key,
-                f"no room for {what}: with what stands before it, {length} tokens are needed at least, and there are "
+                f"no room for {what}: with everything before it, at least {length} tokens are needed, and there are "
                 f"{limit}; raise `max_length`, or give less text or smaller images",
             )
         return record
@@ -65,8 +65,8 @@ class RecordCheck:
         """All that the tokenizer does not read as text."""
         tokenizer = self.processor.tokenizer
         added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        own = (self.processor.image_token, self.processor.image_start_token)
-        return tuple(dict.fromkeys((*CONTROL_TOKENS, *own, *(token for token in added if len(token) > 2))))
+        image_tokens = (self.processor.image_token, self.processor.image_start_token)
+        return tuple(dict.fromkeys((*CONTROL_TOKENS, *image_tokens, *(token for token in added if len(token) > 2))))
 
     def answer_start(self, record: Record) -> int:
         """How many tokens of a conversation stand before its first answer, those of images included."""

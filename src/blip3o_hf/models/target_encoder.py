@@ -1,4 +1,4 @@
-"""Target features: what a CLIP-style vision tower or a VAE says of an image, on the grid the model generates."""
+"""Target features: the features that a CLIP-style vision tower or a VAE gives for an image, on the model's grid."""
 
 import math
 import os
@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..checkpoints.loading import load_complete
@@ -60,7 +61,7 @@ class TargetEncoder:
 
 def load_target_encoder(
     folder: str, subfolder: str = "", dtype: torch.dtype | None = None, feature_size: int = 8
-) -> tuple[PreTrainedModel | AutoencoderKL, object]:
+) -> tuple[PreTrainedModel | AutoencoderKL, BaseImageProcessor]:
     """
     The vision tower or VAE saved in `folder`, frozen and in evaluation mode, and its image processor.
 

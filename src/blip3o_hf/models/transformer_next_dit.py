@@ -464,7 +464,7 @@ class Blip3oTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         """
         if attention_kwargs:
             raise ValueError(
-                f"`attention_kwargs` knows the key 'scale' alone; received also {sorted(attention_kwargs)}. "
+                f"`attention_kwargs` takes only the key 'scale'; received also {sorted(attention_kwargs)}. "
                 "Choose an attention implementation with `set_attention_backend` instead."
             )
         if (encoder_hidden_states is None) == (condition_cache is None):

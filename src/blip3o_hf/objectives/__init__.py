@@ -86,8 +86,8 @@ def register_objective(objective: Objective) -> None:
     name = getattr(objective, "name", None)
     if not isinstance(name, str) or not name or name in OBJECTIVES:
         raise ValueError(
-            f"An objective needs a name of its own, which configs state. Got {name!r}. Set `name` in its class to "
-            f"another one than {', '.join(OBJECTIVES)}."
+            f"An objective needs its own name, which is stored in configs. Got {name!r}. Set `name` in its class to "
+            f"a name other than {', '.join(OBJECTIVES)}."
         )
     _registered[name] = objective
 

@@ -1,4 +1,4 @@
-"""What an objective is: all that differs between the designs of the paper's section 3.3, asked of one object."""
+"""What an objective is: one object has all that differs between the designs of the paper's section 3.3."""
 
 from typing import ClassVar
 

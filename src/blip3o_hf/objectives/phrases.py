@@ -1,7 +1,7 @@
 """What the queries say: phrases about a picture, learned at the query tokens through the backbone's output layer.
 
-It stands beside the paper's objectives: a small backbone never had to speak at the queries, and learns with it to have
-the words about a picture ready there before, or while, the image features are learned.
+It is an addition to the paper's objectives: a small backbone was never trained to predict words at the queries. With
+this loss it learns to have the words about a picture there, before or while the image features are learned.
 """
 
 import torch

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ..data.images import as_input_image
 from ..files import written_whole
@@ -22,7 +23,7 @@ from .sampling_runs import in_one_thread
 CONVERSATION = "conversation.json"
 MAX_NEW_TOKENS = 256
 NO_ANSWER = "I have no answer to that."
-"""Said in the place of an answer without a word."""
+"""The answer if the model gives no words."""
 FORMAT = 1
 ROLES = ("system", "user", "assistant")
 # Arguments of a turn that would make something other than one answer, or one picture.
@@ -42,7 +43,7 @@ class Blip3oReply:
         image_features (`[1, C, h, w]`, *optional*): those of the picture.
         plan: what it wrote before it drew, where it did.
         attempts: how often it drew, where it looked at what it drew.
-        score: what it said of the picture then, in [0, 1]: how likely it shows the plan, or the prompt.
+        score: how likely the picture shows the plan, or the prompt, in [0, 1]; only if it looked at the picture.
     """
 
     text: str | None = None
@@ -59,8 +60,8 @@ class Blip3oChat:
     tokens only, whether the model answers or draws. A recurrent or hybrid backbone has no such cache, and reads the
     whole conversation in each turn.
 
-    In a conversation images have the backbone's own positions, in rows and columns: what was read to answer serves to
-    draw. Answers are those of the backbone's `generate` on the whole conversation.
+    In a conversation images have the backbone's own positions, in rows and columns: what was read for an answer is
+    also used to draw. Answers are those of the backbone's `generate` on the whole conversation.
 
     Args:
         pipe: what answers and draws; with a processor, and a decoder.
@@ -70,7 +71,7 @@ class Blip3oChat:
             says the same.
 
     Raises:
-        ValueError: when the pipeline has no processor, or messages are none.
+        ValueError: when the pipeline has no processor, or `messages` are not chat messages.
 
     Example:
 
@@ -154,7 +155,7 @@ class Blip3oChat:
         **sampling: Any,
     ) -> Blip3oReply:
         """
-        Have a picture drawn, in view of everything said and shown before.
+        Draw a picture; the model reads everything that was said and shown before.
 
         Args:
             prompt: what to draw, or what to change in a picture of this conversation.
@@ -174,7 +175,7 @@ class Blip3oChat:
         is_looked_at = is_looked_at and (plan or not (images or message_images(self.messages)))
         look = BackboneChecker(self.pipe.model, self.pipe.processor) if is_looked_at else None
         request, best, attempts = {}, None, 0
-        while best is None or (look is not None and best.score < ACCEPTED and attempts < number):
+        while best is None or (best.score is not None and best.score < ACCEPTED and attempts < number):
             if best is not None and self.pipe.interrupt:
                 break
             attempts += 1
@@ -183,7 +184,7 @@ class Blip3oChat:
             asked = _user(told, images)
             output = self.pipe(condition=self._condition([*self.messages, asked]), generator=generator, **sampling)
             score = None if look is None else look(output.images, [plan_text or prompt])[0]
-            if best is None or score > best.score:
+            if best is None or (score is not None and best.score is not None and score > best.score):
                 best = Blip3oReply(None, output.images[0], output.image_features, plan_text, score=score)
                 request = {**asked, "prompt": prompt, **({"plan": plan_text} if plan else {})}
         content = [{"type": "image", "image": best.image}]
@@ -206,7 +207,7 @@ class Blip3oChat:
         **sampling: Any,
     ) -> Blip3oReply:
         """
-        Have a picture changed: `image`, or the last one of the conversation.
+        Change a picture: `image`, or the last one of the conversation.
 
         Raises:
             ValueError: when there is none.
@@ -225,7 +226,7 @@ class Blip3oChat:
         Drop the oldest turns, a user's message with its reply each, or all of them; what the system said stays.
 
         Raises:
-            ValueError: when `num_turns` is no count.
+            ValueError: when `num_turns` is not a number of turns.
         """
         if num_turns is not None and (not isinstance(num_turns, int) or isinstance(num_turns, bool) or num_turns < 0):
             raise ValueError(f"`num_turns` is a number of turns. Got {num_turns!r}. Leave it out to forget them all.")
@@ -296,11 +297,12 @@ class Blip3oChat:
 
     def _crop(self, length: int) -> int:
         """Take the cache back to at most this many tokens, and say how many it holds: none where it has lost them."""
+        assert self._cache is not None  # callers have asked
         excess = self._cache.get_seq_length() - length
         if excess <= 0:
             return length
         if any(
-            getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window
+            isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() >= layer.sliding_window
             for layer in self._cache.layers
         ):
             self._forget_cache()
@@ -489,7 +491,7 @@ def _check_arguments(what: str, given: Mapping[str, Any], reserved: Sequence[str
     taken = [name for name in reserved if name in given]
     if taken:
         raise TypeError(
-            f"A turn makes one {what}, from which the conversation goes on. Got {', '.join(taken)}. Leave it out, or "
+            f"A turn makes one {what}, and the conversation goes on from it. Got {', '.join(taken)}. Leave it out, or "
             f"call the pipeline."
         )
 

@@ -46,8 +46,8 @@ class BackboneChecker:
         self.answers = sorted(yes - no), sorted(no - yes)
         if not all(self.answers):
             raise ValueError(
-                "A check compares how likely an answer begins with yes and with no. To this tokenizer both begin with "
-                "the same token. Pass a `checker` of your own, or num_attempts=1."
+                "A check compares how likely an answer begins with yes and with no. With this tokenizer both words "
+                "begin with the same token. Pass a `checker` of your own, or num_attempts=1."
             )
 
     def _first_tokens(self, words: Sequence[str]) -> set[int]:

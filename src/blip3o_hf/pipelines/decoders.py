@@ -1,4 +1,4 @@
-"""From image features to pixels: what every decoder answers, and the choice of the one that a pipeline has."""
+"""From image features to pixels: the interface of every decoder, and the choice of the decoder of a pipeline."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ DECODER_ARGUMENTS = {
 
 class Blip3oFeatureDecoder:
     """
-    What a decoder answers. A new one is a class of its own, outside of this package:
+    The interface of a decoder. A new decoder is a separate class, outside of this package:
 
     ```python
     class MyDecoder(Blip3oFeatureDecoder, ModelMixin, ConfigMixin):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -11,10 +11,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ..models.condition_cache import Blip3oConditionCache
-from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration, has_noise
 from .guidance import Denoiser, denoise_with_guidance
 from .sampling_arguments import SamplingSettings, as_number
 from .sampling_runs import scheduler_of_run
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Base
+else:
+    Base = object
 
 
 class FeatureDenoiser(Denoiser):
@@ -39,7 +44,9 @@ class FeatureDenoiser(Denoiser):
         null_condition: torch.Tensor | None = None,
     ):
         self.transformer = model.transformer
-        self.objective = model.objective
+        objective = model.objective
+        assert has_noise(objective)  # without, features are there in one pass
+        self.objective = objective
         self.timesteps, self.sigmas = scheduler.timesteps, scheduler.sigmas.to(condition.device)
         self.null_condition = torch.zeros_like(condition[:1]) if null_condition is None else null_condition
         self.condition = condition
@@ -87,7 +94,7 @@ class FeatureDenoiser(Denoiser):
         return hooks is not None and hooks.get_hook("group_offloading") is not None
 
 
-class Blip3oDenoisingMixin:
+class Blip3oDenoisingMixin(Base):
     """The stages of `Blip3oPipeline` between a prompt and image features."""
 
     def encode_prompt(
@@ -128,7 +135,8 @@ class Blip3oDenoisingMixin:
         What guidance leads away from, `[len(negative_prompts), num_queries, hidden]`: their conditions, and zeros for
         empty ones; `None` where there are none.
         """
-        distinct = [prompt for prompt in dict.fromkeys(negative_prompts or ()) if prompt]
+        negative_prompts = negative_prompts or ()
+        distinct = [prompt for prompt in dict.fromkeys(negative_prompts) if prompt]
         if not distinct:
             return None
         encoded = self.encode_prompt(distinct)

@@ -1,4 +1,4 @@
-"""What `Blip3oPipeline` refuses before it computes anything: one clear error for each argument."""
+"""Checks of `Blip3oPipeline` before it computes anything: one clear error for each argument."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
     is_number = isinstance(scale, (int, float)) and math.isfinite(scale)
     if not is_number or set(attention_kwargs or ()) - {"scale"}:
         raise ValueError(
-            f"`attention_kwargs` knows the key 'scale' alone, a factor on LoRA adapters. Got "
+            f"`attention_kwargs` takes only the key 'scale', a factor on LoRA adapters. Got "
             f"{attention_kwargs!r:.80}. Choose an attention implementation with `transformer.set_attention_backend`."
         )
     return scale
@@ -132,7 +132,7 @@ class Blip3oInputChecksMixin(Base):
     def _check_start(self, image_features: Any, strength: Any) -> None:
         """Raise `ValueError` unless a flow can start from these features at this noise level."""
         if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
-            raise ValueError(f"`strength` must be a noise level in (0, 1]. Got {strength!r}. 0.6 is a place to begin.")
+            raise ValueError(f"`strength` must be a noise level in (0, 1]. Got {strength!r}. Try 0.6.")
         if not self.model.objective.has_noise:
             raise ValueError(
                 f"Only a flow starts from features. Got `strength` {strength}, and this model's objective is "
@@ -157,7 +157,7 @@ class Blip3oInputChecksMixin(Base):
         The negative prompt of each prompt or condition; `None` where there are none.
 
         Raises:
-            TypeError, ValueError: when it is no text, not one for each, or nothing would be guided away from it.
+            TypeError, ValueError: when it is no text, not one for each, or guidance could not use it.
         """
         if negative_prompt is None:
             return None
@@ -194,10 +194,11 @@ class Blip3oInputChecksMixin(Base):
         The input images of each prompt, upright and in RGB.
 
         Raises:
-            TypeError, ValueError: when there are no prompts, not one entry for each, or an image is none.
+            TypeError, ValueError: when there are no prompts, not one entry for each, or something else than images is
+                given.
         """
         if prompts is None:
-            raise ValueError("`image` is what a prompt speaks of. Got an image and no prompt. Say what to do with it.")
+            raise ValueError("`image` needs a prompt. Got an image and no prompt. Say what to do with the image.")
         self.model.check_vision()
         if len(prompts) == 1 and not (isinstance(image, (list, tuple)) and image and isinstance(image[0], list)):
             image = [image]

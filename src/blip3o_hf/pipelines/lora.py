@@ -1,4 +1,4 @@
-"""LoRA in the pipeline: load, weigh, fuse and unload trained adapters, as the pipelines of diffusers do."""
+"""LoRA in the pipeline: load, weight, fuse and unload trained adapters, as the pipelines of diffusers do."""
 
 import functools
 import os
@@ -50,7 +50,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         use_safetensors: bool | None = None,
         metadata: Mapping[str, Any] | None = None,
         return_lora_metadata: bool = False,
-        **where,
+        **hub_arguments,
     ):
         """
         The tensors of an adapter, and with `return_lora_metadata` their metadata; arguments are those of
@@ -61,13 +61,13 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
                 "LoRA weights are read from safetensors files alone. Got use_safetensors=False. Reading a pickle can "
                 "run any program: save the adapter again as safetensors, where it was written."
             )
-        for name in where:
+        for name in hub_arguments:
             if name not in HUB_ARGUMENTS:
                 raise TypeError(unknown_name("argument", name, HUB_ARGUMENTS, "call of load_lora_weights"))
         if isinstance(pretrained_model_name_or_path_or_dict, Mapping):
             tensors = dict(pretrained_model_name_or_path_or_dict)
         else:
-            tensors, metadata = read_lora(pretrained_model_name_or_path_or_dict, weight_name, **where)
+            tensors, metadata = read_lora(pretrained_model_name_or_path_or_dict, weight_name, **hub_arguments)
         return (tensors, metadata) if return_lora_metadata else tensors
 
     def load_lora_weights(
@@ -132,7 +132,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         if foreign:
             raise ValueError(
                 f"The pipeline can only manage adapters that were loaded into its parts. Its model carries "
-                f"{', '.join(sorted(foreign))}, which PEFT put on the whole. Merge it first: "
+                f"{', '.join(sorted(foreign))}, which PEFT added to the whole model. Merge it first: "
                 f"pipe.model = peft_model.merge_and_unload()."
             )
         if name is None:
@@ -141,8 +141,8 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             )
         if name in registered:
             raise ValueError(
-                f"Every adapter needs a name of its own. Got adapter_name={name!r}, which is taken. Choose another, "
-                f"or call delete_adapters({name!r}) first."
+                f"Every adapter needs its own name. Got adapter_name={name!r}, which is already in use. Choose "
+                f"another, or call delete_adapters({name!r}) first."
             )
         if not name or "." in name:
             raise ValueError(f"The name of an adapter must not be empty or hold a dot. Got {name!r}. Use letters.")
@@ -301,8 +301,8 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """
-        Forget adapters, their queries included; after the last one, layers are plain again. What was fused of them
-        stays in the weights for good. Where no other adapter was active, the first of those left becomes so.
+        Forget adapters, their queries included; after the last one, layers are plain again. The part of them that was
+        fused stays in the weights. Where no other adapter was active, the first of those left becomes so.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         active = [name for name in self.get_active_adapters() if name not in names]
@@ -332,8 +332,8 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
 
     def _unfuse_all(self) -> None:
         """
-        Take fused adapters out of the weights, of every part: PEFT does so of those parts alone that it changes, at
-        the scales that hold by then, and would leave the others and the queries behind.
+        Take fused adapters out of the weights, of every part: PEFT does this only for the parts that it changes, with
+        the scales of that moment, and would leave the other parts and the queries fused.
         """
         queries = self._adapted_queries
         is_fused = queries is not None and queries.fused_scales is not None
@@ -354,7 +354,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         """As in diffusers; layers that carry an adapter cannot be saved as plain weights."""
         if list(adapted_layers(self.model)) or self._adapted_queries is not None:
             raise ValueError(
-                "A pipeline is saved without adapters in its layers. This one carries some. Call "
+                "A pipeline is saved without adapters in its layers. This one has adapters. Call "
                 "unload_lora_weights(), after fuse_lora() to keep what they do."
             )
         super().save_pretrained(*args, **kwargs)

@@ -109,8 +109,8 @@ class Blip3oPipeline(
         processor ([`Blip3oProcessor`], *optional*): chat template, tokenizer and image processor. Without it,
             prompts cannot be read, and `condition` or `image_features` must be given.
         scheduler ([`Blip3oFlowScheduler`] or any flow-matching scheduler of diffusers): noise levels and steps.
-        decoder ([`Blip3oPatchDecoder`], `AutoencoderKL`, *optional*): features to pixels in one pass; or a module of
-            one's own that is a [`~pipelines.decoders.Blip3oFeatureDecoder`].
+        decoder ([`Blip3oPatchDecoder`], `AutoencoderKL`, *optional*): features to pixels in one pass; or your own
+            module that is a [`~pipelines.decoders.Blip3oFeatureDecoder`].
         unet, vae, decoder_scheduler (*optional*): features to pixels by diffusion, the parts of a
             [`Blip3oDecoderPipeline`]. Without these three and without `decoder` only `output_type="features"` works.
         default_num_inference_steps, default_guidance_scale: what `__call__` uses when not told otherwise.
@@ -248,7 +248,9 @@ class Blip3oPipeline(
 
     @property
     def decoder_pipeline(self) -> Blip3oDecoderPipeline | None:
-        """The diffusion decoder as a pipeline of its own, on the same modules; `None` without one."""
+        """
+        The diffusion decoder as a separate pipeline on the same modules; `None` if there is no diffusion decoder.
+        """
         if self.unet is None:
             return None
         pipeline = Blip3oDecoderPipeline(unet=self.unet, vae=self.vae, scheduler=self.decoder_scheduler)
@@ -258,7 +260,7 @@ class Blip3oPipeline(
 
     @property
     def feature_decoder(self) -> Blip3oFeatureDecoder | None:
-        """What makes pixels of features, whichever parts do it; `None` without any."""
+        """What makes pixels from features, by diffusion or in one pass; `None` without a decoder."""
         if self.decoder is not None:
             return decoder_of_part(self.decoder, self.model.objective, lambda: self._execution_device)
         pipeline = self.decoder_pipeline
@@ -310,8 +312,8 @@ class Blip3oPipeline(
                 where `null_seed` is `None` and no call drew it yet, then that of the diffusion decoder.
             latents (`[N, C, h, w]`, *optional*): noise to start from, standard normal.
             condition (`[B, num_queries, hidden]`, *optional*): what `encode_prompt` returns; no prompt is read then.
-            image_features (`[N, C, h, w]`, *optional*): features to decode; neither is read then. With `strength`, one
-                for each image to make: features to start from.
+            image_features (`[N, C, h, w]`, *optional*): features to decode; no prompt and no condition are read then.
+                With `strength`, one for each image to make: features to start from.
             output_type: `"pil"`, `"np"`, `"pt"`, or `"features"` to stop before the decoder; `"latent"` is another
                 word for that, with which `images` are the features, too.
             return_dict: whether to return a [`Blip3oPipelineOutput`] and not a tuple `(images, image_features)`.
@@ -324,17 +326,17 @@ class Blip3oPipeline(
             height, width: image size in pixels, by default the diffusion decoder's own.
             decoder_num_inference_steps, decoder_guidance_scale, decoder_guidance_interval: those of the diffusion
                 decoder, as in [`Blip3oDecoderPipeline`]. These and the three above are for a diffusion decoder only.
-            image (*optional*): what the prompt speaks of: one image, or several in a list. With several prompts, a
-                list with one entry for each: an image, or a list of images.
+            image (*optional*): the input images of the prompt: one image, or several in a list. With several prompts,
+                a list with one entry for each: an image, or a list of images.
             strength (*optional*): noise level in (0, 1] from which `image_features` are denoised. A small one keeps
                 the image, 1 starts from noise alone.
-            plan: let the backbone first write what it will draw, and draw that; of a prompt with images, what they
-                will have become. What it wrote is in `plans`.
+            plan: let the backbone first write what it will draw, and draw that; for a prompt with images, the plan
+                describes the picture after the edit. What it wrote is in `plans`.
             num_attempts: how often an image is drawn at most. The model looks at what it drew and says whether it
                 shows the plan, or without one the prompt; a rejected picture is drawn again with the next noise. Of
                 several rejected ones the best is kept. With 1, nothing is looked at.
-            checker: what looks in the model's place: given pictures and what each should show, it returns a number
-                from 0 to 1 for each, accepted from 0.5 on.
+            checker: a function that checks the pictures instead of the model: given pictures and what each should
+                show, it returns a number from 0 to 1 for each; a picture is accepted from 0.5 on.
             negative_prompt: what guidance leads away from: one prompt for all images, or one for each prompt. This
                 goes beyond the paper: its model is guided away from zeros, and so it is here without one, or with an
                 empty one.
@@ -493,8 +495,8 @@ class Blip3oPipeline(
         """
         Image features `[N, C, h, w]` to images `[N, 3, H, W]` in [-1, 1] (1 is white).
 
-        All arguments but the first are for a diffusion decoder, see [`Blip3oDecoderPipeline`], or for a decoder of
-        one's own that takes them.
+        All arguments but the first are for a diffusion decoder, see [`Blip3oDecoderPipeline`], or for your own decoder
+        if it takes them.
 
         Raises:
             ValueError: when the pipeline has no decoder.

@@ -465,7 +465,7 @@ def as_dtype(dtype: Any) -> Any:
     alone, or in a dictionary by parts.
 
     Raises:
-        ValueError: when a name is that of no floating-point type.
+        ValueError: when a name is not the name of a floating-point type.
     """
     if isinstance(dtype, dict):
         return {part: as_dtype(value) for part, value in dtype.items()}

@@ -49,8 +49,8 @@ class Blip3oReconstructionPipeline:
     """
     Draws an image again, and measures how near it comes (paper section 6, the first step of its future work).
 
-    `autoencoder`: the target encoder's features through the decoder, the most that any generator of features can
-    reach. `unified`: the backbone sees the image, and the queries condition the flow, as they do for an edit.
+    `autoencoder`: the target encoder's features through the decoder: no generator of features can do better.
+        `unified`: the backbone sees the image, and the queries condition the flow, as they do for an edit.
 
     Args:
         pipe ([`Blip3oPipeline`]): with a decoder.
@@ -96,7 +96,9 @@ class Blip3oReconstructionPipeline:
 
     @classmethod
     def from_pipe(cls, pipe: Blip3oPipeline, encoder: str | os.PathLike | None = None):
-        """The same with a loaded pipeline; without `encoder`, its own repository is looked through."""
+        """
+        The same with a loaded pipeline; without `encoder`, the encoder is searched in the pipeline's own repository.
+        """
         repository = str(encoder or pipe.config.get("_name_or_path") or "")
         subfolder = "" if encoder is not None or is_published(repository) else _TARGET_ENCODER
         try:
@@ -225,8 +227,8 @@ def interpolate(first: torch.Tensor, second: torch.Tensor, num_steps: int) -> to
     """
     if first.shape != second.shape or first.shape[0] != 1 or num_steps < 2:
         raise ValueError(
-            f"Points lie between two tensors of one shape [1, ...], at least 2 of them. Got {list(first.shape)}, "
-            f"{list(second.shape)} and {num_steps}."
+            f"Interpolation needs two tensors of the same shape [1, ...], and at least 2 steps. Got "
+            f"{list(first.shape)}, {list(second.shape)} and {num_steps}."
         )
     shares = torch.linspace(0, 1, num_steps, device=first.device, dtype=first.dtype)
     return torch.cat([torch.lerp(first, second, share) for share in shares])

@@ -45,7 +45,7 @@ class Blip3oRepositoryMixin(Base):
         parts that the pipeline has. A folder without a README.md gets a card; one that is there stays as it is.
 
         Args:
-            save_directory: made if need be.
+            save_directory: created if it does not exist.
             safe_serialization: a pickle is not written.
             variant: in the names of all weights, such as `"fp16"`. Variants stand beside each other in one folder.
             max_shard_size: of a file of weights, such as `"5GB"`; what is larger is written in shards.
@@ -106,8 +106,9 @@ class Blip3oRepositoryMixin(Base):
         if self.pusher is None or create_pr or subfolder is not None:
             if license is not None:
                 raise ValueError(
-                    f"A licence is stated in a card that this package writes; here, diffusers writes it. Got "
-                    f"license={license!r}. Leave it out, and `create_pr` and `subfolder` to have it stated."
+                    f"A licence is stated in a card that this package writes; here, diffusers writes the card. Got "
+                    f"license={license!r}. Leave it out; or leave out `create_pr` and `subfolder`, so that this "
+                    f"package writes the card."
                 )
             return super().push_to_hub(
                 repo_id, commit_message, private, token, create_pr, safe_serialization, variant, subfolder

@@ -1,4 +1,4 @@
-"""What a call keeps while it samples: a scheduler of its own, and what a callback or another thread may change."""
+"""The state of one call while it samples: its own scheduler, and what a callback or another thread may change."""
 
 import copy
 import functools
@@ -20,8 +20,8 @@ _SCHEDULERS_IN_USE: set[int] = set()
 @contextmanager
 def scheduler_of_run(scheduler: SchedulerMixin) -> Generator[SchedulerMixin]:
     """
-    A scheduler that nothing else steps: the given one, or a copy of it where another thread, or the call around this
-    one, is in the midst of its steps.
+    A scheduler that nothing else steps: the given one, or a copy of it if another thread, or the call around this one,
+    has not finished its steps.
     """
     with _LOCK:
         is_free = id(scheduler) not in _SCHEDULERS_IN_USE
@@ -38,8 +38,8 @@ def scheduler_of_run(scheduler: SchedulerMixin) -> Generator[SchedulerMixin]:
 
 def in_one_thread(method: Callable) -> Callable:
     """
-    A method of an object that is in use from the call of such a method to its end, by one thread; by a second one it
-    raises `RuntimeError`.
+    Makes a method usable by one thread at a time: while one thread runs such a method of an object, a second thread
+    gets a `RuntimeError`.
     """
 
     @functools.wraps(method)
@@ -49,8 +49,8 @@ def in_one_thread(method: Callable) -> Callable:
             is_outermost = "_thread" not in self.__dict__
             if self.__dict__.setdefault("_thread", thread) != thread:
                 raise RuntimeError(
-                    f"`{checked.__name__}` must not be called while another thread is in the midst of a call on the "
-                    f"same {type(self).__name__}. Wait for it, or make another one."
+                    f"`{checked.__name__}` must not be called while another thread is running a call of the same "
+                    f"{type(self).__name__}. Wait for it, or make another one."
                 )
         try:
             return method(self, *args, **kwargs)

@@ -76,7 +76,8 @@ from .scene import (
     stated_relation,
 )
 from .verify import DetectedObject, Detection, Verdict, detect, mismatch, verify
-from .wording import NO_PICTURE, NOT_KNOWN, SMALL_TALK, known_texts, natural_prompt, off_topic, punctuated
+from .wording import known_texts, natural_prompt, off_topic, punctuated
+from .wording_lists import NO_PICTURE, NOT_KNOWN, SMALL_TALK
 
 __all__ = [
     "BACKGROUNDS",

@@ -88,12 +88,16 @@ class Drawing:
 
     def looking(self, passed: Sequence[bool]) -> dict[str, Any]:
         """What looking cost and gave: draws per image, and the shares of bad images accepted and of good rejected."""
-        looked = [(ok, own) for ok, own in zip(passed, self.accepted, strict=True) if own is not None]
+        looked = [(ok, accepted) for ok, accepted in zip(passed, self.accepted, strict=True) if accepted is not None]
         return {
             "draws per image": sum(self.attempts) / len(self.attempts),
             "CPU seconds per image": self.cpu_seconds,
-            "bad images accepted": Rate(sum(own for ok, own in looked if not ok), sum(not ok for ok, _ in looked)),
-            "good images rejected": Rate(sum(not own for ok, own in looked if ok), sum(ok for ok, _ in looked)),
+            "bad images accepted": Rate(
+                sum(accepted for ok, accepted in looked if not ok), sum(not ok for ok, _ in looked)
+            ),
+            "good images rejected": Rate(
+                sum(not accepted for ok, accepted in looked if ok), sum(ok for ok, _ in looked)
+            ),
         }
 
 
@@ -183,9 +187,9 @@ def ceiling_rates(
 
 def held_out_questions(kind: str, number: int, seed: int = 0) -> list[tuple[list[np.ndarray], Question]]:
     """Held-out pictures, one or for a comparison two, with a question each; one seed always gives the same ones."""
-    items, index, place = [], 0, (*ASKED_KINDS, *PLACE_KINDS).index(kind)
+    items, index, kind_number = [], 0, (*ASKED_KINDS, *PLACE_KINDS).index(kind)
     while len(items) < number:
-        rng = np.random.default_rng((seed, place, index))
+        rng = np.random.default_rng((seed, kind_number, index))
         index += 1
         scenes = [sample_example(rng, split="test").scene for _ in range(1 + (kind == COMPARISON))]
         if kind == COMPARISON:
@@ -257,5 +261,5 @@ def report(
 
 def score(task: str, name: str, rate: Rate, beside: Mapping[str, Rate] | None = None) -> Score:
     """A rate, and others to compare it with, as a row of a benchmark."""
-    figures = {other: Figure(own.value, own.interval) for other, own in (beside or {}).items()}
+    figures = {other: Figure(compared.value, compared.interval) for other, compared in (beside or {}).items()}
     return Score(task, name, Figure(rate.value, rate.interval), rate.total, figures)

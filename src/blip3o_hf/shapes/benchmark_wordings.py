@@ -19,9 +19,9 @@ from . import RELATIONS, ObjectGroup, Prompt, Scene, render
 
 WORDINGS = ("plain", "natural")
 ABOUT_WORDINGS = (
-    "*Wordings*: prompts and questions, held out, each in the world's plain words and as a person put it who had not "
-    "seen the wordings of training. *Chat*: scripted conversations in which the model chooses between words and a "
-    "picture; a turn counts when it chose what was wanted and said or drew something."
+    "*Wordings*: prompts and questions, held out, each in the world's plain words and in a wording written apart from "
+    "those of training. *Chat*: scripted conversations in which the model chooses between words and a picture; a turn "
+    "counts when the model chose what was wanted and said or drew something."
 )
 
 
@@ -104,8 +104,8 @@ def score_chat(pipe: Blip3oPipeline, scripts: Sequence[Sequence[dict[str, str]]]
     right, blank, total = 0, 0, 0
     for number, script in enumerate(tqdm(scripts, desc="talking", leave=False)):
         chat = Blip3oChat(pipe)
-        for place, turn in enumerate(script):
-            generator = torch.Generator().manual_seed(seed + 100 * number + place)
+        for index, turn in enumerate(script):
+            generator = torch.Generator().manual_seed(seed + 100 * number + index)
             reply = chat.send(turn["text"], generator=generator)
             is_blank = reply.image is None and reply.text in (None, "", NO_ANSWER)
             is_right = (turn["mode"] == "draw") == (reply.image is not None)

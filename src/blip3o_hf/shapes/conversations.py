@@ -32,7 +32,8 @@ from . import (
 )
 from .dataset import ShapesDataset, ShapesRecord
 from .tasks import drawn_turn, earlier_turn, sample_edit_task
-from .wording import AGAIN, any_wording, asked, punctuated, small_talk
+from .wording import any_wording, asked, punctuated, small_talk
+from .wording_lists import AGAIN
 
 DESCRIBE = "describe the image"
 DESCRIBE_FULLY = "describe the image in detail"
@@ -138,7 +139,8 @@ class ShapesConversations(Dataset):
             (self._describe(rng, "describe", _DESCRIBE_WORDS), scene.description),
             (self._describe(rng, "describe fully", _DESCRIBE_FULLY_WORDS), scene.long_caption),
         ]
-        turns = tuple(turns[place] for place in rng.permutation(len(turns)))  # a description may be asked for at once
+        # A description may be asked for at once.
+        turns = tuple(turns[position] for position in rng.permutation(len(turns)))
         return Record(
             self.scenes.key(index),
             images=(Image.fromarray(scene.image),),

@@ -25,7 +25,8 @@ from .scene import (
     is_held_out_scene,
 )
 from .verify import DetectedObject, detect
-from .wording import COMPARATIVES, SIZE_WORDS, any_wording, natural_edit, natural_name, natural_place
+from .wording import any_wording, natural_edit, natural_name, natural_place
+from .wording_lists import COMPARATIVES, SIZE_WORDS
 
 EDIT_KINDS = ("color", "shape", "add", "remove", "move", "size", "background")
 MAX_SHIFT = CELL

@@ -382,7 +382,7 @@ def parse_plan(text: str) -> Scene | None:
             return None
         size, color, shape, row, col = found.groups()
         objects.append(SceneObject(shape, color, size, int(row) - 1, int(col) - 1))
-        if not all(1 <= int(place) <= GRID + 1 - SIZES[size] // CELL for place in (row, col)):
+        if not all(1 <= int(coordinate) <= GRID + 1 - SIZES[size] // CELL for coordinate in (row, col)):
             return None
     return Scene(tuple(objects), match[2])
 

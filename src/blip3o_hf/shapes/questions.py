@@ -20,7 +20,8 @@ from .scene import (
     offset_along,
     stated_relation,
 )
-from .wording import QUESTION_WORDS, natural_question, natural_relation
+from .wording import natural_question, natural_relation
+from .wording_lists import QUESTION_WORDS
 
 QUESTION_KINDS = ("existence", "color", "shape", "count", "position", "background", "size")
 PLACE_KINDS = ("row", "column", "cell", "zone")

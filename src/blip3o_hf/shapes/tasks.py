@@ -134,8 +134,10 @@ class ShapesPictures(Dataset):
     @property
     def identity(self) -> str:
         """What, beside a record's key, decides which image it has."""
-        own = {**self.rates, "edit_weights": self.scenes.edit_weights}
-        return json.dumps([WORLD, self.scenes.family_weights, {name: value for name, value in own.items() if value}])
+        settings = {**self.rates, "edit_weights": self.scenes.edit_weights}
+        return json.dumps(
+            [WORLD, self.scenes.family_weights, {name: value for name, value in settings.items() if value}]
+        )
 
 
 def earlier_turn(example: Example, rng: np.random.Generator, instruction: str) -> tuple[dict[str, Any], ...]:
@@ -225,5 +227,5 @@ class ShapesPhrases(Dataset):
         assert record.prompt is not None
         words = [object_words(Scene((o,), scene.background))[0] for o in scene.objects]
         if task.is_exact:
-            words = [[*own, cell_code(o)] for own, o in zip(words, scene.objects, strict=True)]
+            words = [[*words_of_object, cell_code(o)] for words_of_object, o in zip(words, scene.objects, strict=True)]
         return Phrases(record.prompt, tuple(map(tuple, words)), record.images, record.history)

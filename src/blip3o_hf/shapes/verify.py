@@ -154,36 +154,36 @@ def _recognise(pixels: np.ndarray, background: np.ndarray, runs: np.ndarray) -> 
     """The object that a component is, or a sentence that says why it is none."""
     top, left = int(runs[0, 0]), int(runs[:, 1].min())
     bottom, right = int(runs[-1, 0]) + 1, int(runs[:, 2].max())
-    where = f"component at ({left}, {top}, {right}, {bottom})"
-    own = np.zeros((bottom - top + 2, right - left + 2), bool)
+    component = f"component at ({left}, {top}, {right}, {bottom})"
+    covered = np.zeros((bottom - top + 2, right - left + 2), bool)
     for row, start, stop in runs.tolist():
-        own[row - top + 1, start - left + 1 : stop - left + 1] = True
-    interior = own[1:-1, 1:-1] & own[:-2, 1:-1] & own[2:, 1:-1] & own[1:-1, :-2] & own[1:-1, 2:]
+        covered[row - top + 1, start - left + 1 : stop - left + 1] = True
+    interior = covered[1:-1, 1:-1] & covered[:-2, 1:-1] & covered[2:, 1:-1] & covered[1:-1, :-2] & covered[1:-1, 2:]
     crop = pixels[top:bottom, left:right]
     contrast = crop[interior] - background
     if len(contrast) < MIN_COMPONENT_PIXELS:
-        return f"{where} is too thin for an object"
+        return f"{component} is too thin for an object"
     # A soft edge fades towards the background, so the colour is taken where the contrast is strongest.
     strength = (contrast**2).sum(axis=1)
     mean = contrast[strength >= np.median(strength)].mean(axis=0)
     distances = np.sqrt(((_COLOR_VALUES - background - mean) ** 2).sum(axis=1))
     nearest = int(distances.argmin())
     if distances[nearest] > MAX_COLOR_DISTANCE:
-        return f"{where} has no named colour"
+        return f"{component} has no named colour"
     # Coverage is measured along the line from the background to the colour; what lies beside it is foreign.
     projection = mean / float(mean @ mean)
     beside = contrast - (contrast @ projection)[:, None] * mean
     if float((beside**2).sum(axis=1).mean()) > MAX_COLOR_SPREAD**2:
-        return f"{where} has more than one colour"
+        return f"{component} has more than one colour"
     coverage = (crop - background) @ projection
-    mask = (coverage >= 0.5) & own[1:-1, 1:-1]
+    mask = (coverage >= 0.5) & covered[1:-1, 1:-1]
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     mask = mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
     if not all(_EXTENT_RANGE[0] <= extent <= _EXTENT_RANGE[1] for extent in mask.shape):
-        return f"{where} has the size of no object"
+        return f"{component} has the size of no object"
     shape, iou = _shape_of(mask)
     if iou < MIN_SHAPE_IOU:
-        return f"{where} has no known shape"
+        return f"{component} has no known shape"
     box = (left + int(cols[0]), top + int(rows[0]), left + int(cols[-1]) + 1, top + int(rows[-1]) + 1)
     size = min(SIZES, key=lambda name: abs(SIZES[name] - 2 - max(mask.shape)))
     center = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from peft import PeftConfig
 from torch import nn
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 
 from ...assets import resolve_model
 from ...checks import check_keys, find_class
@@ -27,7 +27,7 @@ class Stage:
     """
     Base of all stages: a recipe, checked, and the [`~training.trainer.Blip3oTrainer`] that it describes.
 
-    A stage of one's own is named in a recipe as `stage: module:Class`. It has its keys, `build` and `task`, and more
+    In a recipe, name your own stage as `stage: module:Class`. It has its keys, `build` and `task`, and more
     where it needs to.
     """
 
@@ -79,12 +79,15 @@ class Stage:
     def _benchmark(self) -> Benchmark | None:
         """That of the recipe, or else of its data."""
         given = self.recipe.evaluation.get("benchmark", self.data.benchmark if self.scores else None)
-        kind = given and find_class(given, {}, f"key 'evaluation.benchmark' of {self.recipe_name}")
-        own = tuple(dict.fromkeys(key for score in self.scores for key in kind.keys.get(score, ()))) if kind else ()
-        known = (*EVALUATION_KEYS, *self.evaluation_keys, *own)
+        # What a user names need not be a subclass; it has `keys` and the methods of one.
+        kind: type[Any] | None = (
+            find_class(given, {}, f"key 'evaluation.benchmark' of {self.recipe_name}") if given else None
+        )
+        keys = tuple(dict.fromkeys(key for score in self.scores for key in kind.keys.get(score, ()))) if kind else ()
+        known = (*EVALUATION_KEYS, *self.evaluation_keys, *keys)
         check_keys(self.recipe.evaluation, known, f"section 'evaluation' of {self.recipe_name}")
         return (
-            kind({key: self.recipe.evaluation[key] for key in own if key in self.recipe.evaluation}) if kind else None
+            kind({key: self.recipe.evaluation[key] for key in keys if key in self.recipe.evaluation}) if kind else None
         )
 
     def _check_sizes_kept(self, part: str, start: str) -> None:
@@ -96,7 +99,7 @@ class Stage:
                     f"'inputs.model'. Leave it out, or start from 'inputs.{start}'."
                 )
 
-    def _check_config(self, given: dict[str, Any], config_class: type, section: str) -> None:
+    def _check_config(self, given: dict[str, Any], config_class: type[PreTrainedConfig], section: str) -> None:
         """Settings of a library's config class are checked here: the class itself would take any key."""
         known = {field.name for field in fields(config_class)}
         check_keys(given, known, f"section '{section}' of {self.recipe_name}")

@@ -55,4 +55,5 @@ class DecoderStage(Stage):
         return DecoderTask(**self._given(self.task_keys))
 
     def score(self, trainer):
+        assert self.benchmark is not None  # else the Trainer asks for no scores
         return self.benchmark.decoding(trainer.task.target_encoder, trainer.unwrapped_model)

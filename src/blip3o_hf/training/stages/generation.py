@@ -138,6 +138,7 @@ class GenerationStage(Stage):
     @property
     def _feature_dim(self) -> int:
         if "targets" in self.cached.kinds:
+            assert self.cached.cache is not None  # `kinds` are those of a cache
             return self.cached.cache.shape("targets")[0]
         return feature_channels(self.encoder.model)
 
@@ -171,4 +172,5 @@ class GenerationStage(Stage):
         return self.data.pictures(complete, processor), self.data.held_out_pictures(complete, processor)
 
     def score(self, trainer):
+        assert self.benchmark is not None  # else the Trainer asks for no scores
         return self.benchmark.drawing(trainer.pipeline())

@@ -36,6 +36,7 @@ class JointStage(GenerationStage):
     def score(self, trainer):
         scores = super().score(trainer)
         if "per_kind" in self.recipe.evaluation:
+            assert self.benchmark is not None  # else the Trainer asks for no scores
             answers = self.benchmark.answers(trainer.unwrapped_model, trainer.processing_class)
             scores["understanding"] = answers["overall"]
         return scores

@@ -21,9 +21,9 @@ class UnderstandingStage(Stage):
     """
     The backbone: questions about images, captioning, plans, and text. Leaves a vision-language model.
 
-    It goes on from the backbone in `inputs`, or starts from nothing but the target encoder there, which becomes its
-    eye and stays as it is: what the model reads of images and what it learns to generate are then the same features
-    (paper section 3.1).
+    It goes on from the backbone in `inputs`, or starts with only the target encoder there, which becomes its vision
+    tower and stays as it is: the features that the model reads and the features that it learns to generate are then
+    the same (paper section 3.1).
     """
 
     name = "understanding"
@@ -49,6 +49,7 @@ class UnderstandingStage(Stage):
         return self.data.conversations(processor), self.data.held_out_conversations(processor)
 
     def score(self, trainer):
+        assert self.benchmark is not None  # else the Trainer asks for no scores
         return self.benchmark.answers(trainer.unwrapped_model, trainer.processing_class)
 
     def build(self):
@@ -56,6 +57,7 @@ class UnderstandingStage(Stage):
             return UnderstandingTask().load(self.folders["backbone"], self.arguments)
         encoder = TargetEncoder.load(self.folders["encoder"])
         processor = self._new_processor(encoder)
+        assert processor.num_image_tokens is not None  # `_new_processor` sets it
         tokenizer = processor.tokenizer
         config = LlavaConfig(
             vision_config=encoder.model.config,

@@ -20,7 +20,7 @@ TASKS = {
 def build_task(task: "str | Task") -> Task:
     """
     Args:
-        task: a key of [`TASKS`], `module:Class` for one's own, or an object.
+        task: a key of [`TASKS`], `module:Class` for your own, or an object.
 
     Raises:
         ValueError: when there is no task of that name.

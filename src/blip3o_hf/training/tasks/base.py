@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -52,7 +52,7 @@ class Task:
             name: folder or Hub id.
             arguments: of the training to come.
         """
-        raise NotImplementedError(f"The task {self.name!r} takes a model and no name. Load it first.")
+        raise NotImplementedError(f"The task {self.name!r} takes a model, not a name. Load it first.")
 
     def needs_encoder(self, arguments: Blip3oTrainingArguments) -> bool:
         """Whether the task needs a target encoder."""
@@ -125,7 +125,7 @@ class Task:
             name: of the argument, for addresses and errors.
 
         Raises:
-            TypeError: when it is none.
+            TypeError: when it is not a dataset.
         """
         import datasets
 
@@ -243,7 +243,7 @@ def as_record(item: Any, index: int) -> Any:
 
 
 @contextlib.contextmanager
-def _fixed_randomness(seed: int) -> Iterator[None]:
+def _fixed_randomness(seed: int) -> Generator[None]:
     """Within the block, PyTorch's global random numbers are those of a seed; after it, they go on as before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -257,7 +257,8 @@ def _adapted(model: nn.Module, peft_config: PeftConfig) -> nn.Module:
     except ValueError as error:
         if "target modules" not in str(error).lower():
             raise
+        named = getattr(peft_config, "target_modules", None)  # of the configs of most methods
         raise ValueError(
-            f"`peft_config` must name layers of the model. {peft_config.target_modules!r} matches none of "
+            f"`peft_config` must name layers of the model. {named!r} matches none of "
             f"{type(model).__name__} ({error}). `blip3o_hf.models.adapters.lora_config(model)` makes one that fits."
         ) from error

@@ -56,12 +56,14 @@ class DecoderTask(Task):
         )
 
     def collate(self, records):
+        assert self.target_encoder is not None  # see `needs_encoder`
         return {"images": crop(self.target_encoder.image_processor, targets(records))}
 
     def counts(self, batch):
         return {"records": len(batch["images"])}
 
     def loss(self, model, batch, generators):
+        assert self.target_encoder is not None  # see `needs_encoder`
         images = recolor(batch["images"], self.recolor_rate)
         features = self.target_encoder.features(normalize(self.target_encoder.image_processor, images))
         scale = features.std(dim=(0, 2, 3), keepdim=True) * self.feature_noise

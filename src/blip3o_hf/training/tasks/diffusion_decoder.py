@@ -40,6 +40,7 @@ class DiffusionDecoderTask(Task):
         return True
 
     def check(self, model):
+        assert self.target_encoder is not None  # see `needs_encoder`
         decoder = Blip3oDecoderPipeline(model, self.vae, self.scheduler)
         decoder.check_channels(feature_channels(self.target_encoder.model))
         if self.scheduler.config.prediction_type != "epsilon":
@@ -64,6 +65,7 @@ class DiffusionDecoderTask(Task):
         return [*super().frozen_parts, self.vae]
 
     def collate(self, records):
+        assert self.target_encoder is not None  # see `needs_encoder`
         images = targets(records)
         return {
             "encoder_pixel_values": self.target_encoder.pixel_values(images),
@@ -96,6 +98,7 @@ class DiffusionDecoderTask(Task):
         return self.share("records") * torch.nn.functional.mse_loss(prediction.float(), noise)
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        assert self.target_encoder is not None  # see `needs_encoder`
         return feature_tokens(self.target_encoder.features(pixel_values))
 
     def save(self, model, folder, weights=None):

@@ -35,7 +35,7 @@ class GenerationTask(Task):
 
     A backbone that trains too can learn from the captions themselves: with `arguments.caption_weight` every query also
     learns to say all words of its caption through the backbone's output layer. A small one needs it for words that it
-    never read: their conditions are all alike at first, and the flow alone takes long to tell them apart.
+    never read: at first their conditions are almost equal, and the flow alone needs long to learn the difference.
     """
 
     name = "generation"
@@ -90,6 +90,7 @@ class GenerationTask(Task):
         return self.cached.complete if self.cached.kinds else super().complete
 
     def check(self, model):
+        assert self.processor is not None  # see `reads_prompts`
         processor, size = self.processor, model.get_input_embeddings().num_embeddings
         largest = max(processor.tokenizer.get_vocab().values())
         if largest >= size:
@@ -115,16 +116,17 @@ class GenerationTask(Task):
     # Batches
 
     def collate(self, records: Sequence[Record | CachedRecord]) -> dict[str, Any]:
-        batch = {}
+        batch: dict[str, Any] = {}
         if "conditions" in self.cached.kinds:
-            batch["condition"] = torch.stack([record.condition for record in records]).float()
+            batch["condition"] = torch.stack([_cached_condition(record) for record in records]).float()
         else:
             batch.update(self.encode_prompts(*zip(*((r.prompt, r.images, r.history) for r in records), strict=True)))
         if self.arguments.caption_weight:
             batch["phrase_ids"] = self.phrase_ids([[f" {record.prompt or RECONSTRUCT}"] for record in records])
         if "targets" in self.cached.kinds:
-            batch["target_features"] = torch.stack([record.target_features for record in records]).float()
+            batch["target_features"] = torch.stack([_cached_features(record) for record in records]).float()
         else:
+            assert self.target_encoder is not None  # see `needs_encoder`
             batch["target_pixel_values"] = self.target_encoder.pixel_values(targets(records))
         return batch
 
@@ -135,16 +137,19 @@ class GenerationTask(Task):
         histories: Sequence[Sequence[dict[str, Any]]] | None = None,
     ) -> dict[str, Any]:
         """Prompts with their input images for `encode_condition`; `None` asks for the image itself."""
-        return self.processor.encode_prompts(
+        assert self.processor is not None  # see `reads_prompts`
+        encoded = self.processor.encode_prompts(
             [prompt or RECONSTRUCT for prompt in prompts],
             images=[list(shown) for shown in images] if any(images) else None,
             training=True,
             truncation=True,
             histories=histories,
         )
+        return dict(encoded)
 
     def phrase_ids(self, phrases: Sequence[list[str]]) -> torch.Tensor:
         """The same number of phrases for each record as tokens `[B, P, W]`, of each phrase the first ones."""
+        assert self.processor is not None  # see `reads_prompts`
         encoded = [self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in phrases]
         kept = [[ids[:PHRASE_TOKENS] for ids in lists] for lists in encoded]
         longest = max(len(ids) for lists in kept for ids in lists)
@@ -153,6 +158,7 @@ class GenerationTask(Task):
     def with_features(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with target features in the place of pixels."""
         if "target_pixel_values" in batch:
+            assert self.target_encoder is not None  # it made the pixel values
             batch["target_features"] = self.target_encoder.features(batch.pop("target_pixel_values"))
         return batch
 
@@ -211,12 +217,23 @@ class GenerationTask(Task):
         model.save_pretrained(folder, state_dict=weights)
         if isinstance(model, PeftModel):
             write_lora(*read_lora(folder, PEFT_WEIGHT_NAME), folder)
+        assert self.processor is not None  # see `reads_prompts`
         self.processor.save_pretrained(Path(folder))
 
 
 def attention(arguments: Blip3oTrainingArguments) -> str:
     """On a CPU plain matrix products train several times faster than the fused kernel."""
     return "eager" if arguments.use_cpu else "sdpa"
+
+
+def _cached_condition(record: Record | CachedRecord) -> torch.Tensor:
+    assert isinstance(record, CachedRecord) and record.condition is not None  # `complete` took it from the cache
+    return record.condition
+
+
+def _cached_features(record: Record | CachedRecord) -> torch.Tensor:
+    assert isinstance(record, CachedRecord) and record.target_features is not None  # likewise
+    return record.target_features
 
 
 def _limit_input_images(processor: Blip3oProcessor, num_pixels: int) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -16,12 +16,20 @@ from .understanding import answer_losses
 _KINDS = ("pictures", "conversations")
 
 
+class SizedDataset(Protocol):
+    """A dataset of records or rows whose length is known."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Pair:
     """A picture and a conversation of which a batch reads one."""
 
-    pictures: Dataset
-    conversations: Dataset
+    pictures: SizedDataset
+    conversations: SizedDataset
     index: int
 
     @property
@@ -29,14 +37,14 @@ class Pair:
         return self.pictures[self.index % len(self.pictures)]
 
     @property
-    def conversation(self) -> Record:
+    def conversation(self) -> Record | dict[str, Any]:
         return self.conversations[self.index % len(self.conversations)]
 
 
 class PairedDataset(Dataset):
     """Pictures and conversations side by side, as long as the longer of both."""
 
-    def __init__(self, pictures: Dataset, conversations: Dataset):
+    def __init__(self, pictures: SizedDataset, conversations: SizedDataset):
         self.pictures = pictures
         self.conversations = conversations
 
@@ -61,6 +69,8 @@ class JointTask(GenerationTask):
     """
 
     name = "joint"
+    conversations: Conversations
+    num_conversations: int
 
     def __init__(
         self, understanding_weight: float = 1.0, generation_weight: float = 1.0, understanding_rate: float = 0.5
@@ -96,26 +106,27 @@ class JointTask(GenerationTask):
     def __call__(self, items):
         return self.collate(items)
 
-    def is_conversation(self, place: int) -> bool:
+    def is_conversation(self, position: int) -> bool:
         """
-        Whether the pair at this place of a batch gives its conversation, the others give pictures.
+        Whether the pair at this position of a batch gives its conversation, the others give pictures.
 
-        Both are spread evenly over the batch, the first place is a picture's: a batch has the same of each kind when
-        it is spread over micro-batches and processes.
+        Both are spread evenly over the batch, the first position is a picture's: a batch has the same of each kind
+        when it is spread over micro-batches and processes.
         """
         size = self.arguments.per_device_train_batch_size
-        return (place + 1) * self.num_conversations // size > place * self.num_conversations // size
+        return (position + 1) * self.num_conversations // size > position * self.num_conversations // size
 
-    def collate(self, records: Sequence[Pair]):
-        chosen = [pair for place, pair in enumerate(records) if self.is_conversation(place)]
+    def collate(self, records: Sequence[Any]) -> dict[str, Any]:
+        pairs: Sequence[Pair] = records
+        chosen = [pair for position, pair in enumerate(pairs) if self.is_conversation(position)]
         conversations = [
             as_record(pair.conversation, pair.index)
-            for pair in chosen or records[-1:]  # the last of an epoch is short
+            for pair in chosen or pairs[-1:]  # the last of an epoch is short
         ]
         pictures = [
             as_record(pair.picture, pair.index)
-            for place, pair in enumerate(records)
-            if not self.is_conversation(place)
+            for position, pair in enumerate(pairs)
+            if not self.is_conversation(position)
         ]
         return {**self.collate_pictures(pictures), "conversations": self.conversations.collate(conversations)}
 
@@ -128,7 +139,7 @@ class JointTask(GenerationTask):
 
     def loss(self, model, batch, generators):
         batch = self.with_features(batch)
-        of_pictures = [each for place, each in enumerate(generators) if not self.is_conversation(place)]
+        of_pictures = [each for position, each in enumerate(generators) if not self.is_conversation(position)]
         generator = of_pictures[: len(batch["target_features"])]
         output = model(**batch, num_noise_draws=self.arguments.noise_draws, generator=generator)
         return self.weighted(output.text_loss, output.loss)
@@ -143,7 +154,7 @@ class JointTask(GenerationTask):
     def validate(self, model, dataset):
         """Those of both tasks; `loss` is the sum of both, weighted as in training."""
         pictures = super().validate(model, dataset.pictures)
-        answers = answer_losses(self, model, self.batches(dataset.conversations))
+        answers = answer_losses(self, self.conversations, model, self.batches(dataset.conversations))
         weighted = ((self.generation_weight, pictures), (self.understanding_weight, answers))
         return {**pictures, **answers, "loss": sum(weight * losses.get("loss", 0.0) for weight, losses in weighted)}
 

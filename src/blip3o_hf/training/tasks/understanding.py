@@ -1,11 +1,13 @@
 """The task `understanding`: a backbone learns to answer."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from ...data.records import Record
 from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
@@ -22,6 +24,7 @@ class UnderstandingTask(Task):
     """
 
     name = "understanding"
+    conversations: Conversations
 
     def load(self, name, arguments):
         processor = Blip3oProcessor.from_pretrained(name)
@@ -52,10 +55,11 @@ class UnderstandingTask(Task):
 
     def validate(self, model, dataset):
         """The loss of held-out answers, each token of them counted once."""
-        return answer_losses(self, model, self.batches(dataset))
+        return answer_losses(self, self.conversations, model, self.batches(dataset))
 
     def save(self, model, folder, weights=None):
         model.save_pretrained(folder, state_dict=weights)
+        assert self.processor is not None  # see `reads_prompts`
         self.processor.save_pretrained(Path(folder))
 
 
@@ -66,11 +70,13 @@ def freeze_eye(model: nn.Module) -> None:
         tower.requires_grad_(False)
 
 
-def answer_losses(task: Task, model: nn.Module, batches) -> dict[str, float]:
-    """`loss` and `loss_of_answers` of batches of conversations; of a task with `conversations`."""
+def answer_losses(
+    task: Task, conversations: Conversations, model: nn.Module, batches: Iterable[Sequence[Record]]
+) -> dict[str, float]:
+    """`loss` and `loss_of_answers` of batches of records, which `conversations` collates for the task."""
     total, number = 0.0, 0
     for records in batches:
-        batch = task.on_device(task.conversations.collate(records), model)
+        batch = task.on_device(conversations.collate(records), model)
         tokens = int(num_answer_tokens(batch["labels"]))
         total += model(**batch).loss.item() * tokens
         number += tokens
