@@ -21,8 +21,8 @@ def test_a_dry_run_prints_what_would_go_up_and_asks_no_network(results):
     assert (code, errors, found["requests_of_dry_run"]) == (0, "", {})
     assert printed.startswith(f"pipeline {found['folder']}\n")
     assert "to tester/tiny, a model repository, branch next, private\n" in printed
-    assert re.search(r"^ +7\.4 MB  model/model\.safetensors$", printed, re.MULTILINE)
-    assert re.search(r"^ +8\.9 MB  in all, 22 files$", printed, re.MULTILINE)
+    assert re.search(r"^ +8\.0 MB  model/model\.safetensors$", printed, re.MULTILINE)
+    assert re.search(r"^ +9\.9 MB  in all, 22 files$", printed, re.MULTILINE)
     assert printed.endswith("nothing was sent (--dry-run)\n")
     assert {line.split()[-1] for line in printed.splitlines()[2:-2]} == set(found["files"]) - {".gitattributes"}
 

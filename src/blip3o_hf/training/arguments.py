@@ -1,8 +1,10 @@
-"""Training arguments: those of transformers, and the few that training a BLIP3-o adds."""
+"""Training arguments: those of transformers, and a few more for training a BLIP3-o."""
 
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -10,10 +12,10 @@ from transformers import TrainingArguments
 from ..checks import check_keys
 
 WITHOUT_EFFECT = {
-    "label_smoothing_factor": "losses are those of the tasks",
+    "label_smoothing_factor": "the tasks define the losses",
     "average_tokens_across_devices": "losses are always means over all processes",
-    "label_names": "batches are those of the tasks",
-    "optim_target_modules": "which parts train is said by `train` or a `peft_config`",
+    "label_names": "the tasks make the batches",
+    "optim_target_modules": "`train` or a `peft_config` says which parts train",
     "use_liger_kernel": "Liger has no kernels for a BLIP3-o",
     "liger_kernel_config": "Liger has no kernels for a BLIP3-o",
     **dict.fromkeys(
@@ -27,7 +29,7 @@ WITHOUT_EFFECT = {
             "bf16_full_eval",
             "fp16_full_eval",
         ),
-        "evaluations are those of the tasks, which keep no predictions",
+        "the tasks evaluate, and they keep no predictions",
     ),
     "hub_revision": "a push goes to the main branch; `blip3o-hf push --revision` takes others",
     "hub_always_push": "only results are pushed, when `save_model` or `push_to_hub` is called",
@@ -129,7 +131,7 @@ class Blip3oTrainingArguments(TrainingArguments):
     def _check_effects(self) -> None:
         """Raise a `ValueError` for a setting of transformers that would change nothing."""
         defaults = {
-            f.name: f.default_factory() if f.default is MISSING else f.default
+            f.name: f.default if f.default_factory is MISSING else f.default_factory()
             for f in fields(TrainingArguments)
             if f.name in WITHOUT_EFFECT
         }
@@ -140,6 +142,7 @@ class Blip3oTrainingArguments(TrainingArguments):
                     f"{getattr(self, name)!r}. Leave it out."
                 )
         if self.hub_strategy not in HUB_STRATEGIES:
+            assert isinstance(self.hub_strategy, Enum)  # transformers has made it one
             raise ValueError(
                 f"Only results are pushed, and `hub_strategy` must be 'end' or 'every_save'. Got "
                 f"{self.hub_strategy.value!r}. Checkpoints stay on this machine."
@@ -161,13 +164,20 @@ class Blip3oTrainingArguments(TrainingArguments):
         """The same settings as arguments of this class; what it adds gets its defaults."""
         if isinstance(arguments, cls):
             return arguments
-        given = {f.name: getattr(arguments, f.name) for f in fields(arguments) if f.init}
-        return cls(**{**given, "remove_unused_columns": False})
+        given: dict[str, Any] = {f.name: getattr(arguments, f.name) for f in fields(arguments) if f.init}
+        given["remove_unused_columns"] = False
+        return cls(**given)
+
+    @property
+    def output_folder(self) -> Path:
+        """`output_dir` as a path."""
+        assert self.output_dir is not None  # transformers fills it in
+        return Path(self.output_dir)
 
     def check_global_batch_size(self) -> None:
         """
         Raises:
-            ValueError: when a step of the processes at hand has another number of records than `global_batch_size`.
+            ValueError: when a step of these processes has another number of records than `global_batch_size`.
         """
         micro = self.train_batch_size * self.world_size
         found = micro * self.gradient_accumulation_steps

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.images import decoded
 from ..data.records import Record
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.record_check import RecordCheck
 from .arguments import Blip3oTrainingArguments
@@ -77,7 +78,9 @@ class CachedInputs:
     @property
     def complete(self) -> Callable[[str, Record], Any]:
         """What a mixture is to give of a source's identity and a record, as in [`~data.mixture.open_mixture`]."""
-        return partial(self.cache.complete, self.kinds) if self.kinds else decode
+        if self.cache is None or not self.kinds:
+            return decode
+        return partial(self.cache.complete, self.kinds)
 
     @property
     def statistics(self) -> dict[str, list[float]]:
@@ -87,6 +90,7 @@ class CachedInputs:
         Raises:
             ValueError: when the cache was computed without them.
         """
+        assert self.cache is not None  # without one, nothing is taken from it
         if "statistics" not in self.cache.manifest["targets"]:
             raise ValueError(
                 f"With `model.standardize_features`, the cache must hold the statistics of the features. "
@@ -94,19 +98,20 @@ class CachedInputs:
             )
         return self.cache.manifest["targets"]["statistics"]
 
-    def check(self, kind: str, fingerprint: dict[str, Any], where: str) -> None:
+    def check(self, kind: str, fingerprint: dict[str, Any], run_name: str) -> None:
         """
         Args:
             kind: that is taken from the cache.
             fingerprint: of the model in training.
-            where: who asks, in words.
+            run_name: of the run that takes it, in words.
 
         Raises:
             ValueError: when the cache is of another model.
         """
+        assert self.cache is not None  # without one, nothing is taken from it
         if found := differences(self.cache.manifest[kind]["fingerprint"], fingerprint):
             raise ValueError(
-                f"Cached {kind} must be those of the recipe. {self.cache.folder} does not fit {where}: {found}. "
+                f"Cached {kind} must be those of the recipe. {self.cache.folder} does not fit {run_name}: {found}. "
                 f"Set that back, or run `blip3o-hf precompute` on this recipe with another folder."
             )
 
@@ -122,12 +127,14 @@ def target_fingerprint(
         feature_size: height and width of the grid.
         arguments: of the training.
     """
-    own = {"feature_size": feature_size, "frozen_dtype": f"torch.{arguments.frozen_dtype}"}
-    return {**encoder_fingerprint(*encoder_source), **own}
+    settings = {"feature_size": feature_size, "frozen_dtype": f"torch.{arguments.frozen_dtype}"}
+    return {**encoder_fingerprint(*encoder_source), **settings}
 
 
 def conditions_fingerprint(task: "GenerationTask", model: nn.Module) -> dict[str, Any]:
     """All that conditions depend on, beside prompts and input images."""
+    assert isinstance(model, Blip3oForConditionalGeneration)  # with adapters, conditions are not cached
+    assert task.processor is not None  # see `reads_prompts`
     arguments = task.arguments
-    own = {"frozen_dtype": f"torch.{arguments.frozen_dtype}", "mixed precision": arguments.mixed_precision}
-    return {**condition_fingerprint(model, task.processor), **own}
+    settings = {"frozen_dtype": f"torch.{arguments.frozen_dtype}", "mixed precision": arguments.mixed_precision}
+    return {**condition_fingerprint(model, task.processor), **settings}

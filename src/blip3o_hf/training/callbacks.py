@@ -57,8 +57,8 @@ class AverageCallback(TrainerCallback):
     def _file(self, checkpoint: str | Path) -> Path:
         """One for each process where each holds a partition."""
         args = self.trainer.args
-        place = f"-{args.process_index + 1}-of-{args.world_size}" if self._is_partitioned else ""
-        return Path(checkpoint) / f"ema{place}.safetensors"
+        partition = f"-{args.process_index + 1}-of-{args.world_size}" if self._is_partitioned else ""
+        return Path(checkpoint) / f"ema{partition}.safetensors"
 
     def on_train_begin(self, args, state, control, **kwargs):
         """
@@ -83,8 +83,8 @@ class AverageCallback(TrainerCallback):
         if not path.is_file():
             raise FileNotFoundError(
                 f"To resume with `ema_decay`, the checkpoint must hold the average of weights, written by as many "
-                f"processes and the same engine. There is no {path}. Resume as the checkpoint was written, or without "
-                f"`ema_decay`."
+                f"processes and the same engine. There is no {path}. Resume with the same engine and number of "
+                f"processes, or without `ema_decay`."
             )
         with safe_open(path, "pt") as file:
             self.num_updates = int(file.metadata()["optimization_step"])
@@ -135,7 +135,7 @@ class StreamCallback(TrainerCallback):
         self.trainer = trainer
         self.stream = stream
 
-    def _place(self, args, state) -> dict:
+    def _stream_state(self, args, state) -> dict:
         batches = state.global_step * args.gradient_accumulation_steps
         return self.stream.state_dict(batches, args.train_batch_size, args.dataloader_num_workers)
 
@@ -154,11 +154,11 @@ class StreamCallback(TrainerCallback):
                 f"{path}. Resume with the data settings that it was written with."
             )
         saved = json.loads(path.read_bytes())
-        expected = self._place(args, state)
+        expected = self._stream_state(args, state)
         if saved["items"] != expected["items"]:
             raise ValueError(
-                f"A stream goes on with the batches it had. After {state.global_step} steps its workers had given "
-                f"{saved['items']} items, and with these settings it were {expected['items']}. Set "
+                f"A stream must go on with the same batches as before. After {state.global_step} steps its workers "
+                f"had given {saved['items']} items, and with these settings it would be {expected['items']}. Set "
                 f"`per_device_train_batch_size`, `gradient_accumulation_steps` and `dataloader_num_workers` back."
             )
         self.stream.load_state_dict(saved)
@@ -166,7 +166,7 @@ class StreamCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / self.filename).write_text(json.dumps(self._place(args, state)))
+            (folder / self.filename).write_text(json.dumps(self._stream_state(args, state)))
 
 
 class CompleteCallback(TrainerCallback):
@@ -345,7 +345,7 @@ class DrawPromptsCallback(TrainerCallback):
         self.trainer = trainer
         self.prompts = list(prompts)
         self.steps = steps
-        self.folder = expanded(trainer.args.output_dir if folder is None else folder)
+        self.folder = expanded(trainer.args.output_folder if folder is None else folder)
         self.last = -1
 
     def _draw(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,16 @@ class Chain:
         """
         path = self.source.parent / link.recipe
         overrides = list(link.short) if is_short else []
-        output = None if output is None else expanded(output)
-        if output is not None and output != Path(self.folder):
+        moved_to = None if output is None else expanded(output)
+        if moved_to is not None and moved_to != Path(self.folder):
             recipe = load_recipe(path)
-            places = {
+            folders = {
                 "output_dir": recipe.output_dir,
                 **{f"inputs.{k}": str(expanded(v)) for k, v in recipe.inputs.items()},
             }
-            for key, place in places.items():
-                if Path(self.folder) in Path(place).parents:
-                    overrides.append(f"{key}={output / Path(place).relative_to(self.folder)}")
+            for key, folder in folders.items():
+                if Path(self.folder) in Path(folder).parents:
+                    overrides.append(f"{key}={moved_to / Path(folder).relative_to(self.folder)}")
         return path, overrides
 
     def load(self, link: Link, output: str | None = None, is_short: bool = False) -> Recipe:
@@ -139,7 +140,7 @@ def load_chain(path: str | os.PathLike) -> Chain:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is no chain.
+        ValueError: when it is not a chain.
     """
     path = find_recipe(path, "chain")
     try:
@@ -151,8 +152,13 @@ def load_chain(path: str | os.PathLike) -> Chain:
     check_keys(content, ("folder", "stages"), str(path))
     for stage in content["stages"]:
         check_keys(stage, {field.name for field in fields(Link)}, f"'stages' of {path}")
-    links = tuple(Link(**{**stage, "short": tuple(stage.get("short", ()))}) for stage in content["stages"])
-    return Chain(str(expanded(content["folder"])), links, path)
+    return Chain(str(expanded(content["folder"])), tuple(map(_link, content["stages"])), path)
+
+
+def _link(settings: Mapping[str, Any]) -> Link:
+    """A stage as the file has it; its keys are known."""
+    given: dict[str, Any] = {**settings, "short": tuple(settings.get("short", ()))}
+    return Link(**given)
 
 
 def table(summaries: list[Summary], shown: list[str]) -> str:

@@ -14,7 +14,7 @@ def mark_complete(checkpoint: str | Path) -> None:
 
 
 def _by_step(folder: str | Path) -> list[Path]:
-    """All checkpoints in `folder`, the newest last; what a person put beside them is none."""
+    """All checkpoints in `folder`, the newest last; other folders beside them are ignored."""
     steps = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob("checkpoint-*") if path.is_dir()}
     found = {path: int(match[1]) for path, match in steps.items() if match}
     return sorted(found, key=found.__getitem__)

@@ -44,12 +44,12 @@ class Conversations:
             ValueError: when the images of a record alone do not fit `max_length`.
         """
         shown = [[*message_images(record.history), *record.images] for record in records]
-        images = [image for own in shown for image in own]
+        images = [image for images_of_record in shown for image in images_of_record]
         pixels = self.processor.image_processor(images, return_tensors="pt") if images else {}
         encoded, first = [], 0
-        for record, own in zip(records, shown, strict=True):
-            slots = [self.processor.replace_image_token(pixels, first + i) for i in range(len(own))]
-            first += len(own)
+        for record, images_of_record in zip(records, shown, strict=True):
+            slots = [self.processor.replace_image_token(pixels, first + i) for i in range(len(images_of_record))]
+            first += len(images_of_record)
             encoded.append(self.encode(record, slots))
         longest = max(len(ids) for ids, _ in encoded)
         pad = self.processor.tokenizer.pad_token_id
@@ -63,7 +63,9 @@ class Conversations:
             **pixels,
         }
         if self.processor.num_image_tokens is None:  # backbones with positions in rows and columns tell images by it
-            batch["mm_token_type_ids"] = (input_ids == self.processor.image_token_id).int()
+            image_token_id = self.processor.image_token_id
+            assert isinstance(image_token_id, int)  # the id of one token
+            batch["mm_token_type_ids"] = (input_ids == image_token_id).int()
         return batch
 
     def encode(self, record: Record, slots: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -77,7 +79,8 @@ class Conversations:
         (question, answer), *further = record.turns
         content = [*[{"type": "image"}] * len(record.images), {"type": "text", "text": question}]
         asked = {"role": "user", "content": content if record.images else question}
-        opening = self.processor.apply_chat_template([*record.history, asked], add_generation_prompt=True)
+        messages = [*record.history, asked]
+        opening = self.processor.apply_chat_template(messages, add_generation_prompt=True)  # ty: ignore[invalid-argument-type]
         texts = opening.split(self.processor.image_token)
         opening = "".join(part for pair in zip(texts, [*slots, ""], strict=True) for part in pair)
         parts = [opening, answer + "<|im_end|>"]
@@ -99,10 +102,10 @@ class Conversations:
 
     def _label_images(self, record: Record, ids: list[int], labels: list[int]) -> None:
         """Let the tokens of the record's own images, the last ones, say their words."""
-        words = [word for own in record.image_words for word in own]
+        words = [word for words_of_image in record.image_words for word in words_of_image]
         if not words:
             return
-        places = [place for place, token in enumerate(ids) if token == self.processor.image_token_id][-len(words) :]
+        positions = [index for index, token in enumerate(ids) if token == self.processor.image_token_id][-len(words) :]
         tokens = self.processor.tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-        for place, token in zip(places, tokens, strict=True):
-            labels[place + 1] = token[0]  # what a token says is the label of the next place
+        for position, token in zip(positions, tokens, strict=True):
+            labels[position + 1] = token[0]  # what a token says is the label of the next position

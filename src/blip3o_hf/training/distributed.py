@@ -1,4 +1,4 @@
-"""What the engines that spread training over processes (DDP, DeepSpeed, FSDP2) leave to this package."""
+"""What this package must do itself under the engines that spread training over processes (DDP, DeepSpeed, FSDP2)."""
 
 import contextlib
 from collections.abc import Iterable
@@ -62,12 +62,13 @@ def whole_weights(arguments: Blip3oTrainingArguments):
     if not is_deepspeed_zero3_enabled():
         yield
         return
-    settings = deepspeed_config()
+    plugin, settings = arguments.deepspeed_plugin, deepspeed_config()
+    assert plugin is not None  # ZeRO-3 is on
     unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        arguments.deepspeed_plugin.dschf = HfDeepSpeedConfig(settings)  # transformers holds a weak reference only
+        plugin.dschf = HfDeepSpeedConfig(settings)  # transformers holds a weak reference only
 
 
 def match_partitioned(model: nn.Module, device: torch.device) -> None:
@@ -79,9 +80,10 @@ def match_partitioned(model: nn.Module, device: torch.device) -> None:
     dtypes = {parameter.dtype for parameter in model.parameters() if hasattr(parameter, "ds_tensor")}
     if not dtypes:
         return
+    (dtype,) = dtypes  # `from_pretrained` loads all in one precision
     for parameter in model.parameters():
         if not hasattr(parameter, "ds_tensor"):
-            parameter.data = parameter.data.to(device, *dtypes)
+            parameter.data = parameter.data.to(device, dtype)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
 
@@ -90,12 +92,12 @@ def local_parts(parameters: Iterable[nn.Parameter]) -> list[torch.Tensor]:
     """
     What this process holds of each parameter, in place: its partition under ZeRO-3 and FSDP2, all of it otherwise.
     """
-    return [
-        parameter.data.to_local()
-        if isinstance(parameter, DTensor)
-        else getattr(parameter, "ds_tensor", parameter).data
-        for parameter in parameters
-    ]
+    return [_local_part(parameter) for parameter in parameters]
+
+
+def _local_part(parameter: nn.Parameter) -> torch.Tensor:
+    values = parameter.data
+    return values.to_local() if isinstance(values, DTensor) else getattr(parameter, "ds_tensor", parameter).data
 
 
 def forget_gathered(model: nn.Module) -> None:
@@ -105,7 +107,7 @@ def forget_gathered(model: nn.Module) -> None:
             module.reshard()
     partitioned = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
     if partitioned:
-        partitioned[0].partition(partitioned)
+        partitioned[0].partition(partitioned)  # ty: ignore[missing-attribute]  # DeepSpeed adds it
 
 
 @contextlib.contextmanager
@@ -119,5 +121,7 @@ def whole_model(model: nn.Module, accelerator: Accelerator):
         yield
     finally:
         for piece in pieces:
-            piece.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False)
+            plugin = accelerator.state.fsdp_plugin
+            assert plugin is not None  # it cut the model up
+            piece.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
             piece.reshard()

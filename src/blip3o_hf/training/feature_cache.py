@@ -25,7 +25,7 @@ OPEN_SHARDS = 256
 
 
 def _hash(*parts: str | bytes) -> int:
-    """64 bits as a signed integer: of 30 million things, any two are alike by chance once in 40,000 caches."""
+    """64 bits as a signed integer: among 30 million things, two are equal by chance once in 40,000 caches."""
     encoded = (part.encode(errors="surrogatepass") if isinstance(part, str) else part for part in parts)
     return int.from_bytes(digest(encoded), "little", signed=True)
 
@@ -74,7 +74,7 @@ class FeatureCache:
         folder: with `manifest.json`, an index and shards.
 
     Raises:
-        FileNotFoundError: when it is none.
+        FileNotFoundError: when the folder is not a cache.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -124,23 +124,23 @@ class FeatureCache:
                 return tuple(shape)
         raise ValueError(f"A cache must hold rows. {self.folder} has no {kind}. Run `blip3o-hf precompute` again.")
 
-    def _place(self, kind: str, address: int) -> tuple[str, int] | None:
+    def _location(self, kind: str, address: int) -> tuple[str, int] | None:
         addresses, shards, rows, _, names = self._indices[kind]
-        place = int(torch.searchsorted(addresses, address))
-        if place == len(addresses) or addresses[place] != address:
+        index = int(torch.searchsorted(addresses, address))
+        if index == len(addresses) or addresses[index] != address:
             return None
-        return names[shards[place]], int(rows[place])
+        return names[shards[index]], int(rows[index])
 
     def has(self, kind: str, address: int) -> bool:
         """Whether there is a row of that address."""
-        return self._place(kind, address) is not None
+        return self._location(kind, address) is not None
 
     def read(self, kind: str, address: int) -> torch.Tensor | None:
         """The row of that address; `None` when there is none."""
-        place = self._place(kind, address)
-        if place is None:
+        location = self._location(kind, address)
+        if location is None:
             return None
-        name, row = place
+        name, row = location
         return self._shard(name).get_slice("values")[row].clone()
 
     def complete(self, kinds: Collection[str], identity: str, record: Record) -> CachedRecord:
@@ -162,7 +162,8 @@ class FeatureCache:
         if "conditions" in kinds:
             condition = self._read_or_raise("conditions", condition_address(identity, record), record)
         target = None if features is not None else as_picture(record.target)
-        images = () if condition is not None else tuple(map(as_picture, record.images))
+        given = () if condition is not None else record.images
+        images = tuple(picture for image in given if (picture := as_picture(image)) is not None)
         return CachedRecord(record.key, record.prompt, target, images, features, condition, record.history)
 
     def _read_or_raise(self, kind: str, address: int, record: Record) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Fine-tuning in one call: a model's decoder, queries and transformer on one's own images with captions."""
+"""Fine-tuning in one call: a model's decoder, queries and transformer on your own images with captions."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from .recipes import load_recipe, recipe_of
 from .runs import check_not_finished, run_recipe
 from .stages import GenerationStage
 
-# Small models learn at larger rates, and by Muon. A small backbone knows nothing but its own words, so it learns, too.
+# Small models learn at larger rates, and by Muon. A small backbone knows only its training words, so it trains, too.
 SMALL_MODEL = 50_000_000
-SMALL_SETTINGS = {"learning_rate": 1e-3, "muon_learning_rate": 1e-2, "lr_scheduler_type": "linear"}
-SMALL_MODEL_KEYS = {"train": ["queries", "transformer", "backbone"], "caption_weight": 0.2}
+SMALL_SETTINGS: dict[str, Any] = {"learning_rate": 1e-3, "muon_learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+SMALL_MODEL_KEYS: dict[str, Any] = {"train": ["queries", "transformer", "backbone"], "caption_weight": 0.2}
 MACHINE_KEYS = ("seed", "disable_tqdm", "dataloader_num_workers", "fp16", "tf32")
 """Training settings that both stages have, beside those that `finetune` chooses for both."""
-LARGE_SETTINGS = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
+LARGE_SETTINGS: dict[str, Any] = {"learning_rate": 1e-4, "lr_scheduler_type": "cosine"}
 
 
 def finetune(
@@ -180,7 +180,7 @@ def finetune_recipes(
 def _first_captions(data: Mapping[str, Any]) -> list[str]:
     """Up to four different prompts of the first records that are drawn from words alone."""
     captions: dict[str, None] = {}
-    for record in islice(open_mixture(data), 16):
+    for record in islice(iter(open_mixture(data)), 16):
         if record.prompt and not record.images:
             captions[record.prompt] = None
         if len(captions) == 4:

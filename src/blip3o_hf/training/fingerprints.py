@@ -1,4 +1,6 @@
-"""What cached features and conditions depend on, in a few words each, so that another model's are never taken."""
+"""
+What cached features and conditions depend on, as short fingerprints, so that those of another model are never used.
+"""
 
 import hashlib
 import json
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from ..checkpoints.weight_files import weight_files
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -90,12 +93,14 @@ def encoder_fingerprint(source: str, subfolder: str) -> dict[str, str]:
 def condition_fingerprint(model: Blip3oForConditionalGeneration, processor: Blip3oProcessor) -> dict[str, str]:
     """Of everything between a prompt and its condition."""
     vocabulary = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    backbone_config = model.config.backbone_config
+    assert isinstance(backbone_config, PreTrainedConfig)  # the config has read it
     for state in ("padding", "truncation"):  # of the last call
         vocabulary.pop(state, None)
     return {
         "weights of the backbone": tensors_digest(model.backbone.state_dict().items()),
         "weights of the queries": tensors_digest(model.queries.state_dict().items()),
-        "config of the backbone": settings_digest(model.config.backbone_config.to_dict()),
+        "config of the backbone": settings_digest(backbone_config.to_dict()),
         "processor": settings_digest({**processor.to_dict(), "chat_template": processor.chat_template}),
         "tokenizer": digest([json.dumps(vocabulary).encode()]).hex(),
     }

@@ -1,4 +1,4 @@
-"""What a user passes to the Trainer, checked and completed: model, encoder, data sets."""
+"""Checks and completes what a user passes to the Trainer: model, encoder, data sets."""
 
 import os
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def check_hooks(arguments: Mapping[str, Any]) -> None:
     for name in HOOKS:
         if arguments.get(name) is not None:
             raise ValueError(
-                f"An argument must have an effect. `{name}` has none: losses and scores are those of the task. Got "
+                f"An argument must have an effect. `{name}` has none: the task defines losses and scores. Got "
                 f"{arguments[name]!r}. Pass a `task` of your own, or a function to `evaluate_with`."
             )
 
@@ -54,8 +54,8 @@ def check_has_batches(dataset: Any, arguments: Blip3oTrainingArguments) -> None:
     if not hasattr(dataset, "__len__"):
         if arguments.data_seed is not None and isinstance(dataset, StreamingMixture):
             raise ValueError(
-                f"The order of a stream is that of its own `seed`. Got `data_seed` {arguments.data_seed}. Set "
-                f"`data.seed` in its place."
+                f"The order of a stream depends on its own `seed`. Got `data_seed` {arguments.data_seed}. Set "
+                f"`data.seed` instead."
             )
         return
     batch = arguments.train_batch_size * arguments.world_size

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from .arguments import Blip3oTrainingArguments
+
 
 class CombinedOptimizer(torch.optim.Optimizer):
     """
@@ -51,7 +53,9 @@ def _by_rate(parameters: dict[str, nn.Parameter], rates: dict[str, float]) -> li
 
 
 def build_optimizer(
-    model: nn.Module, arguments, chosen: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None
+    model: nn.Module,
+    arguments: Blip3oTrainingArguments,
+    chosen: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
     """
     `arguments.optim`, by default AdamW, over the trainable parameters of `model`; Muon for hidden matrices where asked
@@ -59,7 +63,7 @@ def build_optimizer(
 
     Args:
         model: parameters with `requires_grad` are trained, others are left out.
-        arguments ([`Blip3oTrainingArguments`]): optimizer, learning rates, betas, epsilon and weight decay.
+        arguments: optimizer, learning rates, betas, epsilon and weight decay.
         chosen: class and arguments of another optimizer, in the place of `arguments.optim`.
 
     Raises:
@@ -78,10 +82,16 @@ def build_optimizer(
             raise ValueError(
                 f"`learning_rates` must name parts that train. Got {part!r}. What trains here: {', '.join(parts)}."
             )
-    kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model) if chosen is None else chosen
-    settings = {"weight_decay": arguments.weight_decay, **settings}
+    if chosen is None:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(
+            arguments,
+            model,  # ty: ignore[invalid-argument-type]  # it reads any module
+        )
+    else:
+        kind, settings = chosen
+    options: dict[str, Any] = {"weight_decay": arguments.weight_decay, **settings}
     if arguments.muon_learning_rate is None:
-        return kind(_by_rate(trainable, rates), **settings)
+        return kind(_by_rate(trainable, rates), **options)
     if chosen is not None:
         raise ValueError(
             f"Muon trains matrices, and AdamW everything else. Got `muon_learning_rate` and the optimizer "
@@ -89,11 +99,11 @@ def build_optimizer(
         )
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices = [p for name, p in trainable.items() if _is_hidden_matrix(name, p, embeddings)]
-    chosen = {id(p) for p in matrices}
-    others = _by_rate({name: p for name, p in trainable.items() if id(p) not in chosen}, rates)
+    by_muon = {id(p) for p in matrices}
+    others = _by_rate({name: p for name, p in trainable.items() if id(p) not in by_muon}, rates)
     parts: list[torch.optim.Optimizer] = []
     if matrices:
         parts.append(torch.optim.Muon(matrices, lr=arguments.muon_learning_rate, weight_decay=arguments.weight_decay))
     if others:
-        parts.append(kind(others, **settings))
+        parts.append(kind(others, **options))
     return CombinedOptimizer(parts)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +38,18 @@ def origin_of(trainer: "Blip3oTrainer") -> Origin:
     prompts = [] if recipe is None else recipe.evaluation.get("prompts", [])
     prompt = prompts[0] if prompts else None if data is None else data.prompt
     by = f"`Blip3oTrainer` (task `{trainer.task.name}`)" if recipe is None else f"the training stage `{recipe.stage}`"
-    return Origin(
+    origin = Origin(
         summary=f"{'Adapters, trained' if is_adapter else 'Trained'} by {by} of `blip3o_hf`.",
         training=_training(trainer),
         data=_described(trainer.given_dataset) if data is None else data.describe(),
-        made_from={name: _weights_in_words(place) for name, place in inputs.items()},
+        made_from={name: _weights_in_words(source) for name, source in inputs.items()},
         base_model=tuple(dict.fromkeys(name for found, _ in bases for name in found)),
         relation="adapter" if is_adapter else "finetune" if is_further else None,
         datasets=() if data is None else data.hub_ids,
         language=() if data is None else data.language,
         is_trained=True,
-        **({} if prompt is None else {"prompt": prompt}),
     )
+    return origin if prompt is None else replace(origin, prompt=prompt)
 
 
 def origin_of_features(recipe: Recipe, data: TrainingData) -> Origin:
@@ -63,15 +63,15 @@ def origin_of_features(recipe: Recipe, data: TrainingData) -> Origin:
         summary="Computed by `blip3o-hf precompute` of `blip3o_hf`.",
         training="\n".join((command, "", *_recipe(recipe))),
         data=data.describe(),
-        made_from={name: _weights_in_words(place) for name, place in recipe.inputs.items()},
+        made_from={name: _weights_in_words(source) for name, source in recipe.inputs.items()},
         datasets=data.hub_ids,
         language=data.language,
     )
 
 
-def _weights_in_words(place: str) -> str:
-    packaged = next((name for name in packaged_models() if place in (name, packaged_model_path(name))), None)
-    return f"`{packaged}`, which ships with `blip3o_hf`" if packaged else place_in_words(place)
+def _weights_in_words(source: str) -> str:
+    packaged = next((name for name in packaged_models() if source in (name, packaged_model_path(name))), None)
+    return f"`{packaged}`, which ships with `blip3o_hf`" if packaged else place_in_words(source)
 
 
 def _training(trainer: "Blip3oTrainer") -> str:

@@ -121,21 +121,21 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _data(found: Plan, recipe: Recipe) -> None:
-    places = list(_paths(recipe.data))
-    if not places:
+    sources = list(_paths(recipe.data))
+    if not sources:
         found.lines.append(f"data: drawn while it trains ({recipe.data.get('dataset', 'shapes')})")
-    for place in places:
+    for source in sources:
         try:
-            files = expand_paths(os.path.expanduser(place))
+            files = expand_paths(os.path.expanduser(source))
         except FileNotFoundError:
             files = []
         if any(file.exists() for file in files):
             number = f"{len(files)} files" if len(files) > 1 else "a folder" if files[0].is_dir() else "a file"
-            found.lines.append(f"data: {place}, {number}")
-        elif is_hub_id(place):
-            found.lines.append(f"data: {place}, of the Hub")
+            found.lines.append(f"data: {source}, {number}")
+        elif is_hub_id(source):
+            found.lines.append(f"data: {source}, of the Hub")
         else:
-            found.lack("data", f"there is none at {place}")
+            found.lack("data", f"there is none at {source}")
     cache = recipe.data.get("cache")
     if cache is not None and not Path(cache, "manifest.json").is_file():
         found.lack("data.cache", f"{cache} is not there. Run blip3o-hf precompute {recipe.source or 'RECIPE'}")
@@ -171,12 +171,12 @@ def _memory(found: Plan, recipe: Recipe, loaded: int, num_devices: int) -> None:
     needed = loaded + BYTES_OF_TRAINED * (trained or 0)
     if num_devices:
         _, available = torch.accelerator.get_memory_info()
-        place = "an accelerator"
+        memory_owner = "an accelerator"
     else:
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        place = "this machine"
+        memory_owner = "this machine"
     words = "" if trained is None else f" ({trained:,} parameters train)"
-    text = f"at least {needed / GIB:.1f} GiB{words}, without activations; {place} has {available / GIB:.1f} GiB"
+    text = f"at least {needed / GIB:.1f} GiB{words}, without activations; {memory_owner} has {available / GIB:.1f} GiB"
     if needed > available:
         found.lack("memory", text)
     else:

@@ -19,7 +19,8 @@ from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
 from ..files import expanded, written_whole
 from ..hub.cards import write_card
-from ..models.processing_blip3o import message_images
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.processing_blip3o import Blip3oProcessor, message_images
 from .caching import conditions_fingerprint, decode, target_fingerprint
 from .feature_cache import (
     KINDS,
@@ -63,9 +64,10 @@ class Wanted:
 
     addresses: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
-    inputs: list[Any] = field(default_factory=list)
+    inputs: list[Any] | torch.Tensor = field(default_factory=list)
 
     def add(self, address: int, content: int, given: Any) -> None:
+        assert isinstance(self.inputs, list)  # only those of a whole batch are stacked
         self.addresses.append(address)
         self.contents.append(content)
         self.inputs.append(given)
@@ -91,7 +93,8 @@ class _Computer:
         self.recipe, self.stage, self.arguments = recipe, stage, stage.arguments
         self.task = stage.task()
         self.kinds = self._chosen(kinds)
-        self.processor = None
+        self.model: Blip3oForConditionalGeneration | None = None
+        self.processor: Blip3oProcessor | None = None
 
     def _chosen(self, kinds: Sequence[str] | None) -> list[str]:
         is_frozen = self.task.has_frozen_conditions(self.arguments, has_adapters=self.stage.lora is not None)
@@ -109,16 +112,18 @@ class _Computer:
     def load(self) -> None:
         """The encoder, and for conditions the model as training builds it."""
         device = self.arguments.device
-        self.encoder, self.model = self.stage.encoder, None
+        self.encoder = self.stage.encoder
         if "conditions" in self.kinds:
             model, self.processor = self.stage.build()
             model = self.task.setup(model, self.processor, self.encoder, self.arguments, self.stage.peft_config(model))
+            assert isinstance(model, Blip3oForConditionalGeneration)  # with adapters, conditions are not cached
             self.model = model.eval().to(device)
         self.encoder.model.to(device)
 
     def fingerprint(self, kind: str) -> dict[str, Any]:
         """All that rows depend on, beside what they are computed from."""
         if kind == "conditions":
+            assert self.model is not None  # `load` has built it
             return conditions_fingerprint(self.task, self.model)
         source = encoder_source(self.stage.folders.get("encoder"), self.stage.source)
         return target_fingerprint(source, self.stage.feature_size, self.arguments)
@@ -128,6 +133,7 @@ class _Computer:
         """Rows, in the precision of training."""
         if kind == "targets":
             return self.encoder.features(torch.stack(inputs))
+        assert self.model is not None  # `load` has built it for conditions
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.arguments.mixed_precision)
         batch = self.task.on_device(self.task.encode_prompts(*zip(*inputs, strict=True)), self.model)
         with torch.autocast(self.model.device.type, precision, enabled=precision is not None):
@@ -181,10 +187,12 @@ class _Items(Dataset):
             return wanted
         targets(variants)
         record = decoded(variants[0])
+        assert record.target is not None  # `targets` has found one
         for address in missing.get("targets", ()):
             (pixels,) = self.computer.encoder.pixel_values([record.target])
             wanted["targets"].add(address, content_hash("", [record.target]), pixels)
         for address, prompt in missing.get("conditions", {}).items():
+            assert self.computer.processor is not None  # conditions are asked for
             said = self.computer.processor.render_prompt(prompt or "", len(record.images), record.history)
             content = content_hash(said, (*message_images(record.history), *record.images))
             wanted["conditions"].add(address, content, (prompt, record.images, record.history))
@@ -195,20 +203,21 @@ def _collate(items: list[tuple[dict[str, Wanted], str | None]]) -> tuple[dict[st
     """Items as one, the pixels stacked: few large tensors pass from worker to process better than many small ones."""
     together = {kind: Wanted() for kind in KINDS}
     for wanted, _ in items:
-        for kind, own in wanted.items():
+        for kind, added in wanted.items():
             for name in ("addresses", "contents", "inputs"):
-                getattr(together[kind], name).extend(getattr(own, name))
-    if together["targets"].inputs:
-        together["targets"].inputs = torch.stack(together["targets"].inputs)
+                getattr(together[kind], name).extend(getattr(added, name))
+    pixels = together["targets"].inputs
+    if isinstance(pixels, list) and pixels:
+        together["targets"].inputs = torch.stack(pixels)
     return together, [reason for _, reason in items if reason is not None]
 
 
 def _claim(contents: list[int], known: set[int], state: PartialState) -> list[int]:
     """
-    Places in `contents` of what this process is to compute. All processes call it together: of what several of them
+    Indices in `contents` of what this process is to compute. All processes call it together: of what several of them
     have, the first computes it. What anyone computes is added to `known`.
     """
-    first = {content: place for place, content in reversed(list(enumerate(contents))) if content not in known}
+    first = {content: index for index, content in reversed(list(enumerate(contents))) if content not in known}
     mine = []
     for rank, theirs in enumerate(gather_object([list(first)])):
         mine += [first[content] for content in theirs if rank == state.process_index and content not in known]
@@ -279,8 +288,8 @@ def precompute(
             wanted = batch[kind]
             mine = _claim(wanted.contents, known[kind], state)
             if mine:
-                values = computer.compute(kind, [wanted.inputs[place] for place in mine])
-                writers[kind].add([wanted.contents[place] for place in mine], values)
+                values = computer.compute(kind, [wanted.inputs[index] for index in mine])
+                writers[kind].add([wanted.contents[index] for index in mine], values)
             writers[kind].link(wanted.addresses, wanted.contents)
     for writer in writers.values():
         writer.flush()

@@ -29,10 +29,10 @@ def find_recipe(name: str | os.PathLike, kind: str = "recipe") -> Path:
     """
     path = expanded(name)
     within = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
-    places = [path, Path("recipes") / within]
-    places += [] if path.is_absolute() else [REPOSITORY_RECIPES / within]
-    for place in places:
-        for file in (place, place.with_name(f"{place.name}.yaml")) if place.name else ():
+    candidates = [path, Path("recipes") / within]
+    candidates += [] if path.is_absolute() else [REPOSITORY_RECIPES / within]
+    for candidate in candidates:
+        for file in (candidate, candidate.with_name(f"{candidate.name}.yaml")) if candidate.name else ():
             if file.is_file():
                 return file
     known = known_recipes()

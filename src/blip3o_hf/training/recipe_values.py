@@ -21,7 +21,9 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """PyYAML's, which reads `1e-4` as a text for want of a dot; here it is the number that YAML 1.2 says it is."""
+    """
+    PyYAML's loader reads `1e-4` as a text, because it has no dot; this one reads it as a number, as YAML 1.2 does.
+    """
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -59,7 +61,7 @@ def read_value(text: str, hint: Any, key: str) -> Any:
         key: for errors.
 
     Raises:
-        ValueError: when it is none of that type.
+        ValueError: when it is not of that type.
     """
     kinds = _kinds(hint)
     is_structure = text.lstrip().startswith(("[", "{")) and kinds & {list, dict}
@@ -87,7 +89,7 @@ def typed(value: Any, hint: Any, key: str) -> Any:
         key: for errors.
 
     Raises:
-        ValueError: when it is none of that type.
+        ValueError: when it is not of that type.
     """
     kinds = _kinds(hint)
     if value is None or not kinds or object in kinds or type(value) in kinds:

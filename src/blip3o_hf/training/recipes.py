@@ -1,4 +1,7 @@
-"""Recipes: one YAML per stage of one model, strict, so that a typo is an error and never a silent default."""
+"""
+Recipes: one YAML per stage of one model; unknown keys are errors, so that a typing mistake never silently becomes a
+    default.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -40,7 +43,7 @@ class Recipe:
     One training stage.
 
     Args:
-        stage: a key of [`STAGES`], or `module:Class` of one's own.
+        stage: a key of [`STAGES`], or `module:Class` for your own.
         output_dir: folder for the trained part, its checkpoints under `checkpoints/` and its curves.
         inputs: folders written by earlier stages, by the name the stage gives them.
         model: settings of the part that this stage builds.
@@ -65,10 +68,8 @@ class Recipe:
     def training_arguments(self) -> Blip3oTrainingArguments:
         """The resolved training arguments; checkpoints go under `output_dir`/checkpoints."""
         moved = {key: self.model[key] for key in ARGUMENT_KEYS if key in self.model}
-        return Blip3oTrainingArguments(
-            output_dir=str(Path(self.output_dir) / "checkpoints"),
-            **{"feature_cache": self.data.get("cache"), **moved, **self.training},
-        )
+        settings: dict[str, Any] = {"feature_cache": self.data.get("cache"), **moved, **self.training}
+        return Blip3oTrainingArguments(output_dir=str(Path(self.output_dir) / "checkpoints"), **settings)
 
     def open_stage(self) -> "Stage":
         """
@@ -94,7 +95,7 @@ def override(content: dict[str, Any], text: str) -> None:
             value is read by the type of the key: a text as it is, everything else as YAML.
 
     Raises:
-        ValueError: when there is no `=`, the key leads nowhere, or the value is none of its type.
+        ValueError: when there is no `=`, the key leads nowhere, or the value does not have the type of its key.
     """
     key, separator, value = text.partition("=")
     if not separator or not key:

@@ -34,7 +34,7 @@ TARGET_ENCODER = "target_encoder"
 
 
 def assemble_pipeline(
-    model: Blip3oForConditionalGeneration,
+    model: Blip3oForConditionalGeneration | PeftModel,
     processor: Blip3oProcessor,
     decoder: str | os.PathLike | nn.Module | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -50,8 +50,11 @@ def assemble_pipeline(
         settings: of the pipeline, such as `default_num_inference_steps`.
         dtype: of a decoder that is loaded.
     """
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
-    parts = {"model": model, "processor": processor, **(settings or {})}
+    if isinstance(model, PeftModel):
+        base_model = model.get_base_model()
+        assert isinstance(base_model, Blip3oForConditionalGeneration)  # what adapters are on is one, too
+        model = base_model
+    parts: dict[str, Any] = {"model": model, "processor": processor, **(settings or {})}
     if isinstance(decoder, nn.Module):
         parts["decoder"] = decoder
     elif decoder is not None:
@@ -101,7 +104,7 @@ def newest_samples(folder: str | os.PathLike) -> Path | None:
     return steps[max(steps)] if steps else None
 
 
-def write_part(trainer: "Blip3oTrainer", folder: Path, weights: Mapping[str, torch.Tensor] | None) -> None:
+def write_part(trainer: "Blip3oTrainer", folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
     """
     Write what trained, as its own class reads it, and its card; a card that a person wrote there is kept.
 
@@ -120,7 +123,7 @@ def write_part(trainer: "Blip3oTrainer", folder: Path, weights: Mapping[str, tor
 
 
 def write_repository(
-    trainer: "Blip3oTrainer", folder: Path, weights: Mapping[str, torch.Tensor] | None, earlier: Path | None = None
+    trainer: "Blip3oTrainer", folder: Path, weights: dict[str, torch.Tensor] | None, earlier: Path | None = None
 ) -> None:
     """
     Write a whole repository that draws: the pipeline around the model, the target encoder, the card and the samples.
@@ -144,7 +147,7 @@ def write_repository(
     samples = newest_samples(trainer.samples_folder)
     if samples is not None:
         shutil.copyfile(samples, folder / "samples.png")
-    write_card(folder, trainer.origin, picture=samples and "samples.png")
+    write_card(folder, trainer.origin, picture=None if samples is None else "samples.png")
 
 
 def _put(part: Any, folder: Path, earlier: Path | None) -> None:

@@ -37,12 +37,12 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     trainer.on_log_history(lambda history: curves(history, folder / "curves.png"))
     interrupts = InterruptCallback()
     trainer.add_callback(interrupts)
-    checkpoints = trainer.args.output_dir
+    checkpoints = trainer.args.output_folder
     start = last_complete_checkpoint(checkpoints) if resume else trainer.args.resume_from_checkpoint
     with interrupts.listening() if trainer.args.world_size == 1 else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=start)
     if interrupts.is_interrupted:
-        raise TrainingInterrupted(f"all is kept up to step {trainer.state.global_step}, in {checkpoints}")
+        raise TrainingInterrupted(f"everything is saved up to step {trainer.state.global_step}, in {checkpoints}")
     spent = trainer.clock_of_run.spent
     if trainer.has_evaluation:
         trainer.evaluate()

@@ -1,4 +1,4 @@
-"""A step over several batches and processes has the loss of one batch: what each batch counts for in it."""
+"""Weights of the batches of a step, so that a step over several batches and processes has the loss of one batch."""
 
 from collections.abc import Mapping, Sequence
 

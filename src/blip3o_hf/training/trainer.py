@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..assets import resolve_model
@@ -24,6 +25,7 @@ from ..data.mixture import StreamingMixture
 from ..files import delete_partial, expanded
 from ..hub.cards import CARD, Origin, update_card, write_card
 from ..hub.push import push_saved
+from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.target_encoder import TargetEncoder
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
@@ -86,7 +88,7 @@ def seeded_generator(*numbers: int) -> torch.Generator:
 
 class Blip3oTrainer(Trainer):
     """
-    [`Trainer`] for BLIP3-o, called as those of transformers and TRL are.
+    [`Trainer`] for BLIP3-o, called like the trainers of transformers and TRL.
 
     Args:
         model: to train, or the name, folder or Hub id to load it from.
@@ -125,6 +127,10 @@ class Blip3oTrainer(Trainer):
     ```
     """
 
+    args: Blip3oTrainingArguments
+    model: torch.nn.Module
+    processing_class: Blip3oProcessor | None
+
     def __init__(
         self,
         model: torch.nn.Module | str | os.PathLike,
@@ -154,8 +160,8 @@ class Blip3oTrainer(Trainer):
         self.source: str | None = None
         if isinstance(model, str | os.PathLike):
             self.source = resolve_model(name)
-            model, own_processor = task.load(self.source, args)
-            processing_class = own_processor if processing_class is None else processing_class
+            model, loaded_processor = task.load(self.source, args)
+            processing_class = loaded_processor if processing_class is None else processing_class
         elif processing_class is None and task.reads_prompts:
             processing_class = processor_of(model)
         self.source = getattr(model, "name_or_path", "") if self.source is None else self.source
@@ -196,7 +202,9 @@ class Blip3oTrainer(Trainer):
         self.what_trains = trainable_summary(model)
         logger.info(f"What trains:\n{self.what_trains}")
         if self.args.compile_transformer:
-            self.unwrapped_model.transformer.compile()
+            transformer = self.unwrapped_model.transformer
+            assert isinstance(transformer, torch.nn.Module)  # `nn.Module` types all attributes as tensors, too
+            transformer.compile()
 
     def _add_own_callbacks(self) -> None:
         self.average: AverageCallback | None = None
@@ -229,20 +237,22 @@ class Blip3oTrainer(Trainer):
     @property
     def samples_folder(self) -> Path:
         """Where pictures of the run are written."""
-        return Path(self.args.output_dir if self.recipe is None else self.recipe.output_dir)
+        return self.args.output_folder if self.recipe is None else Path(self.recipe.output_dir)
 
     def pipeline(self) -> Blip3oPipeline:
         """The pipeline around the model as it is, with the decoder and settings of its repository or those given."""
         if not self.task.draws:
             raise ValueError(
-                f"Only a BLIP3-o draws. The task {self.task.name!r} trains no such model. Train with 'generation' or "
-                f"'joint'."
+                f"Only a BLIP3-o can draw. The task {self.task.name!r} trains another kind of model. Train with "
+                f"'generation' or 'joint'."
             )
         if self._pipeline is None:
-            dtype = FROZEN_DTYPES[self.args.frozen_dtype]
+            model, dtype = self.unwrapped_model, FROZEN_DTYPES[self.args.frozen_dtype]
+            assert isinstance(model, Blip3oForConditionalGeneration | PeftModel)  # see `Task.draws`
+            assert self.processing_class is not None  # what draws reads prompts
             with whole_weights(self.args), torch.random.fork_rng():
                 self._pipeline = assemble_pipeline(
-                    self.unwrapped_model, self.processing_class, self.decoder, self.pipeline_settings, dtype
+                    model, self.processing_class, self.decoder, self.pipeline_settings, dtype
                 )
             for name, part in self._pipeline.components.items():
                 if isinstance(part, torch.nn.Module) and name != "model":
@@ -303,7 +313,11 @@ class Blip3oTrainer(Trainer):
             for evaluate in self.evaluators if eval_dataset is None else ():
                 values |= evaluate(self)
         pictures = {name: value for name, value in values.items() if isinstance(value, Image.Image)}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if name not in pictures}
+        metrics = {
+            f"{metric_key_prefix}_{name}": value
+            for name, value in values.items()
+            if not isinstance(value, Image.Image)
+        }
         self.log(metrics)
         if self.is_world_process_zero():
             for name, picture in pictures.items():
@@ -366,7 +380,7 @@ class Blip3oTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """A checkpoint of what is not the result itself, such as a model with heads for training alone, is plain."""
         weights = None if state_dict is None else self._untied(state_dict)
-        folder = expanded(self.args.output_dir if output_dir is None else output_dir)
+        folder = expanded(self.args.output_folder if output_dir is None else output_dir)
         is_adapter = isinstance(self.unwrapped_model, PeftModel)
         if not (self._writes_result or self.writes_repository or is_adapter):
             super()._save(output_dir, weights)
@@ -399,7 +413,7 @@ class Blip3oTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         return folder
 
-    def create_model_card(
+    def create_model_card(  # ty: ignore[incompatible-method-override]  # this card says tasks and data by itself
         self,
         language: str | None = None,
         license: str | None = None,
@@ -422,22 +436,27 @@ class Blip3oTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir if folder is None else folder)
+        folder = self.args.output_folder if folder is None else Path(folder)
         picture = "samples.png" if (folder / "samples.png").is_file() else None
         card = write_card(folder, self.origin, name=model_name, picture=picture)
-        fields = {"language": language, "license": license, "base_model": finetuned_from, "datasets": dataset_tags}
+        fields: dict[str, Any] = {
+            "language": language,
+            "license": license,
+            "base_model": finetuned_from,
+            "datasets": dataset_tags,
+        }
         if tags is not None:
             fields["tags"] = [tags] if isinstance(tags, str) else list(tags)
         update_card(card, **fields)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """The repository is made by the first push, after all checks."""
-        self.hub_model_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        self.hub_model_id = self.args.hub_model_id or self.args.output_folder.absolute().name
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Only results are pushed: what is half trained has no card that says so."""
+        """Only results are pushed: a half-trained model has no card that says that it is half trained."""
 
-    def push_to_hub(
+    def push_to_hub(  # ty: ignore[incompatible-method-override]  # the url, as the one who called it wants it
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -464,15 +483,16 @@ class Blip3oTrainer(Trainer):
         """
         if not blocking or revision is not None:
             raise ValueError(
-                "A push is checked, and takes the main branch. Got blocking=False or a `revision`. Save the model, "
-                "and run `blip3o-hf push FOLDER NAME --revision BRANCH`."
+                "A push is checked first, and goes to the main branch. Got blocking=False or a `revision`. Save the "
+                "model, and run `blip3o-hf push FOLDER NAME --revision BRANCH`."
             )
         if self.hub_model_id is None:
             self.init_hf_repo()
-        card = Path(self.args.output_dir, CARD)
+        assert self.hub_model_id is not None  # `init_hf_repo` has set it
+        card = self.args.output_folder / CARD
         card.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=card.parent, prefix=".push-") as place:
-            folder = Path(place, self.hub_model_id.rpartition("/")[2])
+        with tempfile.TemporaryDirectory(dir=card.parent, prefix=".push-") as temporary:
+            folder = Path(temporary, self.hub_model_id.rpartition("/")[2])
             folder.mkdir()
             if card.is_file():
                 shutil.copyfile(card, folder / CARD)
@@ -505,6 +525,7 @@ class Blip3oTrainer(Trainer):
     def _load_best_model(self) -> None:
         """As a checkpoint is resumed from, and with its average of the weights, which is what was evaluated."""
         best = self.state.best_model_checkpoint
+        assert best is not None  # else transformers does not call this
         is_whole = isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if is_whole:
             self._load_from_checkpoint(best)
@@ -544,7 +565,12 @@ class Blip3oTrainer(Trainer):
             generator=seeded_generator(self.args.seed),
         )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """
         As in transformers; `True` resumes from the newest complete checkpoint. What interrupted runs left of
         checkpoints and other files is deleted first.
@@ -554,16 +580,18 @@ class Blip3oTrainer(Trainer):
         """
         check_has_batches(self.train_dataset, self.args)
         if isinstance(resume_from_checkpoint, bool):
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) if resume_from_checkpoint else None
+            resume_from_checkpoint = (
+                last_complete_checkpoint(self.args.output_folder) if resume_from_checkpoint else None
+            )
         resume_from_checkpoint = resume_from_checkpoint and str(expanded(resume_from_checkpoint))
         self.resumed_from = resume_from_checkpoint
         if self.is_world_process_zero():
             delete_partial(self.samples_folder)
-            delete_incomplete(self.args.output_dir)
+            delete_incomplete(self.args.output_folder)
             if self.args.feature_cache is None:
                 warn_of_overlap(self.train_dataset, self.eval_dataset)
         self.accelerator.wait_for_everyone()
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         if self.state.global_step == 0:
             raise ValueError("Training must take a step. The data gave no batch. Check them: blip3o-hf data check.")
         return result

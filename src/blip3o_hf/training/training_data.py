@@ -5,10 +5,10 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Subset
 
 from ..checks import check_keys, find_class
-from ..data.mixture import MIXTURE_KEYS, StreamingMixture, open_mixture
+from ..data.mixture import MIXTURE_KEYS, MixtureDataset, StreamingMixture, open_mixture
 from ..data.records import Record, targets
 from ..hub.cards import is_hub_id
 from ..hub.provenance import public_name
@@ -25,7 +25,7 @@ KNOWN = {DEFAULT: "blip3o_hf.shapes.recipe_data:ShapesData"}
 
 class TrainingData:
     """
-    Base of what recipes learn from. A recipe names a class of one's own as `data.dataset: module:Class`.
+    Base of what recipes learn from. In a recipe, name your own class as `data.dataset: module:Class`.
 
     Args:
         settings: the section `data`, without what the stage itself reads of it.
@@ -92,7 +92,7 @@ class TrainingData:
     @property
     def hub_ids(self) -> tuple[str, ...]:
         """Of the places, those on the Hub."""
-        return tuple(place for place in self.places() if is_hub_id(place))
+        return tuple(source for source in self.places() if is_hub_id(source))
 
 
 class SourcesData(TrainingData):
@@ -132,6 +132,7 @@ class SourcesData(TrainingData):
         if not self.held_out:
             return None
         records = open_mixture({"sources": self.held_out}, self._checked(complete, processor))
+        assert isinstance(records, MixtureDataset)  # these settings do not ask for a stream
         return Subset(records, range(min(len(records), HELD_OUT)))
 
     def held_out_conversations(self, processor):
@@ -145,7 +146,7 @@ class SourcesData(TrainingData):
             yield from (record.prompt, *(turn["content"] for turn in record.turns))
 
     def describe(self):
-        lines = [f"- {place_in_words(place)}" for place in self.places()]
+        lines = [f"- {place_in_words(source)}" for source in self.places()]
         return "\n".join(("The licences of these data were not looked up:", "", *lines))
 
     def places(self):
@@ -167,20 +168,25 @@ def open_training_data(
         ValueError: on an unknown key or class.
     """
     settings = dict(settings)
-    if {"sources", "pictures", "conversations"} & settings.keys():
-        kind = SourcesData
-    else:
-        kind = find_class(settings.pop("dataset", DEFAULT), KNOWN, f"key 'data.dataset' of {where}")
+    is_mixture = bool({"sources", "pictures", "conversations"} & settings.keys())
+    # What a user names need not be a subclass; it has the methods of one.
+    kind: type[Any] = (
+        SourcesData
+        if is_mixture
+        else find_class(settings.pop("dataset", DEFAULT), KNOWN, f"key 'data.dataset' of {where}")
+    )
     kind.check(settings, use, where)
     return kind(settings, held_out)
 
 
-def place_in_words(place: str) -> str:
-    """A place of data or weights for a card: a link to the Hub, or a folder's name without its path."""
-    return f"[{place}](https://huggingface.co/{place})" if is_hub_id(place) else f"the folder `{public_name(place)}`"
+def place_in_words(source: str) -> str:
+    """Where data or weights are from, for a card: a link to the Hub, or a folder's name without its path."""
+    return (
+        f"[{source}](https://huggingface.co/{source})" if is_hub_id(source) else f"the folder `{public_name(source)}`"
+    )
 
 
-def _once(records: Dataset | IterableDataset) -> Iterable[Any]:
+def _once(records: MixtureDataset | StreamingMixture) -> Iterable[Any]:
     """Every record of a dataset in turn; of a stream those of all processes."""
     if isinstance(records, StreamingMixture):
         records.rank, records.world_size = 0, 1

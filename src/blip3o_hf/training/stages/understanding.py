@@ -58,6 +58,7 @@ class UnderstandingStage(Stage):
         encoder = TargetEncoder.load(self.folders["encoder"])
         processor = self._new_processor(encoder)
         assert processor.num_image_tokens is not None  # `_new_processor` sets it
+        assert isinstance(processor.image_token_id, int)  # one token marks an image
         tokenizer = processor.tokenizer
         config = LlavaConfig(
             vision_config=encoder.model.config,
