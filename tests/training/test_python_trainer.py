@@ -155,6 +155,18 @@ def test_python_and_recipe_give_the_same_losses_bit_for_bit(photos, make_args, t
     assert same(weights(by_python.model), weights(by_recipe.model))
 
 
+def test_a_model_that_learned_other_pictures_does_not_plan_them(dataset, make_args):
+    """The plans of blip3o-tiny are about shapes: drawn from, they would hide what was learned."""
+    saved = {}
+    for settings in (None, {"default_plan": True, "default_num_attempts": 4}):
+        args = make_args(f"run-{settings is None}", max_steps=1)
+        trainer = Blip3oTrainer("blip3o-tiny", args, train_dataset=dataset, pipeline_settings=settings)
+        trainer.save_model()
+        config = Blip3oPipeline.from_pretrained(args.output_dir).config
+        saved[settings is None] = config.default_plan, config.default_num_attempts, config.plan_top_p
+    assert saved == {True: (False, 1, None), False: (True, 4, None)}
+
+
 def test_lora_is_what_a_pipeline_loads(dataset, make_args):
     model = Blip3oForConditionalGeneration.from_pretrained(packaged_model_path(TINY))
     config = lora_config(model, parts=["transformer"], rank=2)

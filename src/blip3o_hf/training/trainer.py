@@ -86,6 +86,10 @@ def seeded_generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
+DRAWN_AT_ONCE = {"default_plan": False, "default_num_attempts": 1, "plan_top_p": None}
+"""Of the pipeline of a model that learned other data: its backbone cannot plan these pictures, nor check them."""
+
+
 class Blip3oTrainer(Trainer):
     """
     [`Trainer`] for BLIP3-o, called like the trainers of transformers and TRL.
@@ -108,7 +112,8 @@ class Blip3oTrainer(Trainer):
         peft_config (*optional*): of PEFT, such as [`~models.adapters.lora_config`] makes. The model stays as it is,
             and adapters train.
         task: `"generation"`, `"joint"`, `"understanding"` or `"decoder"`, or an object of `training.tasks`.
-        pipeline_settings: of the pipeline that is saved, such as `{"default_guidance_scale": 2.0}`.
+        pipeline_settings: of the pipeline that is saved, such as `{"default_guidance_scale": 2.0}`. The model learns to
+            draw what prompts say, so the pipeline writes no plan and draws once unless these settings say otherwise.
         callbacks, optimizers, kwargs: as in transformers.
 
     Raises:
@@ -170,7 +175,7 @@ class Blip3oTrainer(Trainer):
         if encoder is None and args.feature_cache is not None:
             check_cached_targets(*self.encoder_arguments)
         self.decoder, self.given_dataset = decoder, train_dataset
-        self.pipeline_settings = pipeline_settings or {}
+        self.pipeline_settings = {**DRAWN_AT_ONCE, **(pipeline_settings or {})}
         model = task.setup(model, processing_class, encoder, args, peft_config)
         match_partitioned(model, args.device)
         super().__init__(
