@@ -112,8 +112,8 @@ class Blip3oTrainer(Trainer):
         peft_config (*optional*): of PEFT, such as [`~models.adapters.lora_config`] makes. The model stays as it is,
             and adapters train.
         task: `"generation"`, `"joint"`, `"understanding"` or `"decoder"`, or an object of `training.tasks`.
-        pipeline_settings: of the pipeline that is saved, such as `{"default_guidance_scale": 2.0}`. The model learns to
-            draw what prompts say, so the pipeline writes no plan and draws once unless these settings say otherwise.
+        pipeline_settings: of the pipeline that is saved, such as `{"default_guidance_scale": 2.0}`. The model learns
+            to draw what prompts say: unless these settings say otherwise, its pipeline writes no plan and draws once.
         callbacks, optimizers, kwargs: as in transformers.
 
     Raises:
