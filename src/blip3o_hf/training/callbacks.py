@@ -11,11 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import ProgressCallback, TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, WandbCallback, is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..data.mixture import StreamingMixture
@@ -363,3 +365,16 @@ class DrawPromptsCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self._draw(state.global_step)
+
+
+def track_picture(trainer: Trainer, name: str, picture: Image.Image) -> None:
+    """Hand a picture to TensorBoard and to Weights & Biases, where the run of a Trainer reports to them."""
+    step = trainer.state.global_step
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            callback.tb_writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            callback.tb_writer.flush()
+        elif isinstance(callback, WandbCallback):
+            import wandb
+
+            wandb.log({name: wandb.Image(picture), "train/global_step": step})

@@ -125,3 +125,17 @@ def whole_model(model: nn.Module, accelerator: Accelerator):
             assert plugin is not None  # it cut the model up
             piece.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
             piece.reshard()
+
+
+def trainable_summary(model: torch.nn.Module) -> str:
+    """A line for each part: its parameters, and how many of them train."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("base_model.model.")  # PEFT's
+        part = counts.setdefault(name.partition(".")[0], [0, 0])
+        size = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 partitioned
+        part[0] += size
+        part[1] += size if parameter.requires_grad else 0
+    lines = [f"{part}: {total:,} parameters, {trained:,} train" for part, (total, trained) in counts.items()]
+    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return "\n".join([*lines, f"all: {totals[0]:,} parameters, {totals[1]:,} train"])

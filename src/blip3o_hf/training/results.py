@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _SAMPLES = re.compile(r"samples-(\d+)\.png")
 TARGET_ENCODER = "target_encoder"
+DRAWN_AT_ONCE = {"default_plan": False, "default_num_attempts": 1, "plan_top_p": None}
+"""Of the pipeline of a model that learned other data: its backbone cannot plan these pictures, nor check them."""
 
 
 def assemble_pipeline(

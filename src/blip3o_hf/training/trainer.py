@@ -16,7 +16,6 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
@@ -39,9 +38,10 @@ from .callbacks import (
     SpikeCallback,
     StreamCallback,
     TimeCallback,
+    track_picture,
 )
 from .checkpoints import delete_incomplete, last_complete_checkpoint
-from .distributed import check_engine, join_processes, match_partitioned, whole_model, whole_weights
+from .distributed import check_engine, join_processes, match_partitioned, trainable_summary, whole_model, whole_weights
 from .inputs import (
     EncoderInput,
     check_cached_targets,
@@ -55,7 +55,7 @@ from .inputs import (
 from .optimizers import build_optimizer
 from .origin import origin_of
 from .recipes import Recipe
-from .results import assemble_pipeline, draw_prompts, save_samples, write_part, write_repository
+from .results import DRAWN_AT_ONCE, assemble_pipeline, draw_prompts, save_samples, write_part, write_repository
 from .step_shares import SHARES, shares_of_step
 from .tasks import Task, build_task
 from .training_data import TrainingData
@@ -66,28 +66,10 @@ Evaluator = Callable[["Blip3oTrainer"], dict[str, float | Image.Image]]
 """Called with the Trainer, whose model is whole and averaged then; returns what to log."""
 
 
-def trainable_summary(model: torch.nn.Module) -> str:
-    """A line for each part: its parameters, and how many of them train."""
-    counts: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        name = name.removeprefix("base_model.model.")  # PEFT's
-        part = counts.setdefault(name.partition(".")[0], [0, 0])
-        size = getattr(parameter, "ds_numel", parameter.numel())  # of a parameter that ZeRO-3 partitioned
-        part[0] += size
-        part[1] += size if parameter.requires_grad else 0
-    lines = [f"{part}: {total:,} parameters, {trained:,} train" for part, (total, trained) in counts.items()]
-    totals = [sum(column) for column in zip(*counts.values(), strict=True)]
-    return "\n".join([*lines, f"all: {totals[0]:,} parameters, {totals[1]:,} train"])
-
-
 def seeded_generator(*numbers: int) -> torch.Generator:
     """A generator whose draws are independent of those of all other numbers."""
     (seed,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(seed))
-
-
-DRAWN_AT_ONCE = {"default_plan": False, "default_num_attempts": 1, "plan_top_p": None}
-"""Of the pipeline of a model that learned other data: its backbone cannot plan these pictures, nor check them."""
 
 
 class Blip3oTrainer(Trainer):
@@ -326,7 +308,7 @@ class Blip3oTrainer(Trainer):
         self.log(metrics)
         if self.is_world_process_zero():
             for name, picture in pictures.items():
-                self._track_picture(f"{metric_key_prefix}/{name}", picture)
+                track_picture(self, f"{metric_key_prefix}/{name}", picture)
                 if name == "samples":
                     save_samples(picture, self.samples_folder, self.state.global_step)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -345,7 +327,7 @@ class Blip3oTrainer(Trainer):
             sheet = self.sheet(prompts)
         if self.is_world_process_zero():
             save_samples(sheet, folder or self.samples_folder, self.state.global_step)
-            self._track_picture("samples", sheet)
+            track_picture(self, "samples", sheet)
         return sheet
 
     def sheet(self, prompts: Sequence[str]) -> Image.Image:
@@ -630,9 +612,8 @@ class Blip3oTrainer(Trainer):
         What is drawn for an example does then not depend on how many processes and micro-batches the step is spread
         over: any of them gives the losses of one process.
         """
-        step, batches = (
-            self.step_so_far if self.step_so_far[0] == self.state.global_step else (self.state.global_step, 0)
-        )
+        now = self.state.global_step
+        step, batches = self.step_so_far if self.step_so_far[0] == now else (now, 0)
         self.step_so_far = step, batches + 1
         size = self.args.per_device_train_batch_size
         first = (batches * self.args.world_size + self.args.process_index) * size
@@ -667,15 +648,3 @@ class Blip3oTrainer(Trainer):
         """Context in which the model holds the averaged weights, where an average is kept."""
         is_kept = self.average is not None and self.average.num_updates > 0
         return self.average.applied() if is_kept else contextlib.nullcontext()
-
-    def _track_picture(self, name: str, picture: Image.Image) -> None:
-        """Hand a picture to TensorBoard and to Weights & Biases, where the run reports to them."""
-        step = self.state.global_step
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback):
-                callback.tb_writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
-                callback.tb_writer.flush()
-            elif isinstance(callback, WandbCallback):
-                import wandb
-
-                wandb.log({name: wandb.Image(picture), "train/global_step": step})
