@@ -358,8 +358,7 @@ class Blip3oProcessor(ProcessorMixin):
             ]
             is_shorter = shorter != list(prompts)
             return self.encode_prompts(shorter, images, raw, training, truncation=is_shorter, histories=histories)
-        if any(excess):
-            assert self.max_prompt_length is not None  # what nothing exceeds
+        if self.max_prompt_length is not None and any(excess):
             index = max(range(len(prompts)), key=excess.__getitem__)
             raise ValueError(
                 f"A prompt must fit the context: at most {self.max_prompt_length} tokens with its template. Prompt "
