@@ -293,7 +293,7 @@ def test_a_processor_of_another_model_is_refused(dataset, make_args, make_pipeli
     pipe = make_pipeline()
     model = Blip3oForConditionalGeneration.from_pretrained(packaged_model_path(TINY))
     processor = pipe.processor
-    processor.tokenizer.add_tokens([f"<extra-{index}>" for index in range(2000)])
+    processor.tokenizer.add_tokens([f"<extra-{index}>" for index in range(5000)])
     with pytest.raises(ValueError, match=r"The processor must be that of the model. The tokenizer's largest id is"):
         Blip3oTrainer(model, make_args(), train_dataset=dataset, processing_class=processor)
 
