@@ -1,6 +1,7 @@
 """`blip3o-hf data check` says what is in a source, what is wrong with it, and fails past the tolerance."""
 
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -52,8 +53,19 @@ def test_check_succeeds_within_the_tolerance_and_reads_no_more_than_asked(captio
     assert rows(capsys.readouterr().out)["caption words"] == ["-", "-", "-"]
 
 
+@pytest.mark.parametrize(
+    "setting", ["prompt_template=a photo: {caption}", "prompt_template={caption}, oil", "min_size=1e1"]
+)
+def test_check_reads_values_by_the_type_of_their_key(tmp_path, setting, capsys):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a sheet")
+    assert main(["data", "check", str(tmp_path), setting]) == 0
+    assert shlex.quote(f"data.{setting}".replace("1e1", "10")) in capsys.readouterr().out
+
+
 def test_check_refuses_wrong_settings_in_one_line(captions, tmp_path, capsys):
     for arguments, text in [
+        ([captions, "min_size=abc"], "`min_size` must be a whole number. Got 'abc'."),
         ([captions, "captoin=a"], "Unknown key 'captoin' in a data source. Did you mean 'caption'?"),
         ([captions, "caption"], "A setting must be written key=value. Got 'caption'"),
         ([captions, "--format", "jsn"], "Did you mean 'json'?"),

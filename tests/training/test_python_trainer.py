@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from blip3o_hf import Blip3oPipeline, Blip3oProcessor, Blip3oTrainer, Blip3oTrainingArguments, packaged_model_path
-from blip3o_hf.data.records import Record
+from blip3o_hf.data.records import BadItem, Record
 from blip3o_hf.hub.cards import card_problems
 from blip3o_hf.models.adapters import lora_config
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -238,6 +238,14 @@ def test_the_card_tells_of_arguments_and_data_and_is_kept(dataset, make_args):
 
 
 # Bad input
+
+
+def test_a_list_of_rows_is_looked_at_as_a_dataset_is(make_args):
+    """A conversation cut before its first answer would train on nothing."""
+    turns = [{"role": "user", "content": "what is this " * 500}, {"role": "assistant", "content": "red"}]
+    trainer = Blip3oTrainer("blip3o-tiny", make_args(), train_dataset=[{"messages": turns}] * 4, task="understanding")
+    with pytest.raises(BadItem, match="no room for the first answer"):
+        trainer.train()
 
 
 def test_a_dataset_without_captions_names_its_columns(dataset, make_args):

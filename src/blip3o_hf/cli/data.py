@@ -3,7 +3,7 @@
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..files import written_whole
 from .files import check_picture_path
@@ -92,14 +92,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    import yaml
+    from ..data.rows import SourceSettings
+    from ..training.recipe_values import read_value
 
-    settings = {"path": arguments.path, "format": arguments.format}
+    hints = get_type_hints(SourceSettings)
+    settings: dict[str, Any] = {"path": arguments.path, "format": arguments.format}
     for override in arguments.overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"A setting must be written key=value. Got {override!r}. Example: caption=text.")
-        settings[key] = yaml.safe_load(value)
+        settings[key] = read_value(value, hints.get(key), key)
     return settings
 
 
@@ -124,6 +126,7 @@ def _next_command(arguments: argparse.Namespace, settings: dict[str, Any], resul
     """A command line to go on with: the check under settings that fit better, or a training run."""
     path = shlex.quote(arguments.path)
     given = {key: value for key, value in settings.items() if key != "path" and (key, value) != ("format", "auto")}
+    given = {key: "null" if value is None else value for key, value in given.items()}
     if result.proposals:
         words = [f"{key}={value}" for key, value in {**given, **result.proposals}.items() if key != "format"]
         words += ["--format", given["format"]] if "format" in given else []

@@ -133,7 +133,7 @@ def _data(found: Plan, recipe: Recipe) -> None:
             number = f"{len(files)} files" if len(files) > 1 else "a folder" if files[0].is_dir() else "a file"
             found.lines.append(f"data: {source}, {number}")
         elif is_hub_id(source):
-            found.lines.append(f"data: {source}, of the Hub")
+            found.lines.append(f"data: {source}, no folder or file here: looked for on the Hub")
         else:
             found.lack("data", f"there is none at {source}")
     cache = recipe.data.get("cache")
@@ -168,6 +168,9 @@ def _processes(found: Plan, arguments: Any, num_devices: int) -> None:
 def _memory(found: Plan, recipe: Recipe, loaded: int, num_devices: int) -> None:
     """A lower bound: weights as they are stored, and what optimization adds for those that train."""
     trained = _trained_parameters(recipe)
+    if recipe.inputs and not loaded and trained is None:
+        found.lines.append("memory: not known while the weights are not on this machine")
+        return
     needed = loaded + BYTES_OF_TRAINED * (trained or 0)
     if num_devices:
         _, available = torch.accelerator.get_memory_info()

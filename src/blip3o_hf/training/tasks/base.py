@@ -106,6 +106,9 @@ class Task:
 
     # Data
 
+    gives_unchecked = False
+    """Whether a dataset is of a user's own kind, whose items nothing has looked at before they are a batch."""
+
     @property
     def complete(self) -> Callable[[str, Record], Any]:
         """What sources give of their identity and a record, as in [`~data.mixture.open_mixture`]."""
@@ -136,6 +139,7 @@ class Task:
         if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
             return open_table(dataset, name, self.complete)
         if isinstance(dataset, IterableDataset) or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            self.gives_unchecked = True
             return dataset
         raise TypeError(
             f"`{name}` must be a dataset with captions and images: one of `datasets`, or a PyTorch dataset of rows or "
@@ -145,7 +149,10 @@ class Task:
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
         """The data collator: a batch of records, or of rows with the columns of docs/data.md."""
-        return self.collate([as_record(item, index) for index, item in enumerate(items)])
+        records = [as_record(item, index) for index, item in enumerate(items)]
+        if self.gives_unchecked:
+            records = [self.complete("", record) if isinstance(record, Record) else record for record in records]
+        return self.collate(records)
 
     def collate(self, records: Sequence[Any]) -> dict[str, Any]:
         """The tensors of a batch."""
