@@ -579,3 +579,11 @@ def test_without_a_decoder_pixels_are_refused(make_pipeline, arguments):
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         make_pipeline(decoder=None)(**arguments)
+
+
+def test_a_path_may_begin_with_the_home_folder_and_a_missing_one_is_told(make_pipeline, tmp_path, monkeypatch):
+    make_pipeline().save_pretrained(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Blip3oPipeline.from_pretrained("~/mine").processor is not None
+    with pytest.raises(ValueError, match=r"neither a valid local path nor a valid repo id"):
+        Blip3oPipeline.from_pretrained(tmp_path / "none" / "here")

@@ -210,6 +210,7 @@ class Blip3oPipeline(
         Raises:
             ValueError: when a part is incomplete or damaged, or has weights that are not finite.
         """
+        pretrained_model_name_or_path = os.path.expanduser(pretrained_model_name_or_path)
         kwargs |= {name: as_dtype(kwargs[name]) for name in DTYPE_ARGUMENTS if name in kwargs}
         kwargs["use_safetensors"] = True
         if is_published(pretrained_model_name_or_path, **kwargs):
@@ -217,7 +218,7 @@ class Blip3oPipeline(
             pipeline = cls(**load_published_parts(pretrained_model_name_or_path, names, **kwargs))
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
             return pipeline
-        pipeline = super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name, part in pipeline.components.items():
             if isinstance(part, ModelMixin) and not hasattr(part, "_hf_hook"):
                 absent = [key for key, parameter in part.named_parameters() if parameter.is_meta]
