@@ -40,7 +40,8 @@ def test_the_command_pushes_a_pipeline_in_one_commit_and_prints_its_url(results,
         "decoder/diffusion_pytorch_model.safetensors",
         "target_encoder/model.safetensors",
     }
-    assert sum(found["files"].values()) < 1.06 * sum(weights.values())  # weights are stored once
+    others = sum(size for path, size in found["files"].items() if not path.endswith("tokenizer.json"))
+    assert others < 1.03 * sum(weights.values())  # weights are stored once
 
 
 def test_a_repeated_push_sends_no_file_again(results):

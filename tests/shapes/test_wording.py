@@ -37,8 +37,8 @@ from blip3o_hf.shapes import (
     sample_question_of_two,
     zone,
 )
-from blip3o_hf.shapes.wording import further_wordings, natural_question, roughened
-from blip3o_hf.shapes.wording_lists import QUESTION_WORDS
+from blip3o_hf.shapes.wording import further_wordings, natural_name, natural_question, roughened
+from blip3o_hf.shapes.wording_lists import QUESTION_WORDS, SIZE_WORDS
 
 ALL_KINDS = (*QUESTION_KINDS, *PLACE_KINDS)
 
@@ -205,6 +205,15 @@ def test_whatever_the_words_objects_and_colors_are_named(all_wordings):
                 assert re.search(rf"\b{group.shape}(?:s|es)?\b", text)
                 assert group.color is None or re.search(rf"\b{group.color}\b", text)
             assert prompt.background is None or re.search(rf"\b{prompt.background}\b", text)
+
+
+def test_whatever_the_words_a_size_is_told(all_wordings):
+    rng = np.random.default_rng(22)
+    for size in SIZES:
+        told = [*further_wordings()[f"size {size}"], *SIZE_WORDS[size]]
+        told += [text.replace("{name}", "").strip(" ,()") for text in further_wordings()[f"sized {size}"]]
+        names = [natural_name(rng, "circle", "red", size) for _ in range(500)]
+        assert all(any(words in name for words in told) for name in names)
 
 
 def test_a_hurried_text_has_the_same_words_in_the_same_order(all_wordings):

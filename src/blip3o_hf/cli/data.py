@@ -125,8 +125,11 @@ def _bad_line(items: list) -> str:
 def _next_command(arguments: argparse.Namespace, settings: dict[str, Any], result, is_good: bool) -> str | None:
     """A command line to go on with: the check under settings that fit better, or a training run."""
     path = shlex.quote(arguments.path)
-    given = {key: value for key, value in settings.items() if key != "path" and (key, value) != ("format", "auto")}
-    given = {key: "null" if value is None else value for key, value in given.items()}
+    given = {
+        key: "null" if value is None else value
+        for key, value in settings.items()
+        if key != "path" and (key, value) != ("format", "auto")
+    }
     if result.proposals:
         words = [f"{key}={value}" for key, value in {**given, **result.proposals}.items() if key != "format"]
         words += ["--format", given["format"]] if "format" in given else []

@@ -35,7 +35,7 @@ from .wording_lists import (
 )
 
 FURTHER_RATE = 0.7
-"""Share of wordings that are drawn from `further_wordings`, where it has any, and not from the lists below."""
+"""Share of wordings that are drawn from `further_wordings`, where it has any, and not from `wording_lists`."""
 _ADDED_RATE = 0.2
 _TERSE_RATE = 0.08
 
@@ -96,9 +96,9 @@ def natural_name(
     rng: np.random.Generator, shape: str, color: str | None = None, size: str | None = None, count: int = 1
 ) -> str:
     """What an object, or several, may be called, without an article: "red circle", "circle that is red"."""
-    if size and further_wordings() and rng.random() < 0.15:
-        name = natural_name(rng, shape, color, None, count)
-        return any_wording(rng, f"sized {size}", ("{name}",)).format(name=name)
+    if size and rng.random() < 0.15:
+        few = [f"{word} {{name}}" for word in SIZE_WORDS[size]]
+        return any_wording(rng, f"sized {size}", few).format(name=natural_name(rng, shape, color, None, count))
     noun = shape if count == 1 else plural(shape)
     words = [any_wording(rng, f"size {size}", SIZE_WORDS[size])] if size else []
     if color is None:

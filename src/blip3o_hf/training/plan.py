@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from .chain import Summary
 from .checkpoints import has_complete_checkpoint, last_complete_checkpoint
 from .recipes import Recipe
 from .tasks.generation import GenerationTask
+from .training_data import source_paths
 
 GIB = 2**30
 BYTES_OF_TRAINED = 16
@@ -121,7 +121,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _data(found: Plan, recipe: Recipe) -> None:
-    sources = list(_paths(recipe.data))
+    sources = list(source_paths(recipe.data))
     if not sources:
         found.lines.append(f"data: drawn while it trains ({recipe.data.get('dataset', 'shapes')})")
     for source in sources:
@@ -139,18 +139,6 @@ def _data(found: Plan, recipe: Recipe) -> None:
     cache = recipe.data.get("cache")
     if cache is not None and not Path(cache, "manifest.json").is_file():
         found.lack("data.cache", f"{cache} is not there. Run blip3o-hf precompute {recipe.source or 'RECIPE'}")
-
-
-def _paths(section: Any) -> Iterator[str]:
-    """Places of all sources in a section, whatever they are nested in."""
-    if isinstance(section, dict):
-        path = section.get("path", ())
-        yield from [path] if isinstance(path, str) else path
-        for value in section.values():
-            yield from _paths(value)
-    elif isinstance(section, list):
-        for value in section:
-            yield from _paths(value)
 
 
 def _processes(found: Plan, arguments: Any, num_devices: int) -> None:

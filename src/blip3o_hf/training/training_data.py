@@ -150,7 +150,7 @@ class SourcesData(TrainingData):
         return "\n".join(("The licences of these data were not looked up:", "", *lines))
 
     def places(self):
-        return tuple(dict.fromkeys(_paths(self.settings)))
+        return tuple(dict.fromkeys(source_paths(self.settings)))
 
 
 def open_training_data(
@@ -194,13 +194,13 @@ def _once(records: MixtureDataset | StreamingMixture) -> Iterable[Any]:
     return (records[index] for index in range(len(records)))
 
 
-def _paths(data: Any) -> Iterator[str]:
+def source_paths(data: Any) -> Iterator[str]:
     """Places of all sources in a section of a recipe, whatever they are nested in."""
     if isinstance(data, Mapping):
         path = data.get("path", ())
         yield from [path] if isinstance(path, str) else path
         for value in data.values():
-            yield from _paths(value)
+            yield from source_paths(value)
     elif isinstance(data, list):
         for value in data:
-            yield from _paths(value)
+            yield from source_paths(value)

@@ -151,7 +151,8 @@ class Task:
         """The data collator: a batch of records, or of rows with the columns of docs/data.md."""
         records = [as_record(item, index) for index, item in enumerate(items)]
         if self.gives_unchecked:
-            records = [self.complete("", record) if isinstance(record, Record) else record for record in records]
+            complete = self.complete
+            records = [complete("", record) if isinstance(record, Record) else record for record in records]
         return self.collate(records)
 
     def collate(self, records: Sequence[Any]) -> dict[str, Any]:
