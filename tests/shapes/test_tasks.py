@@ -23,6 +23,7 @@ from blip3o_hf.shapes import (
 )
 from blip3o_hf.shapes.dataset import ShapesDataset
 from blip3o_hf.shapes.tasks import ShapesPhrases, ShapesPictures
+from blip3o_hf.shapes.wording_lists import SMALL_TALK
 
 EVERYTHING = {"edit_rate": 0.4, "reconstruction_rate": 0.2, "history_rate": 0.5, "plan_rate": 0.3}
 ASK_TO_DRAW = "Please draw: {caption}"
@@ -34,8 +35,8 @@ def pictures(split="train", length=60, instruction=ASK_TO_DRAW, seed=5, natural_
 
 
 def given_image(record):
-    """The picture that a record edits: with the prompt, or in the last turn."""
-    return record.images[0] if record.images else message_images(record.history[-2:])[-1]
+    """The picture that a record edits: with the prompt, or the last one before it."""
+    return record.images[0] if record.images else message_images(record.history)[-1]
 
 
 def plain(value):
@@ -70,7 +71,7 @@ def test_without_rates_the_pictures_are_the_captions():
 @pytest.mark.parametrize(
     ("settings", "checksum", "identity"),
     [
-        ({"seed": 1}, 139992777, "[2, null, {}]"),
+        ({"seed": 1}, 139992777, "[3, null, {}]"),
         (
             {
                 "seed": 50,
@@ -80,13 +81,13 @@ def test_without_rates_the_pictures_are_the_captions():
                 "question_weights": {"position": 3.0},
             },
             3305576148,
-            '[2, {"single_object": 0.5, "two_object": 1.0, "counting": 1.0, "colors": 1.0, "position": 2.0, '
+            '[3, {"single_object": 0.5, "two_object": 1.0, "counting": 1.0, "colors": 1.0, "position": 2.0, '
             '"color_attr": 1.0, "mixed": 1.0, "sizes": 1.0, "places": 1.0}, {}]',
         ),
     ],
 )
 def test_seeds_keep_their_pictures_and_caches_their_names(settings, checksum, identity):
-    """Recorded with the second world: features that were precomputed then stay valid."""
+    """Recorded with the third world: features that were precomputed then stay valid."""
     data = ShapesDataset(20, **settings)
     captioned, found = ShapesPictures(data), 0
     for record, scene in zip(islice(captioned, 20), islice(data, 20), strict=True):
@@ -238,6 +239,27 @@ def test_a_history_is_turns_with_a_picture_each(tasks):
                 assert answered["content"] == answer(scene, question["text"])
                 roles["asked"] += 1
     assert set(roles) == {"asked to draw", "planned", "asked"}
+
+
+def test_in_natural_words_more_is_said_before_and_after_the_picture_of_a_history():
+    """Further questions are about the last picture, as they are in a chat."""
+    data = pictures(length=200, natural_rate=1.0, history_rate=1.0)
+    small_talk, extra = {answer for _, answer in SMALL_TALK}, Counter()
+    for record in islice(data, 200):
+        pairs = list(zip(record.history[::2], record.history[1::2], strict=True))
+        (position,) = (index for index, pair in enumerate(pairs) if message_images(pair))
+        for index, (user, answered) in enumerate(pairs):
+            if index == position:
+                continue
+            if answered["content"] in small_talk:
+                extra["small talk before" if index < position else "small talk after"] += 1
+            else:
+                scene = seen_scene(message_images(pairs[position])[0])
+                assert index > position and answered["content"] == answer(scene, user["content"])
+                extra["question after"] += 1
+    assert extra["small talk before"] == pytest.approx(30, abs=16)
+    assert extra["small talk after"] == pytest.approx(20, abs=14)
+    assert extra["question after"] == pytest.approx(40, abs=18)
 
 
 def test_training_tasks_show_and_name_nothing_held_out():

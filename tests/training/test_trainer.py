@@ -22,6 +22,7 @@ from blip3o_hf.objectives.phrases import phrase_loss
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from blip3o_hf.shapes import recipe_data
+from blip3o_hf.shapes.conversations import ShapesConversations
 from blip3o_hf.shapes.dataset import ShapesDataset
 from blip3o_hf.shapes.stages import encoder
 from blip3o_hf.training import callbacks, checkpoints
@@ -327,6 +328,25 @@ def test_alignment_asks_a_quarter_of_the_queries_for_all_words_about_an_object(r
             text = f" {' '.join(plan.phrases[index])}" if index < len(plan.phrases) else "<|im_end|>"
             expected.append(-query[tokenizer(text, add_special_tokens=False)["input_ids"]].mean())
     assert_close(loss, torch.stack(expected).mean())
+
+
+def test_alignment_reads_conversations_without_images_apart(results, assert_close):
+    """They are not padded to the length of those with images; the loss is the same."""
+    trainer = results["alignment"].trainer
+    task, model, processor = trainer.task, trainer.model.eval(), trainer.processing_class
+    scenes = ShapesDataset(12, seed=1, num_questions=2)
+    records = ShapesConversations(scenes, processor, text_rate=0.5, request_rate=0.2, history_rate=0.5)
+    records = [records[index] for index in range(12)]
+    words, shown = task.collate_conversations(records)
+    assert len(words["input_ids"]) + len(shown["input_ids"]) == 12
+    assert "pixel_values" not in words and words["input_ids"].shape[1] < shown["input_ids"].shape[1]
+    with torch.no_grad():
+        together = task.conversations.collate(records)
+        batch = task.collate_pictures([trainer.train_dataset[0].picture])
+        batch.pop("phrase_ids")
+        apart = model(**batch, conversations=[words, shown], output_query_logits=True).text_loss
+        assert_close(apart, model.backbone(**together).loss)
+    assert [len(task.collate_conversations(some)) for some in (records[:1], records)] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["joint", "alignment"])

@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeGuard
@@ -338,7 +338,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         sigma: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
         num_noise_draws: int = 1,
-        conversations: dict[str, torch.Tensor] | None = None,
+        conversations: dict[str, torch.Tensor] | Sequence[dict[str, torch.Tensor]] | None = None,
         generator: list[torch.Generator] | None = None,
         output_query_logits: bool = False,
         **backbone_inputs: Any,
@@ -356,7 +356,8 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
                 batch of everything after it, and of `noise` and `sigma` where given, is `B * num_noise_draws`.
             generator (*optional*): one for each image, on the CPU; it draws the noise, noise levels and dropped
                 conditions of that image, which then do not depend on what else is in the batch.
-            conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1).
+            conversations (*optional*): inputs of the backbone with `labels`, for joint training (paper section 4.1);
+                or several such, run one after another, so that short ones are not padded to the length of long ones.
             output_query_logits: also return what the backbone would say at the queries, for a loss of its own such as
                 [`~objectives.phrases.phrase_loss`]; with target features or without.
             backbone_inputs: image inputs of the processor; without target features, all that the backbone's own
@@ -369,7 +370,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         Raises:
             ValueError: when features do not have the config's shape, or an image meets a text-only backbone.
         """
-        text_loss = None if conversations is None else self.backbone(**conversations).loss
+        text_loss = None if conversations is None else self._text_loss(conversations)
         if target_features is None and output_query_logits:
             assert input_ids is not None  # queries follow a prompt
             condition = self.encode_condition(input_ids, attention_mask, **backbone_inputs)
@@ -393,6 +394,14 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
             prediction = self.regress_features(condition)
             loss = self.objective.loss(prediction, target)
         return Blip3oOutput(loss, prediction, condition, text_loss, query_logits)
+
+    def _text_loss(self, conversations: dict[str, torch.Tensor] | Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The mean over all labels of the conversations."""
+        if isinstance(conversations, dict):
+            return self.backbone(**conversations).loss
+        numbers = torch.stack([(each["labels"][:, 1:] != -100).sum() for each in conversations])
+        losses = torch.stack([self.backbone(**each).loss for each in conversations])
+        return (losses * numbers).sum() / numbers.sum()
 
     def _check_targets(
         self,

@@ -31,7 +31,7 @@ from . import (
     write_plan,
 )
 from .dataset import ShapesDataset, ShapesRecord
-from .tasks import drawn_turn, earlier_turn, sample_edit_task
+from .tasks import drawn_turn, earlier_turns, sample_edit_task
 from .wording import any_wording, asked, punctuated, small_talk
 from .wording_lists import AGAIN
 
@@ -59,6 +59,8 @@ _DESCRIBE_FULLY_WORDS = (
     "tell me everything about the picture",
     "give me a full description",
 )
+RESTATE = "Please say in plain words the following caption: {caption}"
+_RESTATE_RATE = 0.4
 _RATES = ("text_rate", "image_plan_rate", "comparison_rate", "request_rate", "check_rate")
 
 
@@ -74,7 +76,8 @@ class ShapesConversations(Dataset):
             a check (`check_instruction`) are, and whose `image_start_token` starts an image.
         text_rate: share in [0, 1] of conversations that show no image: a request for a plan of a picture, answered
             with it, and questions about that picture. So the words of a prompt come to mean a whole arrangement: which
-            colour goes with which shape, who stands where.
+            colour goes with which shape, who stands where. Some of those whose prompt is not in the world's plain
+            words ask for these instead: a plan leaves much to chance, and this answer nothing.
         image_plan_rate: share of those that ask for the plan of an edit, or of the image itself to be drawn again.
         comparison_rate: share of those that compare two images, or ask about one of them.
         request_rate: share of those in which the answer may be to draw: requests for pictures and edits, answered with
@@ -129,6 +132,9 @@ class ShapesConversations(Dataset):
 
     def _of_words(self, index: int, rng: np.random.Generator) -> Record:
         scene = self.scenes[index]
+        plain = scene.example.prompt.text
+        if scene.caption not in (plain, scene.long_caption) and rng.random() < _RESTATE_RATE:
+            return Record(self.scenes.key(index), turns=((RESTATE.replace("{caption}", scene.caption), plain),))
         asked = self.processor.plan_instruction.replace("{caption}", scene.caption)
         return Record(self.scenes.key(index), turns=((asked, scene.plan), *self._questions(scene)))
 
@@ -171,7 +177,7 @@ class ShapesConversations(Dataset):
     def _again(self, rng: np.random.Generator) -> tuple[tuple[dict[str, Any], ...], str, Scene]:
         """The turn in which a picture was drawn, the wish for another one, and what that one may show."""
         example = sample_example(rng, split=self.scenes.split)
-        history = drawn_turn(example, rng, self.processor.instruction)
+        history = drawn_turn(self.scenes, example, rng, self.processor.instruction)
         text = punctuated(rng, any_wording(rng, "again", AGAIN))
         scene = sample_scene(example.prompt, rng, split=self.scenes.split)
         return history, text, Example(scene, example.prompt, "").ordered_scene
@@ -255,7 +261,8 @@ class ShapesConversations(Dataset):
     def _history(self, rng: np.random.Generator) -> tuple[dict[str, Any], ...]:
         if rng.random() >= self.history_rate:
             return ()
-        return earlier_turn(sample_example(rng, split=self.scenes.split), rng, self.processor.instruction)
+        example = sample_example(rng, split=self.scenes.split)
+        return earlier_turns(self.scenes, example, rng, self.processor.instruction)
 
     def _describe(self, rng: np.random.Generator, form: str, wordings: tuple[str, ...]) -> str:
         if rng.random() >= self.scenes.natural_rate:

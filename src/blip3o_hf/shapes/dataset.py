@@ -143,7 +143,7 @@ class ShapesDataset(Dataset):
             scene = Scene(tuple(scene.objects[i] for i in rng.permutation(len(scene.objects))), scene.background)
             caption = full = long_caption(scene, rng, self.split, in_order=True)
         elif rng.random() < self.natural_rate:
-            caption = self._natural(example, rng)
+            caption = self.natural_caption(example, rng)
         return ShapesRecord(
             scene=scene,
             image=render(scene),
@@ -154,7 +154,8 @@ class ShapesDataset(Dataset):
             example=example,
         )
 
-    def _natural(self, example: Example, rng: np.random.Generator) -> str:
+    def natural_caption(self, example: Example, rng: np.random.Generator) -> str:
+        """The example's prompt as people write it; in training never a text that is held out."""
         for _ in range(_MAX_DRAWS):
             text = natural_prompt(rng, example.prompt)
             if self.split == "test" or not is_held_out_text(text):

@@ -26,8 +26,9 @@ from . import (
     write_plan,
 )
 from .dataset import ShapesDataset
+from .wording import small_talk
 
-WORLD = 2
+WORLD = 3
 """Counted up whenever the same seed and index come to mean another picture."""
 
 
@@ -109,7 +110,8 @@ class ShapesPictures(Dataset):
         rng = np.random.default_rng((self.scenes.seed, index, 2))
         history = ()
         if rng.random() < self.rates["history_rate"]:
-            history = earlier_turn(sample_example(rng, split=self.scenes.split), rng, self.instruction)
+            example = sample_example(rng, split=self.scenes.split)
+            history = earlier_turns(self.scenes, example, rng, self.instruction)
         chance, is_planned = rng.random(), rng.random() < self.rates["plan_rate"]
         images: tuple[Image.Image, ...] = ()
         if chance < self.rates["edit_rate"]:
@@ -140,22 +142,54 @@ class ShapesPictures(Dataset):
         )
 
 
-def earlier_turn(example: Example, rng: np.random.Generator, instruction: str) -> tuple[dict[str, Any], ...]:
-    """A picture drawn on request, from its prompt or its plan, or a question about it, with the answer."""
+def earlier_turns(
+    scenes: ShapesDataset, example: Example, rng: np.random.Generator, instruction: str
+) -> tuple[dict[str, Any], ...]:
+    """
+    What was said before: a picture drawn on request, from its prompt or its plan, or shown with a question; now and
+    then with small talk before it, and with a further question about it or small talk after it.
+    """
+    before = _words(*small_talk(rng)) if rng.random() < scenes.natural_rate * 0.15 else ()
     if rng.random() < 0.5:
-        return drawn_turn(example, rng, instruction)
+        turn = drawn_turn(scenes, example, rng, instruction)
+    else:
+        turn = _asked_turn(scenes, example, rng, is_shown=True)
+    after, chance = (), rng.random()
+    if chance < scenes.natural_rate * 0.2:
+        after = _asked_turn(scenes, example, rng)
+    elif chance < scenes.natural_rate * 0.3:
+        after = _words(*small_talk(rng))
+    return (*before, *turn, *after)
+
+
+def drawn_turn(
+    scenes: ShapesDataset, example: Example, rng: np.random.Generator, instruction: str
+) -> tuple[dict[str, Any], ...]:
+    """A picture drawn on request, from its prompt or its plan."""
     picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
+    if rng.random() < 0.5:
+        caption = write_plan(example.ordered_scene)
+    else:
+        caption = scenes.natural_caption(example, rng) if rng.random() < scenes.natural_rate else example.prompt.text
+    request = instruction.replace("{caption}", caption)
+    return ({"role": "user", "content": request}, {"role": "assistant", "content": [picture]})
+
+
+def _asked_turn(
+    scenes: ShapesDataset, example: Example, rng: np.random.Generator, is_shown: bool = False
+) -> tuple[dict[str, Any], ...]:
+    """A question about a scene, with its picture or about the last one, and the answer."""
     question = sample_question(example.scene, rng)
-    asked = {"role": "user", "content": [picture, {"type": "text", "text": question.text}]}
+    text = question.reworded(rng) if rng.random() < scenes.natural_rate else question.text
+    if not is_shown:
+        return _words(text, question.answer)
+    picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
+    asked = {"role": "user", "content": [picture, {"type": "text", "text": text}]}
     return (asked, {"role": "assistant", "content": question.answer})
 
 
-def drawn_turn(example: Example, rng: np.random.Generator, instruction: str) -> tuple[dict[str, Any], ...]:
-    """A picture drawn on request, from its prompt or its plan."""
-    picture = {"type": "image", "image": Image.fromarray(render(example.scene))}
-    caption = example.prompt.text if rng.random() < 0.5 else write_plan(example.ordered_scene)
-    request = instruction.replace("{caption}", caption)
-    return ({"role": "user", "content": request}, {"role": "assistant", "content": [picture]})
+def _words(text: str, answer: str) -> tuple[dict[str, Any], ...]:
+    return ({"role": "user", "content": text}, {"role": "assistant", "content": answer})
 
 
 def sample_edit_task(
@@ -168,13 +202,13 @@ def sample_edit_task(
     """
     An edit of a scene, or, where few fit, of another: the edit, its words, the images with it, and the earlier turns.
 
-    Three in four with earlier turns are of the picture in the last one.
+    Three in four with earlier turns are of the last picture in them.
     """
     edit, edited = _edit(scenes, index, rng)
     text = edit.reworded(rng) if rng.random() < scenes.natural_rate else edit.text
     if history and rng.random() < 0.75:
         earlier = history if rng.random() < 0.3 else ()
-        return edit, text, (), (*earlier, *earlier_turn(edited, rng, instruction))
+        return edit, text, (), (*earlier, *earlier_turns(scenes, edited, rng, instruction))
     return edit, text, (Image.fromarray(render(edit.source)),), history
 
 

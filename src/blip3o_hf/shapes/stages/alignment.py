@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ...data.records import Record
+from ...models.processing_blip3o import message_images
 from ...objectives.phrases import phrase_loss
 from ...training.conversations import num_answer_tokens
 from ...training.stages.joint import JointStage
@@ -39,6 +41,17 @@ class AlignmentTask(JointTask):
         )
         texts = [[*(f" {' '.join(words)}" for words in plan.phrases), *[NOTHING] * MAX_OBJECTS] for plan in pictures]
         return {**prompts, "phrase_ids": self.phrase_ids([phrases[:MAX_OBJECTS] for phrases in texts])}
+
+    def collate_conversations(self, conversations):
+        """Those without images apart: they are short, and many."""
+        kinds: tuple[list[Record], list[Record]] = ([], [])
+        for record in conversations:
+            kinds[bool(record.images or message_images(record.history))].append(record)
+        return [self.conversations.collate(records) for records in kinds if records]
+
+    def counts(self, batch):
+        tokens = sum(num_answer_tokens(each["labels"]) for each in batch["conversations"])
+        return {"records": len(batch["phrase_ids"]), "tokens": tokens}
 
     def loss(self, model, batch, generators):
         return self.weighted(*self._losses(model, batch))

@@ -128,7 +128,11 @@ class JointTask(GenerationTask):
             for position, pair in enumerate(pairs)
             if not self.is_conversation(position)
         ]
-        return {**self.collate_pictures(pictures), "conversations": self.conversations.collate(conversations)}
+        return {**self.collate_pictures(pictures), "conversations": self.collate_conversations(conversations)}
+
+    def collate_conversations(self, conversations: Sequence[Record]) -> Any:
+        """The part of a batch that is about conversations."""
+        return self.conversations.collate(conversations)
 
     def collate_pictures(self, pictures: Sequence[Any]) -> dict[str, Any]:
         """The part of a batch that is about pictures."""
