@@ -162,8 +162,21 @@ def test_describe_refuses_what_is_no_picture(tmp_path, capsys, scene_file):
     text.write_text("no picture")
     fails(capsys, ["describe", tmp_path / "none.png"], "The image must be a file", "none.png")
     fails(capsys, ["describe", empty], "is empty (0 bytes)")
-    fails(capsys, ["describe", text], "not one that Pillow can read")
+    fails(capsys, ["describe", text], f"The image must be a picture file. Got {text}: not a readable image")
     fails(capsys, ["describe", scene_file, " "], "The question must say something")
+
+
+@pytest.mark.parametrize("command", [["describe"], ["edit", "make it red"], ["reconstruct"]])
+def test_commands_open_images_as_data_is_opened(tmp_path, capsys, command):
+    """PostScript would start another program, and a small file can hold very many pixels."""
+    script, large = tmp_path / "script.png", tmp_path / "large.png"
+    script.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    Image.new("1", (12_000, 12_000)).save(large)
+    refused = "The image must be a picture file"
+    fails(capsys, [*command, script], refused, "script.png: not a readable image")
+    fails(
+        capsys, [*command, large], refused, "large.png: image of 12000 x 12000 pixels, more than max_pixels 64000000"
+    )
 
 
 def test_describe_names_a_truncated_picture(tmp_path, capsys, scene_file):

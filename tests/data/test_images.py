@@ -1,6 +1,7 @@
 """Whatever Pillow can open becomes upright RGB; whatever is unsafe or broken is a bad item with its reason."""
 
 import io
+import os
 import re
 import struct
 import warnings
@@ -112,6 +113,9 @@ def test_what_is_no_image_is_a_bad_item(tmp_path):
             decode_image(data, "k")
     with pytest.raises(BadItem, match=r"k: no image file at .*none.png"):
         decode_image(tmp_path / "none.png", "k")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadItem, match=r"k: no image file at .*pipe.png"):  # nobody ever writes into it
+        decode_image(tmp_path / "pipe.png", "k")
     with pytest.raises(BadItem, match="floating-point pixels have no stated range"):
         decode_image(encoded(Image.new("F", (4, 4)), "TIFF"), "k")
 

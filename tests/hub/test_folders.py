@@ -1,17 +1,21 @@
 """What may be pushed: kinds of folders, and one clear error for everything else. No network is asked."""
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 from tests.hub.carded import put_card
 
 from blip3o_hf.assets import packaged_model_path
 from blip3o_hf.cli import main
+from blip3o_hf.hub import secret_scan
 from blip3o_hf.hub.folders import read_folder
 from blip3o_hf.hub.push import PushError, push_folder
 
@@ -92,6 +96,13 @@ def test_what_git_and_the_hub_keep_for_themselves_is_left_out(model):
         ("token", ["no keys, tokens or passwords"]),
         ("deploy.pem", ["no keys, tokens or passwords"]),
         ("aws_credentials.ini", ["no keys, tokens or passwords"]),
+        ("prod.env", ["no keys, tokens or passwords", "prod.env"]),
+        ("conf/local.env.backup", ["no keys, tokens or passwords"]),
+        ("SERVER.KEY", ["no keys, tokens or passwords"]),
+        ("features.PKL", ["safetensors alone", "features.PKL"]),
+        ("weights.PT", ["safetensors alone"]),
+        ("scaler.dill", ["safetensors alone"]),
+        ("model.keras", ["safetensors alone"]),
     ],
 )
 def test_what_must_not_be_shared_is_named(model, name, texts):
@@ -99,20 +110,81 @@ def test_what_must_not_be_shared_is_named(model, name, texts):
     refused(model, str(model), *texts)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        f'{{"token": "{TOKEN}"}}',
-        "-----BEGIN OPENSSH PRIVATE KEY-----",
-        "AKIAIOSFODNN7EXAMPLE",
-        "ghp_" + "a" * 36,
-    ],
-)
-def test_a_secret_inside_a_file_is_found_and_not_repeated(model, content):
-    write(model, "notes/run.json", content)
+SECRETS = [
+    f'{{"token": "{TOKEN}"}}',
+    "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "-----BEGIN PGP PRIVATE KEY BLOCK-----",
+    "PuTTY-User-Key-File-3: ssh-ed25519",
+    "AKIAIOSFODNN7EXAMPLE",
+    "key = ASIAIOSFODNN7EXAMPLE",
+    "ghp_" + "a" * 36,
+    "glpat-" + "aB3-" * 5,
+    "sk-" + "aB3d" * 12,
+    "OPENAI_API_KEY=sk-proj-" + "aB3d_" * 12,
+    "AIza" + "aB3-_" * 7,
+    "xoxb-12345678901-abcdefghij",
+    "sk_live_" + "aB3d" * 6,
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P",
+]
+
+
+@pytest.mark.parametrize("content", SECRETS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_secret_inside_a_file_is_found_and_not_repeated(model, content, encoding):
+    write(model, "notes/run.json", content.encode(encoding))
     with pytest.raises(ValueError, match="No pushed file may hold a key or a token") as caught:
         read_folder(model)
     assert "notes/run.json" in str(caught.value) and content not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", SECRETS[3:6])
+def test_a_secret_is_found_in_names_headers_and_compressed_texts(model, content):
+    refuse = "No pushed file may hold a key or a token"
+    named = write(model, f"notes-{content}.txt".replace("/", ""))
+    refused(model, refuse)
+    named.unlink()
+    save_file({"a": np.zeros(1, np.float32)}, model / "extra.safetensors", {"command": f"train {content}"})
+    refused(model, refuse, "extra.safetensors")
+    (model / "extra.safetensors").unlink()
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("comment", content, zip=True)
+    Image.new("RGB", (4, 4)).save(model / "grid.png", pnginfo=texts)
+    assert content.encode() not in (model / "grid.png").read_bytes()
+    refused(model, refuse, "grid.png")
+
+
+def test_a_secret_on_the_border_of_two_blocks_is_found(model, monkeypatch):
+    monkeypatch.setattr(secret_scan, "_BLOCK", 8192)
+    write(model, "log.txt", b"x" * (8192 - 10) + b" " + TOKEN.encode() + b" " + b"y" * 9000)
+    refused(model, "No pushed file may hold a key or a token", "log.txt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "sk-learn and task-specific-heads-of-the-model",
+        "hf_hub_download",
+        "AIza",
+        "an eye, eyJ and eyJ.",
+        "xox",
+        TOKEN[:12],
+    ],
+)
+def test_words_that_only_begin_like_secrets_pass(model, content):
+    write(model, "notes.txt", content)
+    assert read_folder(model).kind == "model"
+
+
+def test_a_pickle_is_found_under_any_name(model):
+    write(model, "weights.dat", pickle.dumps({"a": 1}))
+    refused(model, "A pickle can run any program", "weights.dat")
+    (model / "weights.dat").unlink()
+    torch.save({"a": torch.zeros(2)}, model / "state.json")
+    refused(model, "A pickle can run any program", "state.json")
+    (model / "state.json").unlink()
+    write(model, "empty.txt", b"")
+    write(model, "short.txt", b"\x80")
+    assert read_folder(model).kind == "model"
 
 
 def test_the_token_in_use_is_found_whatever_its_form(model, monkeypatch):
@@ -187,13 +259,33 @@ def test_damaged_weights_are_refused(model):
     refused(model, "must be whole safetensors files", str(path), "Save or download it again")
 
 
-def test_links_to_folders_are_refused_and_links_to_files_followed(model, tmp_path):
-    moved = model.rename(tmp_path / "moved")
-    model.mkdir()
-    for path in moved.iterdir():
-        (model / path.name).symlink_to(path)  # as in the cache of the Hub
-    assert read_folder(model).size == read_folder(moved).size
-    (model / "decoder").symlink_to(moved, target_is_directory=True)
+def test_links_may_point_into_the_folder_and_into_the_hubs_cache(model, tmp_path, monkeypatch):
+    write(model, "notes.txt", "same")
+    (model / "again.txt").symlink_to(model / "notes.txt")
+    snapshot = tmp_path / "models--me--shapes" / "snapshots" / "0123"
+    blobs = tmp_path / "models--me--shapes" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in model.iterdir():
+        shutil.copy(path, blobs / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    assert read_folder(snapshot).size == read_folder(model).size
+    cached = tmp_path / "cached"
+    cached.mkdir()
+    for path in blobs.iterdir():
+        (cached / path.name).symlink_to(path)
+    refused(cached, "must hold its files itself", "outside of it")
+    monkeypatch.setattr("blip3o_hf.hub.folders.HF_HUB_CACHE", str(tmp_path))
+    assert read_folder(cached).size == read_folder(model).size
+
+
+def test_links_to_other_places_are_refused(model, tmp_path):
+    private = write(tmp_path, "private.txt", "nobody else's")
+    link = model / "notes.txt"
+    link.symlink_to(private)
+    refused(model, f"{link} is a link to {private}, outside of it", "delete the link")
+    link.unlink()
+    (model / "decoder").symlink_to(tmp_path, target_is_directory=True)
     refused(model, "decoder is a link to a folder or to nothing")
 
 

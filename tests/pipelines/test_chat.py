@@ -483,6 +483,16 @@ def test_a_saved_conversation_names_pictures_beside_it_alone(pipe, tmp_path, pic
         Blip3oChat.load(folder, pipe)
 
 
+def test_a_picture_of_a_saved_conversation_is_no_link(pipe, tmp_path, pictures):
+    folder = tmp_path / "chat"
+    Blip3oChat(pipe, [{"role": "user", "content": [{"type": "image", "image": pictures[0]}]}]).save(folder)
+    (folder / "image-0.png").rename(tmp_path / "private.png")
+    (folder / "image-0.png").symlink_to(tmp_path / "private.png")
+    message = f"A saved conversation holds its pictures itself. {folder / 'image-0.png'} is a link. Save it again."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Blip3oChat.load(folder, pipe)
+
+
 def test_a_saved_conversation_whose_picture_is_gone_is_refused(pipe, tmp_path, pictures):
     content = [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "How many?"}]
     Blip3oChat(pipe, [{"role": "user", "content": content}]).save(tmp_path)
@@ -497,8 +507,11 @@ def test_a_saved_conversation_whose_picture_is_gone_is_refused(pipe, tmp_path, p
         ("{", "Expecting property name"),
         ('{"format": 1}', "'messages'"),
         ("[1]", "list indices must be"),
-        ('{"messages": [{"role": "user"}]}', "A message must have a role"),
-        ('{"messages": "hello"}', "A message must have a role"),
+        ('{"format": 1, "messages": [{"role": "user"}]}', "A message must have a role"),
+        ('{"format": 1, "messages": "hello"}', "A message must have a role"),
+        ('{"format": 99, "messages": []}', "its `format` is 99, and this version reads 1"),
+        ('{"messages": []}', "'format'"),
+        ("[" * 100_000, "too many nested brackets"),
     ],
 )
 def test_a_damaged_conversation_is_refused(pipe, tmp_path, content, reason):

@@ -52,6 +52,23 @@ def test_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+def test_images_are_opened_in_one_place():
+    """Where kinds of files, numbers of pixels and broken data are looked after."""
+    opening = re.compile(r"\bImage\.open\(|\bload_image\(|\bimread\(|\bImageFile\b")
+    found = [str(path.relative_to(PACKAGE)) for path in MODULES if opening.search(_code(path))]
+    assert found == ["data/images.py"]
+
+
+def _code(path):
+    """The source without texts and comments."""
+    return ast.unparse(_WithoutTexts().visit(ast.parse(path.read_text())))
+
+
+class _WithoutTexts(ast.NodeTransformer):
+    def visit_Constant(self, node):
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+
 def test_names_of_the_package_resolve():
     assert set(blip3o_hf.__all__) <= set(dir(blip3o_hf))
     for name in blip3o_hf.__all__:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
 from ..shapes import IMAGE_SIZE, Scene, SceneObject, render
 from .actions import Conversations, Messages, Sampling, edit, generate, reconstruct, unknown_words
+from .guard import HostGuard, hosts_of_machine
 
 MAX_IMAGES = 8
 MAX_UPLOAD = "20mb"
@@ -80,7 +82,7 @@ def build_page(
     return page
 
 
-def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
+def serve(page: gr.Blocks, host: str, port: int, share: bool = False, allowed_hosts: Sequence[str] = ()) -> None:
     """
     Show a page of `build_page` to browsers until the process is interrupted. Nothing on it comes from elsewhere.
 
@@ -88,7 +90,10 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
         page: one of `build_page`.
         host, port: where it listens.
         share: also give it a public address, by a tunnel of gradio's makers.
+        allowed_hosts: names beside those of this machine under which browsers may ask for it, as behind a proxy; one
+            that begins with a dot stands for every name below it.
     """
+    guard = Middleware(HostGuard, hosts=hosts_of_machine(host, *allowed_hosts, share=share))
     system_fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     page.queue(max_size=MAX_WAITING)
     page.launch(
@@ -101,6 +106,7 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False) -> None:
         max_file_size=MAX_UPLOAD,
         show_error=True,
         ssr_mode=False,
+        app_kwargs={"middleware": [guard]},
     )
 
 

@@ -1,6 +1,5 @@
 """Settings files of a checkpoint, refused by their path when they are damaged."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
+from ..reading import read_json
 from .lookup import HUB_ARGUMENTS, LocalFiles, checkpoint_files, given_arguments
 
 
@@ -19,8 +19,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: when the file is damaged.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        settings = read_json(path)
+    except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"A settings file must hold one JSON object. {path} does not. Save or download it again.")

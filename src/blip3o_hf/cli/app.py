@@ -23,6 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share", action="store_true", help="also give the page a public address, by a tunnel of gradio's makers"
     )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name under which browsers may ask for the page, beside those of this machine, as behind a proxy; "
+        ".example.org allows every name below it; may be repeated",
+    )
     add_model_argument(parser)
 
 
@@ -48,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         reconstruction = None
         notes.append(f"There is no tab to reconstruct pictures: {error}")
     page = build_page(pipe, reconstruction, arguments.model, " ".join(notes))
-    serve(page, arguments.host, arguments.port, arguments.share)
+    serve(page, arguments.host, arguments.port, arguments.share, arguments.allow_host)
     return 0
 
 

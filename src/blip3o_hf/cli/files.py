@@ -58,11 +58,10 @@ def open_picture(path: str | os.PathLike):
     An image as RGB, upright, transparency on white.
 
     Raises:
-        OSError: when the file does not exist, is empty, or is no picture.
+        OSError: when the file does not exist, is empty, is no picture, or has too many pixels.
     """
-    from PIL import Image, ImageOps
-
-    from ..data.images import FORMATS, to_rgb
+    from ..data.images import decode_image
+    from ..data.records import BadItem
 
     path = Path(path)
     if not path.is_file():
@@ -70,9 +69,6 @@ def open_picture(path: str | os.PathLike):
     if path.stat().st_size == 0:
         raise OSError(f"The image must be a picture file. {path} is empty (0 bytes). Save it again.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(
-            f"The image must be a picture file. {path} is not one that Pillow can read ({error}). Use PNG or JPEG."
-        ) from error
+        return decode_image(path, str(path))
+    except BadItem as error:
+        raise OSError(f"The image must be a picture file. Got {error}. Save it as PNG or JPEG.") from error

@@ -66,6 +66,8 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            if isinstance(data, (str, os.PathLike)) and not os.path.isfile(data):
+                raise BadItem(key, f"no image file at {data}")  # a pipe would wait for a writer for ever
             if not isinstance(data, Image.Image):
                 data = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
         width, height = data.size
@@ -79,11 +81,20 @@ def decode_image(
         upright = ImageOps.exif_transpose(data)
         upright.format = data.format  # of which a copy knows nothing, and `to_rgb` asks for it
         return to_rgb(upright)
-    except FileNotFoundError as error:
-        raise BadItem(key, f"no image file at {data}") from error
     except DECODING_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise BadItem(key, f"not a readable image ({reason})") from error
+
+
+def image_texts(path: str | os.PathLike) -> list[str]:
+    """What an image file says beside its pixels, where that is compressed; nothing where it is no image."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()  # texts may follow the pixels
+            said = {**image.info, **getattr(image, "text", {})}
+    except DECODING_ERRORS:
+        return []
+    return [f"{name} {value}" for name, value in said.items() if isinstance(value, (str, bytes))]
 
 
 def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -13,6 +13,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from huggingface_hub.utils import validate_repo_id
 
+from ..reading import MAX_CARD_BYTES, read_text
+from ..yaml_text import parse_yaml
 from .contents import Features
 from .results import EVAL_RESULTS, MEASURED, ORIGINS, REPORTED, hub_entries
 from .sections import code_blocks, prose, sections
@@ -27,7 +29,7 @@ REQUIRED = {
 }
 REQUIRED_OF_FEATURES = {"license": REQUIRED["license"], "tags": "tags: [blip3o, precomputed-features]"}
 MANIFEST = ("command", "settings", "versions", "date")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # much faster, where libyaml is there
+_BRACKETS = r"\[[^][]{0,500}\]\(([^)\s]{1,250})"  # a bound on each part, so that no text takes long
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}\b")
 
 
@@ -69,7 +71,7 @@ def card_file_problems(path: str | Path) -> list[str]:
         path: of a Markdown file.
     """
     path = Path(path)
-    content = path.read_text(encoding="utf-8-sig", errors="replace")
+    content = read_text(path, MAX_CARD_BYTES, errors="replace")
     problems = []
     if token := _TOKEN.search(content):
         problems.append(
@@ -90,7 +92,7 @@ def card_file_problems(path: str | Path) -> list[str]:
 
 def front_matter(path: str | Path) -> dict[str, Any]:
     """The front matter of a card; empty where there is none, or where it is no YAML mapping."""
-    return _front_matter(Path(path).read_text(encoding="utf-8-sig", errors="replace"))[0]
+    return _front_matter(read_text(path, MAX_CARD_BYTES, errors="replace"))[0]
 
 
 def front_matter_problem(content: str) -> str:
@@ -104,7 +106,9 @@ def _front_matter(content: str) -> tuple[dict[str, Any], str]:
     if block is None:
         return {}, "The card has no front matter. Begin it with a line `---`, YAML such as `license: ...`, and `---`."
     try:
-        data = yaml.load(block[2], _LOADER)
+        data = parse_yaml(block[2])
+    except ValueError as error:
+        return {}, f"The front matter cannot be read: {error}"
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 2})" if mark else ""
@@ -163,6 +167,8 @@ def _text_problems(text: str) -> Iterator[str]:
             ast.parse(code)
         except SyntaxError as error:
             yield f"Python block {number} of the card does not parse: {error.msg}, line {error.lineno}. Correct it."
+        except (ValueError, RecursionError, MemoryError):  # zero bytes, or brackets in thousands
+            yield f"Python block {number} of the card does not parse. Correct it."
     for word, what, name in (("limit", "what it cannot do", "Limits"), ("cit", "how it is to be cited", "Citation")):
         found = [section for heading, section in sections(text, 2) if word in heading.lower()]
         if not any(section.partition("\n")[2].strip() for section in found):
@@ -172,14 +178,14 @@ def _text_problems(text: str) -> Iterator[str]:
 def _file_problems(folder: Path, data: Mapping[str, Any], text: str) -> Iterator[str]:
     """Pictures and links that lead to no file beside the card."""
     text = re.sub(r"`[^`\n]*`", "", prose(text))
-    shown = re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text) + re.findall(r"<img[^>]+src=\"([^\"]+)\"", text)
+    shown = re.findall(rf"!{_BRACKETS}", text) + re.findall(r"<img[^<>]{1,500}?src=\"([^\"<>]{1,250})\"", text)
     for sample in data.get("widget") or []:
         output = sample.get("output") if isinstance(sample, dict) else None
         shown += [output["url"]] if isinstance(output, dict) and "url" in output else []
-    linked = re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s#]+)", text)
+    linked = [target for target in re.findall(rf"(?<!!){_BRACKETS}", text) if not target.startswith("#")]
     for verb, targets in (("shows the picture", shown), ("links to", linked)):
         for target in dict.fromkeys(targets):
-            if not re.match(r"[a-z]+:", target) and not (folder / target).exists():
+            if not re.match(r"[a-z]+:", target) and not (folder / target.partition("#")[0]).exists():
                 yield f"The card {verb} {target}, and there is no such file beside it. Add it, or take that out."
 
 
@@ -265,7 +271,7 @@ def _is_rounded(number: str, value: Any) -> bool:
 
 def _feature_problems(folder: Path) -> Iterator[str]:
     """Whether the card of features says how many there are and what made them, as their manifest and index do."""
-    lines = (folder / CARD).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_text(folder / CARD, MAX_CARD_BYTES, errors="replace").splitlines()
     for features in Features.of(folder):
         if features.row not in lines:
             yield (
@@ -292,11 +298,11 @@ def _hub_entry_problems(folder: Path, results: list[EvalResult]) -> Iterator[str
     }
     found = set()
     for path in sorted((folder / EVAL_RESULTS).glob("*.yaml")):
-        content = path.read_text(encoding="utf-8-sig", errors="replace")
+        content = read_text(path, MAX_CARD_BYTES, errors="replace")
         if _TOKEN.search(content):
             yield f"{EVAL_RESULTS}/{path.name} shows what looks like an access token. Delete it, and revoke it."
         try:
-            entries = parse_eval_result_entries(yaml.safe_load(content))
+            entries = parse_eval_result_entries(parse_yaml(content))
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
             yield (
                 f"{EVAL_RESULTS}/{path.name} cannot be read ({type(error).__name__}: {error}). Write it again: "

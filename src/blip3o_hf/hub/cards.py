@@ -11,6 +11,7 @@ from huggingface_hub import CardData, DatasetCard, DatasetCardData, ModelCard, M
 
 from ..assets import packaged_model_path, packaged_models
 from ..files import written_whole
+from ..reading import MAX_CARD_BYTES, read_text
 from .card_check import (
     CARD,
     card_file_problems,
@@ -110,7 +111,7 @@ class Origin:
         if not Path(path).is_file():
             return cls()
         data = front_matter(path)
-        texts = dict(sections(Path(path).read_text(encoding="utf-8-sig"), 2))
+        texts = dict(sections(read_text(path, MAX_CARD_BYTES), 2))
         return cls(
             training=texts.get("Training", "").partition("\n")[2].strip(),
             data=texts.get("Data", "").partition("\n")[2].strip(),
@@ -154,7 +155,7 @@ def write_card(
     path = folder / CARD
     stated: dict[str, Any] = {}
     if path.exists():
-        if MARK not in path.read_text(encoding="utf-8", errors="replace") and not replace:
+        if MARK not in read_text(path, MAX_CARD_BYTES, errors="replace") and not replace:
             return path
         stated = stated_license(path)
     if features := Features.of(folder):
@@ -258,7 +259,7 @@ def update_card(
         ValueError: when the front matter does not parse.
     """
     path = Path(path)
-    if problem := front_matter_problem(path.read_text(encoding="utf-8-sig")):
+    if problem := front_matter_problem(read_text(path, MAX_CARD_BYTES)):
         raise ValueError(f"A card is changed by its front matter. That of {path} cannot be read: {problem}")
     card = ModelCard.load(path)
     before = _licence(card.data)

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from ..checkpoints.headers import read_header
 from ..checkpoints.weight_files import weight_files
+from ..reading import read_json
 
 _TAGS = ("blip3o", "text-to-image", "image-text-to-text", "any-to-any", "diffusers", "transformers")
 
@@ -209,4 +210,4 @@ class Features:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import SafetensorError, safe_open
 
+from ..reading import read_json
 from .cards import CARD, card_problems
+from .secret_scan import PICKLES, SECRET_NAMES, has_secret, is_pickle
 
 KINDS = {
     "pipeline": "model",
@@ -26,16 +29,6 @@ _UNFINISHED = re.compile(r"(\.(incomplete|tmp|temp|part|partial|lock)|~)$")
 _TRAINING_STATE = re.compile(
     r"(^|/)(checkpoint-\d+/|global_step\d+/|optimizer[^/]*$|scheduler\.(pt|bin)$|scaler\.pt$|rng_state[^/]*$"
     r"|random_states[^/]*$|trainer_state\.json$|training_args\.bin$|[^/]*\.distcp$)"
-)
-_PICKLES = re.compile(r"\.(bin|pt|pth|ckpt|pkl|pickle|joblib|npy|npz|h5|msgpack)$")
-_SECRET_NAMES = re.compile(
-    r"(^|/)([^/]*\.(pem|key|p12|pfx|kdbx)|id_(rsa|dsa|ecdsa|ed25519)[^/]*|(hf_)?token(\.txt)?|stored_tokens"
-    r"|[^/]*(credential|secret|password)[^/]*|kaggle\.json|service[-_]account[^/]*\.json)$",
-    re.IGNORECASE,
-)
-_SECRETS = re.compile(
-    rb"hf_[A-Za-z0-9]{30,}|hf_oauth_[\w.-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b"
-    rb"|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{22,}|\bsk-(proj-|ant-)[\w-]{20,}"
 )
 _MODEL_INDEX = "model_index.json"
 _MANIFEST = "manifest.json"
@@ -107,7 +100,7 @@ def read_folder(folder: str | os.PathLike, token: str | None = None) -> PushFold
         raise ValueError(_unknown(folder, names))
     _refuse_incomplete(folder, names, kind)
     _refuse_damaged(folder, names)
-    _refuse_secrets(folder, names, token)
+    _refuse_contents(folder, names, token)
     if problems := card_problems(folder):
         pushed = kind if KINDS[kind] == "model" else KINDS[kind]
         raise ValueError(
@@ -132,8 +125,23 @@ def _files(folder: Path) -> list[PushFile]:
         for name in names:
             if name not in _LEFT_OUT:
                 path = parent / name
+                _refuse_outside(path, folder)
                 files.append(PushFile(path.relative_to(folder).as_posix(), path.stat().st_size))
     return files
+
+
+def _refuse_outside(path: Path, folder: Path) -> None:
+    """A link may point into the folder, or into the cache of the Hub, where every file of a download is one."""
+    if not path.is_symlink():
+        return
+    target, inside = path.resolve(), [folder.resolve(), Path(HF_HUB_CACHE).resolve()]
+    if folder.absolute().parent.name == "snapshots":
+        inside.append(folder.resolve().parents[1] / "blobs")
+    if not any(target.is_relative_to(allowed) for allowed in inside):
+        raise ValueError(
+            f"A pushed folder must hold its files itself. {path} is a link to {target}, outside of it. If that is to "
+            f"be shared, copy it into its place; if not, delete the link."
+        )
 
 
 def _rank(path: str) -> int:
@@ -170,7 +178,7 @@ def _is_adapter(path: Path) -> bool:
 
 def _json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -219,31 +227,33 @@ _FORBIDDEN: tuple[tuple[Callable[[str], object], str, str], ...] = (
         "Push the folder that the run left for use, such as pipeline/, or a copy without this state.",
     ),
     (
-        _PICKLES.search,
+        PICKLES.search,
         "Weights are shared as safetensors alone, since a pickle can run any program on its reader's machine.",
         "Save the model again with `save_pretrained`, and push that folder.",
     ),
     (
-        _SECRET_NAMES.search,
+        SECRET_NAMES.search,
         "A pushed folder must hold no keys, tokens or passwords.",
         "Move it elsewhere. If it is not a secret, rename it.",
     ),
 )
 
 
-def _refuse_secrets(folder: Path, names: set[str], token: str | None) -> None:
-    def has_secret(name: str) -> bool:
-        if name.endswith(".safetensors"):
-            return False
-        content = (folder / name).read_bytes()
-        return bool(_SECRETS.search(content)) or bool(token and token.encode() in content)
-
+def _refuse_contents(folder: Path, names: set[str], token: str | None) -> None:
+    """What no file may hold, whatever it is called."""
     _refuse(
         folder,
         names,
-        has_secret,
+        lambda name: is_pickle(folder / name),
+        "A pickle can run any program on its reader's machine, so none is shared, under whatever name.",
+        "Delete it, or save what it holds as safetensors or JSON.",
+    )
+    _refuse(
+        folder,
+        names,
+        lambda name: has_secret(folder / name, name, token),
         "No pushed file may hold a key or a token.",
-        "Something in it looks like one: remove it, and revoke it if others could read the file.",
+        "Something in it, or its name, looks like one: remove it, and revoke it if others could read the file.",
     )
 
 

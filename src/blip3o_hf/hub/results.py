@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from ..files import written_whole
+from ..reading import read_json
 
 MEASURED = "measured here"
 REPORTED = "reported by the authors"
@@ -96,7 +97,7 @@ class Evaluation:
             OSError: when it cannot be read.
         """
         try:
-            content = json.loads(Path(path).read_bytes())
+            content = read_json(path)
             scores = tuple(_score(**row) for row in content.pop("scores"))
             return cls(scores=scores, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,6 +15,7 @@ from ..data.images import as_input_image
 from ..files import written_whole
 from ..models.backbones import accepts, reading_model, token_cache
 from ..models.processing_blip3o import message_images
+from ..reading import read_json
 from .checking import ACCEPTED, BackboneChecker, check_num_attempts
 from .pipeline_blip3o import Blip3oPipeline
 from .planning import PLAN_TOKENS, sampled, spawn
@@ -266,10 +267,13 @@ class Blip3oChat:
         if not path.is_file():
             raise FileNotFoundError(f"A saved conversation is a folder with {CONVERSATION}. {folder} has none.")
         try:
-            messages = json.loads(path.read_text())["messages"]
+            content = read_json(path)
+            if content["format"] != FORMAT:
+                raise ValueError(f"its `format` is {content['format']!r:.40}, and this version reads {FORMAT}")
+            messages = content["messages"]
             for message in messages:
                 _check_message(message)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must hold what `save` wrote. It does not: {error}. Save it again.") from error
         for message in messages:
             for item in message["content"] if not isinstance(message["content"], str) else ():
@@ -499,7 +503,10 @@ def _check_arguments(what: str, given: Mapping[str, Any], reserved: Sequence[str
 def _stored_image(folder: Path, name: Any) -> Image.Image:
     if not isinstance(name, str) or name in ("", "..") or PurePosixPath(name).name != name:
         raise ValueError(f"A saved conversation names pictures beside it. {folder} names {name!r}. Save it again.")
-    return as_input_image(folder / name)
+    path = folder / name
+    if path.is_symlink():
+        raise ValueError(f"A saved conversation holds its pictures itself. {path} is a link. Save it again.")
+    return as_input_image(path)
 
 
 __all__ = ["Blip3oChat", "Blip3oReply"]

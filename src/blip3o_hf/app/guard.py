@@ -1,0 +1,82 @@
+"""Who may use the app's server: browsers that were sent to it, and no page of another site."""
+
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+TUNNELS = ".gradio.live"
+
+
+def hosts_of_machine(*names: str, share: bool = False) -> tuple[str, ...]:
+    """
+    The names under which browsers may ask for the app. Addresses made of numbers are always allowed.
+
+    Args:
+        names: further ones; one that begins with a dot stands for every name below it.
+        share: whether the app has a public address from gradio's makers.
+    """
+    machine = socket.gethostname().lower()
+    return ("localhost", machine, f"{machine}.local", *map(str.lower, names), *((TUNNELS,) if share else ()))
+
+
+class HostGuard:
+    """
+    ASGI middleware that refuses a request for another host, and one that a page of another site sends.
+
+    The app listens on the user's machine, where any page in the user's browser can reach it: directly, or after its
+    own name came to point to this machine (DNS rebinding). The browser says which name it asks for (`Host`) and whose
+    page it is that asks (`Origin`).
+
+    Args:
+        app: what to guard.
+        hosts: names that are allowed, as [`hosts_of_machine`] has them.
+    """
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], hosts: Iterable[str]):
+        self.app = app
+        self.hosts = tuple(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or (reason := self.reason(scope["headers"])) is None:
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        headers = [(b"content-type", b"text/plain; charset=utf-8")]
+        await send({"type": "http.response.start", "status": 403, "headers": headers})
+        await send({"type": "http.response.body", "body": reason.encode()})
+
+    def reason(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Why a request with these headers is refused; `None` where it is not."""
+        said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+        host = said.get("host", "")
+        if not self.allows(_name(host)):
+            return (
+                f"This app answers requests for this machine. The request was for the host {host!r}. "
+                f"To allow it, start the app with --allow-host {_name(host) or 'NAME'}."
+            )
+        origin = said.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return f"This app answers its own pages. The request came from a page of {origin!r}."
+        return None
+
+    def allows(self, name: str) -> bool:
+        """Whether a host may be asked for: one of the names, or an address made of numbers."""
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return any(name == host or (host.startswith(".") and name.endswith(host)) for host in self.hosts)
+        return True
+
+
+def _name(host: str) -> str:
+    """Of a `Host` header, without its port."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:  # brackets that do not close
+        return ""
