@@ -109,7 +109,7 @@ def test_a_damaged_file_is_refused(make_decoder, tmp_path, kept):
     make_decoder().save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(OSError, match=re.escape(f"Unable to load weights from checkpoint file for '{file}'")):
+    with pytest.raises(ValueError, match=rf"must be (readable|whole) safetensors files\. {re.escape(str(file))} "):
         Blip3oPatchDecoder.from_pretrained(tmp_path)
 
 

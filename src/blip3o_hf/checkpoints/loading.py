@@ -8,19 +8,26 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import ADAPTER_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
-from .lookup import checkpoint_files
+from .config_check import check_config
+from .lookup import HubFiles, LocalFiles, checkpoint_files
 from .settings import read_settings
 from .stored_weights import transformers_tensors
 from .tensor_checks import check_floating_point, listed, located
+from .weight_files import weight_files
 
 _ALIGNMENT = 64  # bytes
 _LARGEST_ALIGNED = 16 * 2**20  # bytes
 
 
 def load_complete(
-    load: Callable[..., tuple[Any, dict]], source, *args, ignore_mismatched_sizes: bool = False, **kwargs
+    load: Callable[..., tuple[Any, dict]],
+    source,
+    *args,
+    ignore_mismatched_sizes: bool = False,
+    may_hold_more: bool = False,
+    **kwargs,
 ) -> tuple[Any, dict]:
     """
     Call a library's `from_pretrained` and check that every tensor came out of the checkpoint.
@@ -29,14 +36,18 @@ def load_complete(
         load: `from_pretrained` of transformers or diffusers.
         source: folder or Hub id.
         ignore_mismatched_sizes: accept tensors of the wrong shape, which are initialised anew.
+        may_hold_more: accept tensors that the model has no place for, as where it is a part of what is stored.
         args, kwargs: passed on to `load`.
 
     Returns:
         The model, its weights aligned (see `align`), and the library's loading report.
 
     Raises:
-        ValueError: naming the tensors that are missing or have the wrong shape, or the damage.
+        ValueError: naming the tensors that are missing, unexpected or have the wrong shape, or the damage; or what in
+            the config cannot be true of the files, before a model is built.
     """
+    if source is not None:
+        _check_config_of(checkpoint_files(source, **kwargs))
     try:
         model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
@@ -57,8 +68,24 @@ def load_complete(
             f"do not: {key} is {list(found)}, the config asks for {list(expected)}. Use the config that was saved "
             f"with these weights, or download them again."
         )
+    if info["unexpected_keys"] and not may_hold_more:
+        unexpected = sorted(info["unexpected_keys"])
+        raise ValueError(
+            f"A checkpoint must hold every tensor of the model and no other. {source} has {len(unexpected)} too many: "
+            f"{listed(unexpected)}. Use the config that was saved with these weights, or download them again."
+        )
     align(model)
     return model, info
+
+
+def _check_config_of(files: LocalFiles | HubFiles) -> None:
+    """Of a folder on this machine, where what a download brings lies, too, before parts of it are loaded."""
+    if not isinstance(files, LocalFiles) or (config := files.path(CONFIG_NAME)) is None:
+        return
+    stored = {}
+    for path in weight_files(files.folder):
+        stored |= files.header(path.name) or {}
+    check_config(read_settings(config), stored, files)
 
 
 def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
@@ -74,6 +101,8 @@ def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike,
         base = read_settings(adapter)["base_model_name_or_path"]
         files = checkpoint_files(base, **{**kwargs, "subfolder": None, "revision": None})
     stored = transformers_tensors(files, variant=kwargs.get("variant"))
+    if isinstance(files, HubFiles) and (config := files.path(CONFIG_NAME)):
+        check_config(read_settings(config), stored, files)
     model, info = load_complete(load, source, *args, **{**kwargs, "use_safetensors": True})
     if not getattr(model, "is_quantized", False):
         check_floating_point(stored, source)

@@ -1,5 +1,6 @@
 """Settings files of a checkpoint, refused by their path when they are damaged."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME
 
-from ..reading import read_json
+from ..reading import read_bytes
 from .lookup import HUB_ARGUMENTS, LocalFiles, checkpoint_files, given_arguments
 
 
@@ -19,8 +20,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: when the file is damaged.
     """
     try:
-        settings = read_json(path)
-    except ValueError:
+        settings = json.loads(read_bytes(path).decode())  # with no byte order mark, as the libraries read it
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"A settings file must hold one JSON object. {path} does not. Save or download it again.")

@@ -1,7 +1,9 @@
 """Configuration of a BLIP3-o model: which backbone, which transformer, which objective."""
 
+import math
 from typing import Any, ClassVar, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
@@ -18,6 +20,11 @@ IMAGE_POSITIONS = ("backbone", "sequential")
 def has_vision(backbone_config: PreTrainedConfig) -> bool:
     """Whether a backbone of this config can read images."""
     return getattr(backbone_config, "vision_config", None) is not None
+
+
+def _is_statistic(value: Any, is_deviation: bool) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number and (value > 0 or not is_deviation)
 
 
 class Blip3oConfig(PreTrainedConfig):
@@ -63,8 +70,8 @@ class Blip3oConfig(PreTrainedConfig):
             Whether the backbone's output layer shares the input embeddings; read from the backbone's config.
 
     Raises:
-        ValueError: on an unknown `objective`, on statistics of the wrong length, or on a `condition_dropout`
-            outside [0, 1).
+        ValueError: on an unknown `objective`, on statistics that are no numbers or of the wrong length, or on a
+            `condition_dropout` outside [0, 1).
     """
 
     ignored_entries: ClassVar[tuple[str, ...]] = ("auto_map", "custom_pipelines")
@@ -93,6 +100,10 @@ class Blip3oConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        for name in ("num_queries", "feature_dim", "feature_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a whole number of at least 1. Got {value!r:.40}. Change it.")
         check_objective(self.objective, where="key `objective` of Blip3oConfig")
         self.check_settings()
         if (self.feature_mean is None) != (self.feature_std is None):
@@ -107,6 +118,13 @@ class Blip3oConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`{name}` must hold one number per feature channel. Got {len(values)} numbers for "
                     f"feature_dim={self.feature_dim}. Leave it out to use the encoder's features as they are."
+                )
+            if values is not None and not all(_is_statistic(value, name == "feature_std") for value in values):
+                kind = "positive finite" if name == "feature_std" else "finite"
+                bad = next(value for value in values if not _is_statistic(value, name == "feature_std"))
+                raise ValueError(
+                    f"`{name}` must hold {kind} numbers, by which features are standardised. Got {bad!r:.40}. Use the "
+                    f"config that was saved with the weights."
                 )
         self.tie_word_embeddings = bool(getattr(self.backbone_config, "tie_word_embeddings", False))
         if self.uses_transformer:
@@ -125,10 +143,27 @@ class Blip3oConfig(PreTrainedConfig):
             ValueError: on an unknown name, or a number out of range.
         """
         check_name("image_positions", self.image_positions, IMAGE_POSITIONS)
-        if not 0.0 <= self.condition_dropout < 1.0:
+        if not isinstance(self.condition_dropout, (int, float)) or not 0.0 <= self.condition_dropout < 1.0:
             raise ValueError(
-                f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout}. The paper's recipe uses 0.1."
+                f"`condition_dropout` must be in [0, 1). Got {self.condition_dropout!r}. The paper's recipe uses 0.1."
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        As in transformers.
+
+        Raises:
+            ValueError: when the config describes no model, with what the libraries say of it; as `get_config_dict`.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            reason = " ".join(f"{error}".split()) or type(error).__name__
+            raise ValueError(
+                f"The config.json of a model must describe one. That of {pretrained_model_name_or_path} does not: "
+                f"{reason:.300}. Use the config that was saved with the weights."
+            ) from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -151,6 +186,11 @@ class Blip3oConfig(PreTrainedConfig):
                 f"A BLIP3-o model has a config.json of the model_type {cls.model_type!r}, a published one "
                 f"{' or '.join(map(repr, PUBLISHED_MODEL_TYPES))}. {pretrained_model_name_or_path} {found}. Check the "
                 f"path; to build on a plain backbone, use `from_backbone`."
+            )
+        elif not config_dict.get("backbone_config"):
+            raise ValueError(
+                f"The config.json of a BLIP3-o model says what its backbone is, under `backbone_config`. That of "
+                f"{pretrained_model_name_or_path} says nothing. Use the config that was saved with the weights."
             )
         return config_dict, unused_kwargs
 

@@ -87,7 +87,8 @@ def load_target_encoder(
         return vae.eval().requires_grad_(False), square_image_processor(feature_size * vae_scale_factor(vae))
     config = AutoConfig.from_pretrained(folder, subfolder=subfolder)
     config = getattr(config, "vision_config", config)
-    encoder, _ = load_complete(AutoModel.from_pretrained, folder, config=config, subfolder=subfolder, **settings)
+    settings |= {"config": config, "subfolder": subfolder, "may_hold_more": True}  # the text tower of a whole CLIP
+    encoder, _ = load_complete(AutoModel.from_pretrained, folder, **settings)
     return encoder.eval().requires_grad_(False), load_image_processor(folder, subfolder)
 
 
