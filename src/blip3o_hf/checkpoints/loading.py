@@ -85,7 +85,7 @@ def _check_config_of(files: LocalFiles | HubFiles) -> None:
     stored = {}
     for path in weight_files(files.folder):
         stored |= files.header(path.name) or {}
-    check_config(read_settings(config), stored, files)
+    check_config(read_settings(config), stored, str(files))
 
 
 def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
@@ -102,7 +102,7 @@ def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike,
         files = checkpoint_files(base, **{**kwargs, "subfolder": None, "revision": None})
     stored = transformers_tensors(files, variant=kwargs.get("variant"))
     if isinstance(files, HubFiles) and (config := files.path(CONFIG_NAME)):
-        check_config(read_settings(config), stored, files)
+        check_config(read_settings(config), stored, str(files))
     model, info = load_complete(load, source, *args, **{**kwargs, "use_safetensors": True})
     if not getattr(model, "is_quantized", False):
         check_floating_point(stored, source)

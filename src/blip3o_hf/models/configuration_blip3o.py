@@ -149,7 +149,7 @@ class Blip3oConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """
         As in transformers.
 
@@ -157,7 +157,7 @@ class Blip3oConfig(PreTrainedConfig):
             ValueError: when the config describes no model, with what the libraries say of it; as `get_config_dict`.
         """
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
             reason = " ".join(f"{error}".split()) or type(error).__name__
             raise ValueError(
