@@ -1,5 +1,7 @@
 """Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
 
+import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..checkpoints.decoder_files import CONFIG_FILES, decoder_weights, local_decoder
 from ..checkpoints.loading import check_finite, load_complete
 from ..checkpoints.tensor_checks import located
+from ..models.plain_weights import plain_parts
 from ..objectives.latent_flow import unscale_latents, vae_scale_factor
 from .guidance import Denoiser, denoise_with_guidance
 from .sampling_arguments import (
@@ -184,6 +187,18 @@ class Blip3oDecoderPipeline(Blip3oSamplingRunsMixin, DiffusionPipeline):
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @functools.wraps(DiffusionPipeline.save_pretrained, assigned=())
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """
+        As in diffusers. Other variants in the folder stay.
+
+        Raises:
+            ValueError: when a part carries adapters.
+        """
+        given = inspect.signature(super().save_pretrained).bind(*args, **kwargs).arguments
+        with plain_parts(self.components, given["save_directory"], given.get("variant")):
+            super().save_pretrained(*args, **kwargs)
 
     @property
     def vae_scale_factor(self) -> int:
