@@ -4,7 +4,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..checkpoints.decoder_files import CONFIG_FILES, decoder_weights, local_decoder
 from ..checkpoints.loading import check_finite, load_complete
 from ..checkpoints.tensor_checks import located
+from ..checks import unknown_name
 from ..models.plain_weights import plain_parts
 from ..objectives.latent_flow import unscale_latents, vae_scale_factor
 from .guidance import Denoiser, denoise_with_guidance
@@ -171,8 +172,10 @@ class Blip3oDecoderPipeline(Blip3oSamplingRunsMixin, DiffusionPipeline):
 
         Raises:
             ValueError: when a part is missing, incomplete or damaged, has weights that are no numbers, or has them in
-                pickle files only.
+                pickle files only; when arguments are given for a part that there is not.
         """
+        check_part_names(kwargs, CONFIG_FILES)
+        _check_parts(part_arguments or {}, _MODELS, "argument `part_arguments`")
         components = {name: kwargs.pop(name) for name in CONFIG_FILES if name in kwargs}
         missing = [name for name in CONFIG_FILES if name not in components]
         folder = local_decoder(pretrained_model_name_or_path, subfolder, missing, variant, **kwargs)
@@ -497,6 +500,28 @@ def as_dtype(dtype: Any) -> Any:
     return named
 
 
+def check_part_names(arguments: Mapping[str, Any], parts: Collection[str]) -> None:
+    """
+    Check the parts for which a pipeline's `from_pretrained` is given arguments: a dictionary as `dtype`, and a
+    `PipelineQuantizationConfig`.
+
+    Raises:
+        ValueError: naming the first part that the pipeline does not have, the nearest that it has, and all of them.
+    """
+    for name in DTYPE_ARGUMENTS:
+        if isinstance(arguments.get(name), Mapping):
+            _check_parts(arguments[name], (*parts, "default"), f"argument `{name}`")
+    quantization = arguments.get("quantization_config")
+    for attribute in ("quant_mapping", "components_to_quantize"):
+        _check_parts(getattr(quantization, attribute, None) or (), parts, f"`{attribute}` of `quantization_config`")
+
+
+def _check_parts(names: Iterable[str], parts: Collection[str], origin: str) -> None:
+    for name in names:
+        if name not in parts:
+            raise ValueError(unknown_name("part", name, parts, origin))
+
+
 def part_settings(settings: Mapping[str, Any], part: str, is_diffusers: bool = True) -> dict[str, Any]:
     """
     Arguments of `from_pretrained` for one part, of those for a pipeline: of a `dtype` for each part (a dictionary,
@@ -540,6 +565,7 @@ __all__ = [
     "DTYPE_ARGUMENTS",
     "Blip3oDecoderPipeline",
     "as_dtype",
+    "check_part_names",
     "feature_tokens",
     "image_conditions",
     "load_scheduler",
