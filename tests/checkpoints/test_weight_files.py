@@ -6,13 +6,21 @@ import struct
 
 import pytest
 import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from blip3o_hf.checkpoints.headers import HeaderEntry, StoredTensor, read_header, stored_tensors
 from blip3o_hf.checkpoints.lookup import LocalFiles
 from blip3o_hf.checkpoints.stored_weights import read_tensors, read_values
-from blip3o_hf.checkpoints.weight_files import index_name, shard_index, weight_files, weights_name
+from blip3o_hf.checkpoints.weight_files import (
+    DIFFUSERS_STEM,
+    TRANSFORMERS_STEM,
+    index_name,
+    shard_index,
+    weight_files,
+    weights_name,
+)
 
 FILES = (
     "model-00001-of-00002.safetensors",
@@ -25,8 +33,9 @@ FILES = (
 
 
 def test_names_are_those_of_the_libraries():
-    assert weights_name("model") == SAFE_WEIGHTS_NAME
-    assert index_name("model") == SAFE_WEIGHTS_INDEX_NAME
+    assert weights_name(TRANSFORMERS_STEM) == SAFE_WEIGHTS_NAME
+    assert index_name(TRANSFORMERS_STEM) == SAFE_WEIGHTS_INDEX_NAME
+    assert weights_name(DIFFUSERS_STEM) == SAFETENSORS_WEIGHTS_NAME
 
 
 @pytest.mark.parametrize("variant", [None, "bf16"])

@@ -5,12 +5,15 @@ import re
 import pytest
 import torch
 from accelerate import dispatch_model, init_empty_weights, load_checkpoint_and_dispatch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
+from torch.nn import DataParallel
 from transformers import AutoModelForImageTextToText
 
 from blip3o_hf.models.adapters import lora_config
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
+from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
 
 
 def assert_same(model, expected):
@@ -66,6 +69,91 @@ def test_a_pipeline_s_adapters_are_not_saved_with_its_model(pipeline, tmp_path):
         pipeline.model.save_pretrained(tmp_path / "model")
     pipeline.unload_lora_weights()
     pipeline.model.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("way", ["pipeline", "model"])
+def test_a_transformer_with_adapters_is_not_saved(pipeline, way, tmp_path):
+    """It would be read again with random tensors."""
+    from blip3o_hf.models.adapters import save_lora
+
+    before = weights(pipeline.transformer)
+    adapted = get_peft_model(pipeline.model, lora_config(pipeline.model, rank=2))
+    save_lora(adapted, tmp_path)
+    pipeline.model = adapted.unload()
+    if way == "pipeline":
+        pipeline.load_lora_weights(tmp_path)
+    else:
+        pipeline.transformer.load_lora_adapter(load_file(tmp_path / "pytorch_lora_weights.safetensors"))
+    message = (
+        r"A model is saved with its plain weights. This one has adapters in \d+ places, such as layers.0.attn1.to_q. "
+        r"Unload them first: `unload_lora_weights\(\)` of the pipeline, after `fuse_lora\(\)` to keep what they do, "
+        r"or `unload_lora\(\)` of the model, or `merge_and_unload\(\)` of PEFT."
+    )
+    with pytest.raises(ValueError, match=message):
+        pipeline.transformer.save_pretrained(tmp_path / "transformer")
+    assert not (tmp_path / "transformer").exists()
+    pipeline.unload_lora_weights() if way == "pipeline" else pipeline.transformer.unload_lora()
+    pipeline.transformer.save_pretrained(tmp_path / "transformer")
+    assert_same(Blip3oTransformer2DModel.from_pretrained(tmp_path / "transformer"), before)
+
+
+def test_a_pipeline_whose_decoder_has_adapters_is_not_saved(pipeline, tmp_path):
+    pipeline.decoder.proj_in = LoraLinear(pipeline.decoder.proj_in, "style", LoraConfig(r=2), r=2)
+    with pytest.raises(ValueError, match=r"This one has adapters in 1 places, such as proj_in. Unload them first"):
+        pipeline.save_pretrained(tmp_path)
+
+
+# Names of wrapped parts
+
+
+def wrapped_blocks(transformer, wrap):
+    for index, layer in enumerate(transformer.layers):
+        transformer.layers[index] = wrap(layer)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, DataParallel])
+def test_a_transformer_of_wrapped_blocks_is_saved_as_what_was_wrapped(model, wrap, tmp_path):
+    transformer, before = model.transformer, weights(model.transformer)
+    wrapped_blocks(transformer, wrap)
+    names = list(transformer.state_dict())
+    transformer.save_pretrained(tmp_path)
+    assert_same(Blip3oTransformer2DModel.from_pretrained(tmp_path), before)
+    assert list(transformer.state_dict()) == names != list(before)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, torch.nn.DataParallel, lambda part: torch.compile(DataParallel(part))]
+)
+@pytest.mark.parametrize("part", ["transformer", "blocks", "whole"])
+def test_weights_of_wrapped_parts_are_written_under_plain_names(model, part, wrap, passed, tmp_path):
+    before = weights(model)
+    state_dict = None
+    if part == "blocks":
+        wrapped_blocks(model.transformer, wrap)
+    elif part == "transformer":
+        model.transformer = wrap(model.transformer)
+    if passed:
+        state_dict = (wrap(model) if part == "whole" else model).state_dict()
+        assert state_dict.keys() != before.keys()
+    model.save_pretrained(tmp_path, state_dict=state_dict)
+    assert_same(Blip3oForConditionalGeneration.from_pretrained(tmp_path), before)
+
+
+def test_a_part_that_is_itself_called_module_keeps_its_name(model, tmp_path):
+    model.register_module("module", torch.nn.Linear(2, 2))
+    model.save_pretrained(tmp_path, state_dict=torch.compile(model).state_dict())
+    assert {"module.weight", "module.bias", "queries.weight"} <= load_file(tmp_path / "model.safetensors").keys()
+
+
+def test_a_state_dict_with_adapters_is_not_saved(pipeline, tmp_path):
+    before = weights(pipeline.model)
+    adapted = get_peft_model(pipeline.model, lora_config(pipeline.model, rank=2, train_queries=False))
+    model = adapted.get_base_model()
+    with pytest.raises(ValueError, match="A model is saved with its plain weights"):
+        model.save_pretrained(tmp_path / "model", state_dict=model.state_dict())
+    model.save_pretrained(tmp_path / "model", state_dict=before)
+    assert_same(Blip3oForConditionalGeneration.from_pretrained(tmp_path / "model"), before)
 
 
 # accelerate

@@ -136,7 +136,7 @@ def test_a_choice_that_is_refused_changes_nothing(adapted, assert_close):
     pipeline = adapted(a=1.0)
     pipeline.fuse_lora(adapter_names=["b"])
     for names, weights in ((["a", "c"], None), (["a"], [1.0, 2.0])):
-        with pytest.raises(ValueError, match=r"not in the list of present adapters|not equal to the length"):
+        with pytest.raises(ValueError, match=r"Unknown adapter 'c'|not equal to the length"):
             pipeline.set_adapters(names, weights)
     assert pipeline.fused_loras == {"b"}
     assert_same(pipeline, adapted(b=1.0), assert_close)

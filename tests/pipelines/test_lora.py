@@ -299,8 +299,9 @@ def test_fusing_takes_a_scale_and_parts(pipeline, make_pipeline, folders, assert
     pipeline.unload_lora_weights()
     assert torch.equal(pipeline.model.queries.weight, make_pipeline().model.queries.weight)
     assert torch.equal(pipeline.encode_prompt(PROMPTS), make_pipeline().encode_prompt(PROMPTS))
-    with pytest.raises(ValueError, match=r"unet is not found"):
-        pipeline.fuse_lora(components=["unet"])
+    for call in (pipeline.fuse_lora, pipeline.unfuse_lora):
+        with pytest.raises(ValueError, match=r"Unknown part 'unet'. Available: transformer, backbone, queries."):
+            call(components=["transformer", "unet"])
 
 
 # Saving from the pipeline's side
@@ -478,8 +479,30 @@ def test_names_of_adapters(pipeline, make_adapter, folders):
     assert pipeline.get_list_adapters() == {"transformer": ["style"]}
     with pytest.raises(ValueError, match=r"must not be empty or hold a dot. Got 'v1.0'"):
         pipeline.load_lora_weights(folders["first"], adapter_name="v1.0")
-    with pytest.raises(ValueError, match=r"not in the list of present adapters"):
+    with pytest.raises(ValueError, match=r"Unknown adapter 'other'. Available: style."):
         pipeline.set_adapters("other")
+    for call in (
+        lambda name: pipeline.set_adapters([name]),
+        lambda name: pipeline.fuse_lora(adapter_names=[name]),
+        lambda name: pipeline.fuse_lora(adapter_names=name),
+        lambda name: pipeline.delete_adapters(name),
+        lambda name: pipeline.set_lora_device([name], "cpu"),
+    ):
+        with pytest.raises(ValueError, match=r"Unknown adapter 'styl'. Did you mean 'style'\? Available: style."):
+            call("styl")
+    assert pipeline.get_active_adapters() == ["style"] and not pipeline.fused_loras
+    pipeline.fuse_lora(adapter_names="style")
+    assert pipeline.fused_loras == {"style"}
+    pipeline.unload_lora_weights()
+    message = (
+        r"An adapter is loaded before it is named. Got 'style', and none is loaded. Call load_lora_weights\(..., "
+        r"adapter_name='style'\) first."
+    )
+    for call in (pipeline.set_adapters, pipeline.delete_adapters):
+        with pytest.raises(ValueError, match=message):
+            call("style")
+    with pytest.raises(ValueError, match=message):
+        pipeline.fuse_lora(adapter_names=["style"])
     pipeline.model = make_adapter().get_base_model()
     with pytest.raises(ValueError, match=r"carries default, which PEFT added to the whole model. Merge it first"):
         pipeline.load_lora_weights(folders["first"])

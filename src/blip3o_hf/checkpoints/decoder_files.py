@@ -12,11 +12,10 @@ from .lookup import DOWNLOAD_ARGUMENTS, LocalFiles, checkpoint_files
 from .published_names import PUBLISHED_DECODER
 from .settings import read_settings
 from .stored_weights import read_tensors
-from .weight_files import index_name, weight_files
+from .weight_files import DIFFUSERS_STEM, index_name, weight_files
 
 CONFIG_FILES = {"unet": "config.json", "vae": "config.json", "scheduler": "scheduler_config.json"}
-_STEM = "diffusion_pytorch_model"
-_WEIGHTS = re.compile(rf"{_STEM}(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
+_WEIGHTS = re.compile(rf"{DIFFUSERS_STEM}(?:\.(?P<variant>\w+))?(?:-\d+-of-\d+)?\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _PREFERRED_VARIANTS = ("bf16", "fp16")
 
@@ -94,12 +93,12 @@ def decoder_weights(folder: Path, variant: str | None = None) -> tuple[str | Non
         ValueError: when there are no such safetensors, or one is damaged or missing.
     """
     variant = _choose_variant(folder, variant)
-    tensors = read_tensors(LocalFiles(folder), stem=_STEM, variant=variant)
+    tensors = read_tensors(LocalFiles(folder), stem=DIFFUSERS_STEM, variant=variant)
     if tensors is None:
         raise ValueError(
             f"Shards need an index that names the file of every tensor. {folder} has none for "
             f"{f'the variant {variant}' if variant else 'the files without a variant'}: "
-            f"{index_name(_STEM, variant)}. Download it."
+            f"{index_name(DIFFUSERS_STEM, variant)}. Download it."
         )
     return variant, tensors
 
@@ -112,8 +111,8 @@ def _choose_variant(folder: Path, variant: str | None) -> str | None:
         pickles = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PICKLES))
         found = f"only {', '.join(pickles)}, and loading a pickle can run any code" if pickles else "no weights"
         raise ValueError(
-            f"Weights must be safetensors files ({_STEM}.safetensors). {folder} has {found}. Convert or download the "
-            f"safetensors files."
+            f"Weights must be safetensors files ({DIFFUSERS_STEM}.safetensors). {folder} has {found}. Convert or "
+            f"download the safetensors files."
         )
     if variant is not None and variant not in available:
         raise ValueError(

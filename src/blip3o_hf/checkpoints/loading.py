@@ -1,7 +1,9 @@
 """Loading that refuses an incomplete or damaged checkpoint; the libraries would use random weights instead."""
 
+import math
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from .config_check import check_config
+from .headers import StoredTensor
 from .lookup import HubFiles, LocalFiles, checkpoint_files
 from .settings import read_settings
 from .stored_weights import transformers_tensors
@@ -19,6 +22,8 @@ from .weight_files import weight_files
 
 _ALIGNMENT = 64  # bytes
 _LARGEST_ALIGNED = 16 * 2**20  # bytes
+# Types of weights, by the words of safetensors.
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_complete(
@@ -91,7 +96,8 @@ def _check_config_of(files: LocalFiles | HubFiles) -> None:
 def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
     """
     `load_complete` of what `save_pretrained` of transformers wrote: from safetensors alone, whose headers are checked
-    before, and whose values after a tensor is read.
+    before, and whose values after a tensor is read. A `variant` is loaded in the `dtype` of its weights, unless one is
+    given: that of the config is for the weights without a variant.
 
     Raises:
         ValueError: naming what is missing, damaged, outside of the folder, a pickle, or not a finite number.
@@ -103,11 +109,22 @@ def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike,
     stored = transformers_tensors(files, variant=kwargs.get("variant"))
     if isinstance(files, HubFiles) and (config := files.path(CONFIG_NAME)):
         check_config(read_settings(config), stored, str(files))
+    if kwargs.get("variant") and all(kwargs.get(name) in (None, "auto") for name in ("dtype", "torch_dtype")):
+        kwargs = {name: value for name, value in kwargs.items() if name != "torch_dtype"}
+        kwargs["dtype"] = _common_dtype(stored) or "auto"
     model, info = load_complete(load, source, *args, **{**kwargs, "use_safetensors": True})
     if not getattr(model, "is_quantized", False):
         check_floating_point(stored, source)
     check_finite(model, source, partial(located, stored))
     return model, info
+
+
+def _common_dtype(stored: Mapping[str, StoredTensor]) -> torch.dtype | None:
+    """The type of most of the weights; `None` where they are quantised, or there are none."""
+    counts: Counter[str] = Counter()
+    for tensor in stored.values():
+        counts[tensor.dtype] += math.prod(tensor.shape)
+    return _DTYPES[counts.most_common(1)[0][0]] if counts and counts.keys() <= _DTYPES.keys() else None
 
 
 def align(model: nn.Module) -> None:

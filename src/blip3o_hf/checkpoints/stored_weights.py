@@ -5,14 +5,12 @@ from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from .headers import StoredTensor
 from .lookup import HubFiles, LocalFiles
 from .settings import read_settings
-from .weight_files import index_name, weights_name
-
-_STEM = SAFE_WEIGHTS_NAME.removesuffix(".safetensors")  # of the files that transformers writes
+from .weight_files import TRANSFORMERS_STEM, index_name, weights_name
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -43,7 +41,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_tensors(
-    files: LocalFiles | HubFiles, prefix: str = "", stem: str = _STEM, variant: str | None = None
+    files: LocalFiles | HubFiles, prefix: str = "", stem: str = TRANSFORMERS_STEM, variant: str | None = None
 ) -> dict[str, StoredTensor] | None:
     """
     A checkpoint's tensors by their names; `None` when there is neither a file of all tensors nor an index.
@@ -115,7 +113,8 @@ def transformers_tensors(
         return tensors
     pickles = [name for name in (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if files.path(name)]
     raise ValueError(
-        f"Weights are read from {weights_name(_STEM, variant)}, or from shards with {index_name(_STEM, variant)}. "
+        f"Weights are read from {weights_name(TRANSFORMERS_STEM, variant)}, or from shards with "
+        f"{index_name(TRANSFORMERS_STEM, variant)}. "
         f"{files} has {f'only {pickles[0]}' if pickles else 'neither'}. "
         + (
             "Reading a pickle can run any program: save it again as safetensors, where it was written."

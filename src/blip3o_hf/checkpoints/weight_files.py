@@ -4,6 +4,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+TRANSFORMERS_STEM = "model"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+"""Of the names of the files that the libraries write."""
+
 
 def weights_name(stem: str, variant: str | None = None) -> str:
     """
@@ -53,4 +57,4 @@ def shard_index(weight_map: Mapping[str, str], total_size: int) -> dict[str, dic
     return {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
 
 
-__all__ = ["index_name", "shard_index", "weight_files", "weights_name"]
+__all__ = ["DIFFUSERS_STEM", "TRANSFORMERS_STEM", "index_name", "shard_index", "weight_files", "weights_name"]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..hub.standalone import add_code, check_pipeline
-from ..pipelines.repository import forget_folders
 from .models import encoder_beside
 
 EXAMPLES = """examples:
@@ -34,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..pipelines.repository import forget_folders
+
     source, target = Path(arguments.source), Path(arguments.target)
     if not (source / "model_index.json").is_file():
         raise FileNotFoundError(

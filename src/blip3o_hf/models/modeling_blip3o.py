@@ -42,7 +42,7 @@ from .backbones import (
 from .condition import Blip3oConditionMixin
 from .configuration_blip3o import Blip3oConfig
 from .fitted_config import config_of, fitted
-from .plain_weights import check_no_adapters, folder_of_shards, uncompiled
+from .plain_weights import folder_of_shards, save_plain
 from .transformer_next_dit import Blip3oTransformer2DModel
 
 
@@ -218,16 +218,14 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """
         As in transformers, under our names, wherever the weights came from. To write published names, use
-        [`~checkpoints.published_saving.save_published_layout`]. Compiled parts are saved as what was compiled.
+        [`~checkpoints.published_saving.save_published_layout`]. Compiled and data-parallel parts are saved as what
+        was wrapped. Other variants in the folder stay, and so does the `dtype` of the one without a variant.
 
         Raises:
             ValueError: when a pipeline's adapters are loaded into it; they would be saved in the place of its weights.
         """
         keep_our_names(self)
-        if kwargs.get("state_dict") is None and not getattr(self, "_hf_peft_config_loaded", False):
-            check_no_adapters(self)
-        with uncompiled(self):
-            super().save_pretrained(*args, **kwargs)
+        save_plain(self, super().save_pretrained, *args, **kwargs)
 
     @classmethod
     def from_backbone(

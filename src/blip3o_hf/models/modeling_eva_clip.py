@@ -1,5 +1,6 @@
 """The EVA-CLIP vision tower: it computes the image features that BLIP3-o learns to generate."""
 
+import functools
 import inspect
 import os
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from ..checkpoints.settings import config_settings
 from ..checkpoints.stored_weights import read_values, transformers_tensors
 from ..checkpoints.tensor_checks import check_tensors, located
 from .configuration_eva_clip import EvaClipVisionConfig
+from .plain_weights import save_plain
 
 
 def eager_attention(
@@ -208,6 +210,18 @@ class EvaClipVisionModel(PreTrainedModel):
         check_finite(model, source, lambda name: located(stored, TARGET_ENCODER + name))
         model.name_or_path = model.config.name_or_path = str(source)
         return model, info
+
+    # Wrapped for its signature: a pipeline of diffusers hands on only what that names, `variant` among it.
+    @functools.wraps(PreTrainedModel.save_pretrained, assigned=())
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """
+        As in transformers, with plain weights: compiled and data-parallel parts are saved as what was wrapped. Other
+        variants in the folder stay, and so does the `dtype` of the one without a variant.
+
+        Raises:
+            ValueError: when adapters are loaded into it; they would be saved in the place of its weights.
+        """
+        save_plain(self, super().save_pretrained, *args, **kwargs)
 
     @capture_outputs
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BaseModelOutput:

@@ -21,6 +21,7 @@ from ..checkpoints.published_config import is_published
 from ..objectives.latent_flow import scale_latents, vae_scale_factor
 from .image_processing_eva_clip import EvaClipImageProcessor
 from .modeling_eva_clip import EvaClipVisionModel
+from .plain_weights import save_plain
 
 
 @dataclass
@@ -55,7 +56,7 @@ class TargetEncoder:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write both."""
-        self.model.save_pretrained(folder)
+        save_plain(self.model, self.model.save_pretrained, folder)
         self.image_processor.save_pretrained(folder)
 
 

@@ -2,9 +2,9 @@
 
 import functools
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE, LoraBaseMixin
 from transformers import PreTrainedModel
 
 from ..checkpoints.lookup import HUB_ARGUMENTS
-from ..checks import unknown_name
+from ..checks import check_name, unknown_name
 from ..models.adapters import (
     LORA_PARTS,
     QUERIES,
@@ -23,8 +23,24 @@ from ..models.adapters import (
     split_lora,
     write_lora,
 )
+from ..models.plain_weights import unwrapped
 
 _COMPONENTS = (*LORA_PARTS, "queries")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _on_plain_parts(method: _Method) -> _Method:
+    """
+    While the method runs, the parts stand in the place of what `torch.compile` or data parallelism made of them: the
+    libraries know parts by their classes, and layers by their names. Compiled parts then compile anew.
+    """
+
+    @functools.wraps(method)
+    def call(self, *args, **kwargs):
+        with unwrapped(self.model):
+            return method(self, *args, **kwargs)
+
+    return call  # ty: ignore[invalid-explicit-return]  # it has the method's signature
 
 
 class Blip3oLoraLoaderMixin(LoraBaseMixin):
@@ -70,6 +86,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             tensors, metadata = read_lora(pretrained_model_name_or_path_or_dict, weight_name, **hub_arguments)
         return (tensors, metadata) if return_lora_metadata else tensors
 
+    @_on_plain_parts
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | os.PathLike | Mapping[str, torch.Tensor],
@@ -102,7 +119,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         with self._without_offloading(), ExitStack() as undo:
             trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
             undo.callback(self._activate, list(self.get_active_adapters()))
-            undo.callback(self.delete_adapters, adapter_name)
+            undo.callback(self._delete_adapters, [adapter_name])
             if "transformer" in parts:
                 part = parts["transformer"]
                 self.transformer.load_lora_adapter(
@@ -201,6 +218,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         if is_main_process:
             write_lora(tensors, metadata, save_directory, weight_name or LORA_WEIGHT_NAME_SAFE)
 
+    @_on_plain_parts
     def set_adapters(
         self,
         adapter_names: list[str] | str,
@@ -214,8 +232,11 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             adapter_names: one or several; an empty list for none.
             adapter_weights: one number for all adapters or one per adapter; instead of a number,
                 `{"transformer": ..., "backbone": ..., "queries": ...}` gives one per part.
+
+        Raises:
+            ValueError: on a part or an adapter that there is not, or another number of weights than of adapters.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = self._known_adapters(adapter_names)
         weights = adapter_weights if isinstance(adapter_weights, list) else [adapter_weights] * len(names)
         for weight in weights:
             for component in weight if isinstance(weight, dict) else ():
@@ -241,6 +262,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             queries.active = tuple(name for name in names if name in queries.scales)
         self.null_features = None
 
+    @_on_plain_parts
     def disable_lora(self) -> None:
         """Draw without adapters until `enable_lora`; fused ones are taken out of the weights first."""
         self._unfuse_all()
@@ -249,12 +271,15 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             self._adapted_queries.is_enabled = False
         self.null_features = None
 
+    @_on_plain_parts
     def enable_lora(self) -> None:
+        """Draw with the active adapters again."""
         super().enable_lora()
         if self._adapted_queries is not None:
             self._adapted_queries.is_enabled = True
         self.null_features = None
 
+    @_on_plain_parts
     def fuse_lora(
         self,
         components: Sequence[str] = _COMPONENTS,
@@ -274,8 +299,12 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             lora_scale: factor on the present scales of the adapters that are fused.
             safe_fusing: whether to refuse when a fused weight would not be finite.
             adapter_names: by default the active ones.
+
+        Raises:
+            ValueError: on a part or an adapter that there is not.
         """
-        names = self.get_active_adapters() if adapter_names is None else list(adapter_names)
+        self._check_components(components)
+        names = self.get_active_adapters() if adapter_names is None else self._known_adapters(adapter_names)
         with self._without_offloading():
             parts = [component for component in components if component != "queries"]
             if parts or not components:
@@ -289,8 +318,10 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
                 self._adapted_queries.fuse(lora_scale, names)
         self.null_features = None
 
+    @_on_plain_parts
     def unfuse_lora(self, components: Sequence[str] = _COMPONENTS, **kwargs) -> None:
         """Subtract fused adapters again: weights differ from the original by rounding."""
+        self._check_components(components)
         with self._without_offloading():
             parts = [component for component in components if component != "queries"]
             if parts or not components:
@@ -299,12 +330,18 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
                 self._adapted_queries.unfuse()
         self.null_features = None
 
+    @_on_plain_parts
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
         """
         Forget adapters, their queries included; after the last one, layers are plain again. The part of them that was
         fused stays in the weights. Where no other adapter was active, the first of those left becomes so.
+
+        Raises:
+            ValueError: on an adapter that there is not.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._delete_adapters(self._known_adapters(adapter_names))
+
+    def _delete_adapters(self, names: list[str]) -> None:
         active = [name for name in self.get_active_adapters() if name not in names]
         super().delete_adapters(names)
         layers, queries = list(adapted_layers(self.model)), self._adapted_queries
@@ -323,6 +360,43 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
             self._activate(active or remaining[:1])
         self.null_features = None
 
+    @_on_plain_parts
+    def get_active_adapters(self) -> list[str]:
+        """Names of the adapters that `set_adapters` chose last."""
+        return super().get_active_adapters()
+
+    @_on_plain_parts
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Names of all adapters that are loaded, by the parts that they adapt."""
+        return super().get_list_adapters()
+
+    def set_lora_device(self, adapter_names: list[str] | str, device: torch.device | str | int) -> None:
+        """
+        As in diffusers: move adapters, which cannot be active then, to another device.
+
+        Raises:
+            ValueError: on an adapter that there is not.
+        """
+        super().set_lora_device(self._known_adapters(adapter_names), device)
+
+    def _known_adapters(self, names: Iterable[str] | str) -> list[str]:
+        """One or several names as a list; a `ValueError` for the first that no loaded adapter has."""
+        names = [names] if isinstance(names, str) else list(names)
+        loaded = sorted({name for layer in adapted_layers(self.model) for name in getattr(layer, "lora_A", ())})
+        for name in names:
+            if not loaded:
+                raise ValueError(
+                    f"An adapter is loaded before it is named. Got {name!r}, and none is loaded. Call "
+                    f"load_lora_weights(..., adapter_name={name!r}) first."
+                )
+            check_name("adapter", name, loaded)
+        return names
+
+    @staticmethod
+    def _check_components(components: Sequence[str]) -> None:
+        for component in components:
+            check_name("part", component, _COMPONENTS)
+
     def _activate(self, names: list[str]) -> None:
         """Make these adapters the active ones of every layer and of the queries, at the scales they have."""
         for layer in adapted_layers(self.model):
@@ -340,6 +414,7 @@ class Blip3oLoraLoaderMixin(LoraBaseMixin):
         if is_fused or any(layer.merged for layer in adapted_layers(self.model)):
             self.unfuse_lora()
 
+    @_on_plain_parts
     def unload_lora_weights(self) -> None:
         """Remove all adapters and their queries: what is left are the weights from before, or the fused ones."""
         with self._without_offloading():

@@ -33,6 +33,7 @@ from .pipeline_blip3o_decoder import (
     NUM_INFERENCE_STEPS,
     Blip3oDecoderPipeline,
     as_dtype,
+    check_part_names,
 )
 from .plans_and_attempts import Blip3oPlansAndAttemptsMixin
 from .published_pipeline import load_published_parts
@@ -40,6 +41,7 @@ from .repository import Blip3oRepositoryMixin
 from .sampling_arguments import SamplingSettings, as_number
 from .sampling_runs import Blip3oSamplingRunsMixin
 
+PARTS = ("model", "processor", "scheduler", "decoder", "unet", "vae", "decoder_scheduler")
 FEATURE_OUTPUT_TYPES = ("features", "latent")
 OUTPUT_TYPES = ("pil", "np", "pt", *FEATURE_OUTPUT_TYPES)
 
@@ -208,8 +210,10 @@ class Blip3oPipeline(
                 `from_pretrained`, such as `attn_implementation`.
 
         Raises:
-            ValueError: when a part is incomplete or damaged, or has weights that are not finite.
+            ValueError: when a part is incomplete or damaged, or has weights that are not finite; when a `dtype` or a
+                quantisation is given for a part that there is not.
         """
+        check_part_names(kwargs, PARTS)
         pretrained_model_name_or_path = os.path.expanduser(pretrained_model_name_or_path)
         kwargs |= {name: as_dtype(kwargs[name]) for name in DTYPE_ARGUMENTS if name in kwargs}
         kwargs["use_safetensors"] = True

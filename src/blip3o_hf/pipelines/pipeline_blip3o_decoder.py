@@ -1,8 +1,10 @@
 """Image features to pixels by diffusion: the paper's decoder, an SDXL-style UNet and VAE (paper section 5.1)."""
 
+import functools
+import inspect
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from ..checkpoints.decoder_files import CONFIG_FILES, decoder_weights, local_decoder
 from ..checkpoints.loading import check_finite, load_complete
 from ..checkpoints.tensor_checks import located
+from ..checks import unknown_name
+from ..models.plain_weights import plain_parts
 from ..objectives.latent_flow import unscale_latents, vae_scale_factor
 from .guidance import Denoiser, denoise_with_guidance
 from .sampling_arguments import (
@@ -168,8 +172,10 @@ class Blip3oDecoderPipeline(Blip3oSamplingRunsMixin, DiffusionPipeline):
 
         Raises:
             ValueError: when a part is missing, incomplete or damaged, has weights that are no numbers, or has them in
-                pickle files only.
+                pickle files only; when arguments are given for a part that there is not.
         """
+        check_part_names(kwargs, CONFIG_FILES)
+        _check_parts(part_arguments or {}, _MODELS, "argument `part_arguments`")
         components = {name: kwargs.pop(name) for name in CONFIG_FILES if name in kwargs}
         missing = [name for name in CONFIG_FILES if name not in components]
         folder = local_decoder(pretrained_model_name_or_path, subfolder, missing, variant, **kwargs)
@@ -184,6 +190,18 @@ class Blip3oDecoderPipeline(Blip3oSamplingRunsMixin, DiffusionPipeline):
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
+
+    @functools.wraps(DiffusionPipeline.save_pretrained, assigned=())
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """
+        As in diffusers. Other variants in the folder stay.
+
+        Raises:
+            ValueError: when a part carries adapters.
+        """
+        given = inspect.signature(super().save_pretrained).bind(*args, **kwargs).arguments
+        with plain_parts(self.components, given["save_directory"], given.get("variant")):
+            super().save_pretrained(*args, **kwargs)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -482,6 +500,28 @@ def as_dtype(dtype: Any) -> Any:
     return named
 
 
+def check_part_names(arguments: Mapping[str, Any], parts: Collection[str]) -> None:
+    """
+    Check the parts for which a pipeline's `from_pretrained` is given arguments: a dictionary as `dtype`, and a
+    `PipelineQuantizationConfig`.
+
+    Raises:
+        ValueError: naming the first part that the pipeline does not have, the nearest that it has, and all of them.
+    """
+    for name in DTYPE_ARGUMENTS:
+        if isinstance(arguments.get(name), Mapping):
+            _check_parts(arguments[name], (*parts, "default"), f"argument `{name}`")
+    quantization = arguments.get("quantization_config")
+    for attribute in ("quant_mapping", "components_to_quantize"):
+        _check_parts(getattr(quantization, attribute, None) or (), parts, f"`{attribute}` of `quantization_config`")
+
+
+def _check_parts(names: Iterable[str], parts: Collection[str], origin: str) -> None:
+    for name in names:
+        if name not in parts:
+            raise ValueError(unknown_name("part", name, parts, origin))
+
+
 def part_settings(settings: Mapping[str, Any], part: str, is_diffusers: bool = True) -> dict[str, Any]:
     """
     Arguments of `from_pretrained` for one part, of those for a pipeline: of a `dtype` for each part (a dictionary,
@@ -525,6 +565,7 @@ __all__ = [
     "DTYPE_ARGUMENTS",
     "Blip3oDecoderPipeline",
     "as_dtype",
+    "check_part_names",
     "feature_tokens",
     "image_conditions",
     "load_scheduler",

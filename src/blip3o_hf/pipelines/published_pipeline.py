@@ -71,7 +71,7 @@ def load_published_parts(source: str | os.PathLike, names: Collection[str], **kw
             source,
             subfolder=subfolder,
             variant=variant,
-            **by_part,
+            part_arguments={part: part_settings(by_part, part) for part in ("unet", "vae")},
             **given,
             **hub_arguments,
             **{name: kwargs[name] for name in _DECODER_ARGUMENTS if name in kwargs},

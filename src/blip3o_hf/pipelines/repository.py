@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints.headers import read_header
-from ..checkpoints.weight_files import index_name, shard_index, weight_files
+from ..checkpoints.weight_files import TRANSFORMERS_STEM, index_name, shard_index, weight_files
+from ..models.plain_weights import plain_parts
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Base
@@ -55,14 +56,17 @@ class Blip3oRepositoryMixin(Base):
             kwargs: as in diffusers.
 
         Raises:
-            ValueError: with `safe_serialization=False`, or when the folder must not be pushed.
+            ValueError: with `safe_serialization=False`, when a part carries adapters, or when the folder must not be
+                pushed.
         """
         if not safe_serialization:
             raise ValueError(
                 "Pipelines are written as safetensors alone. Got safe_serialization=False. Leave the argument out."
             )
         push_arguments = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if push_to_hub and name in kwargs}
-        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        others = {name: part for name, part in self.components.items() if name != "model"}  # which sees to its own
+        with plain_parts(others, save_directory, variant):
+            super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
         self.write_root(save_directory, variant)
         if self.card_writer is not None and not Path(save_directory, "README.md").exists():
             self.card_writer(save_directory, self.config.get("_name_or_path") or "")
@@ -143,11 +147,11 @@ class Blip3oRepositoryMixin(Base):
                 (root / name).write_bytes((root / "model" / name).read_bytes())
         weight_map: dict[str, str] = {}
         total_size = 0
-        for path in weight_files(root / "model", "model", variant):
+        for path in weight_files(root / "model", TRANSFORMERS_STEM, variant):
             total_size += path.stat().st_size
             weight_map |= dict.fromkeys(read_header(path), f"model/{path.name}")
         index = shard_index(weight_map, total_size)
-        (root / index_name("model", variant)).write_text(json.dumps(index, indent=2) + "\n")
+        (root / index_name(TRANSFORMERS_STEM, variant)).write_text(json.dumps(index, indent=2) + "\n")
         forget_folders(root)
 
     @classmethod
