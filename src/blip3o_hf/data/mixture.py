@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..checks import check_keys
+from .images import decoded
 from .records import Record
 from .sources import Source, open_source
 from .tolerance import TolerantSource
@@ -293,3 +294,21 @@ def open_mixture(
     if streaming:
         return StreamingMixture(sources, weights, **order)
     return MixtureDataset(sources, weights, **order)
+
+
+def with_complete(
+    mixture: MixtureDataset | StreamingMixture, complete: Callable[[str, Record], Any]
+) -> MixtureDataset | StreamingMixture:
+    """
+    A mixture whose sources give what `complete` makes of a source's `identity` and a record; those that were opened
+    with a function of their own keep it.
+
+    Args:
+        mixture: its sources are changed.
+        complete: as in [`open_mixture`].
+    """
+    for source in mixture.sources:
+        reader = source.source if isinstance(source, TolerantSource) else source
+        if reader.complete is decoded:
+            reader.complete = partial(complete, reader.identity)
+    return mixture
