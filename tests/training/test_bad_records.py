@@ -9,6 +9,7 @@ from torch.utils.data import IterableDataset
 from blip3o_hf import Blip3oTrainer, Blip3oTrainingArguments
 from blip3o_hf.data.mixture import open_mixture
 from blip3o_hf.data.tolerance import TooManyBadItems
+from blip3o_hf.training.precompute import precompute
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.tasks import JointTask, PairedDataset
 
@@ -64,6 +65,22 @@ def test_a_recipe_tolerates_as_many_as_it_says(lines, tmp_path, name):
     trainer = recipe.trainer()
     trainer.train()
     assert trainer.state.global_step == 4
+    (source,) = trainer.train_dataset.sources
+    assert [key.rpartition(":")[2] for key in source.bad_items] == ["3"]
+
+
+@pytest.mark.parametrize("kinds", [("targets",), ("targets", "conditions")])
+def test_a_cache_does_not_hide_a_special_token(tmp_path, kinds):
+    RED["image"].save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "caption": caption} for caption in ("red", "red", "red <image>", "red")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"sources": [{"path": str(tmp_path / "rows.jsonl")}], "max_bad_share": 0.9, "cache": str(tmp_path / "cache")}
+    model = {"train": ["transformer"]}
+    recipe = Recipe("generation", str(tmp_path / "run"), {"model": "blip3o-tiny"}, model, data, dict(SETTINGS))
+    bad = precompute(recipe, kinds=kinds).bad
+    assert [line.partition(": ")[0].rpartition(":")[2] for line in bad] == ["3"] * ("conditions" in kinds)
+    trainer = recipe.trainer()
+    trainer.train()
     (source,) = trainer.train_dataset.sources
     assert [key.rpartition(":")[2] for key in source.bad_items] == ["3"]
 
@@ -148,7 +165,7 @@ def test_samples_of_captions_that_are_too_long_do_not_stop_a_run(tmp_path, monke
     trainer = trainer_of(tmp_path, [{**RED, "caption": "a red kite " * 600}] * 4)
     trainer.train()
     prompt = "a red kite " * 600
-    assert trainer.draw([prompt]).size == trainer.draw(["a red kite"]).size
+    assert trainer.draw([prompt]).width == trainer.draw(["a red kite"]).width
     (warning,) = warnings
     assert warning.startswith("A prompt must fit the model: at most 416 tokens with its template. 'a red kite a red")
     assert "samples are drawn from its beginning, up to " in warning

@@ -115,9 +115,12 @@ def check_given(dataset: Any, name: str, complete: Complete) -> Any:
     What a user passes as a dataset of its own kind, whose bad items are then counted.
 
     Args:
-        dataset, name, complete: as in [`GivenRows`] and [`GivenStream`].
+        dataset, name, complete: as for both.
+
+    Returns:
+        The dataset in [`GivenRows`] or [`GivenStream`]; one that is in it, or says `is_checked`, as it is.
     """
-    if isinstance(dataset, _Given):
+    if isinstance(dataset, _Given) or getattr(dataset, "is_checked", False):
         return dataset
     return (GivenStream if isinstance(dataset, IterableDataset) else GivenRows)(dataset, name, complete)
 

@@ -17,7 +17,16 @@ from .sources import Source, open_source
 from .tolerance import TolerantSource
 
 DRAWS = 1000
-MIXTURE_KEYS = ("sources", "seed", "length", "streaming", "shuffle_buffer", "max_bad_share", "min_items")
+MIXTURE_TYPES: dict[str, Any] = {
+    "sources": list,
+    "seed": int,
+    "length": int | None,
+    "streaming": bool,
+    "shuffle_buffer": int,
+    "max_bad_share": float,
+    "min_items": int,
+}
+MIXTURE_KEYS = tuple(MIXTURE_TYPES)
 
 
 @lru_cache(maxsize=16)

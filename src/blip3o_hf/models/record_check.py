@@ -43,9 +43,7 @@ class RecordCheck:
             BadItem: when its texts hold special tokens, its images have impossible shapes or cannot be read at all, or
                 they leave no room for the prompt or the first answer.
         """
-        for text in (record.prompt or "", *(text for turn in record.turns for text in turn)):
-            if problem := text_problem(text, self.special_tokens):
-                raise BadItem(record.key, problem)
+        self.check_texts(record)
         if not self.reads_images and self._images(record):
             raise BadItem(record.key, "it has input images, and the model's backbone reads text only")
         if record.turns:
@@ -59,6 +57,18 @@ class RecordCheck:
                 f"{limit}; raise `max_length`, or give less text or smaller images",
             )
         return record
+
+    def check_texts(self, record: Record) -> None:
+        """
+        Args:
+            record: its images may be encoded.
+
+        Raises:
+            BadItem: when its texts hold special tokens.
+        """
+        for text in (record.prompt or "", *(text for turn in record.turns for text in turn)):
+            if problem := text_problem(text, self.special_tokens):
+                raise BadItem(record.key, problem)
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from ..checks import check_keys
 from ..data.images import decoded
 from ..data.mixture import open_mixture
 from ..data.rows import SourceSettings
-from ..files import expanded, written_whole
+from ..files import check_can_write, expanded, written_whole
 from ..hub.reach import check_reachable
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -73,6 +73,7 @@ def finetune(
 
     Raises:
         ValueError, FileNotFoundError: when the data or the model cannot be read; nothing is written then.
+        OSError: when `output` cannot be written.
         FileExistsError: when `output` holds a finished run, and `resume` is not set.
         TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written.
 
@@ -86,7 +87,7 @@ def finetune(
 
     ```
     """
-    output = expanded(output)
+    output = check_can_write(output, "`output`")
     recipes = finetune_recipes(
         data,
         output,
@@ -100,7 +101,7 @@ def finetune(
     )
     _check_settings(data_settings, model_settings)
     for content in recipes.values():
-        recipe_of(content, "the settings of the fine-tuning").training_arguments()
+        recipe_of(content, "the settings of the fine-tuning").checked().training_arguments()
     check = check_for_model(resolve_model(os.fspath(model)), recipes["generation"]["model"].get("max_length"))
     captions = _first_captions(recipes["generation"]["data"], check)  # what is wrong with the data is said first
     drawn = fitted_prompts(check.processor, list(prompts) or captions)

@@ -140,8 +140,8 @@ class Blip3oTrainer(Trainer):
         check_hooks(kwargs)
         self.task = task = build_task(task)
         name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
-        args = Blip3oTrainingArguments(f"{Path(name).name}-{task.name}") if args is None else args
-        args = Blip3oTrainingArguments.of(args)
+        args = Blip3oTrainingArguments.of(args or Blip3oTrainingArguments(f"{Path(name).name}-{task.name}"))
+        args.check_output_folder()
         args.check_global_batch_size()
         join_processes(args)
         set_seed(args.seed)
