@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; what cannot be written is refused before any work."""
 
 import os
 import tempfile
@@ -42,6 +42,32 @@ def expanded(path: str | os.PathLike) -> Path:
         True
     """
     return Path(path).expanduser()
+
+
+def check_can_write(folder: str | os.PathLike, name: str) -> Path:
+    """
+    A folder in which files can be written, or that can be made; nothing is left in it.
+
+    Args:
+        folder: that may not exist yet.
+        name: what it is, for errors: an argument or a setting.
+
+    Raises:
+        OSError: when it cannot be written, or not be made.
+    """
+    path = expanded(folder)
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{name} must be a folder. Got {path}, and {existing} is none. Choose another.")
+    try:
+        with tempfile.TemporaryFile(dir=existing, prefix=_PREFIX):  # /proc and disks that are full only say it now
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"{name} must be a folder that can be written. Got {path}, and nothing can be written in {existing} "
+            f"({error.strerror}). Choose another."
+        ) from error
+    return path
 
 
 def delete_partial(folder: str | os.PathLike) -> None:

@@ -4,12 +4,14 @@ import io
 import json
 import tarfile
 
+import datasets
 import pytest
 from PIL import Image
 
 from blip3o_hf.data.paths import expand_paths, find_file, is_hidden
 from blip3o_hf.data.records import BadItem
 from blip3o_hf.data.sources import guess_format, open_source
+from blip3o_hf.data.tables import open_table
 
 
 def write_image(path, shade=0):
@@ -202,6 +204,58 @@ def test_a_named_file_is_found_as_windows_and_macos_write_it(tmp_path):
     assert find_file("x" * 10_000, [tmp_path]).name == "x" * 10_000
     write_image(tmp_path / "sub\\b.png")
     assert find_file("sub\\b.png", [tmp_path]).name == "sub\\b.png"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with `pics/a.png`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_image(tmp_path / "home" / "pics" / "a.png", 7)
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "table", "imagefolder", "root"])
+def test_the_home_folder_may_begin_the_path_of_an_image(tmp_path, home, kind):
+    row = {"image": "~/pics/a.png", "caption": "a dog"}
+    data = tmp_path / "data"
+    data.mkdir()
+    if kind == "parquet":
+        datasets.Dataset.from_list([row]).to_parquet(data / "a.parquet")
+        source = open_source({"path": str(data / "a.parquet")})
+    elif kind == "table":
+        source = open_table(datasets.Dataset.from_list([row]), "train_dataset")
+    elif kind == "imagefolder":
+        (data / "metadata.csv").write_text("file_name,caption\n~/pics/a.png,a dog\n")
+        source = open_source({"path": str(data), "format": "imagefolder"})
+    else:
+        lines = json.dumps(row)
+        (data / f"a.{kind}").write_text(f"[{lines}]" if kind == "json" else lines)
+        root = {"image_root": str(data)} if kind == "root" else {}
+        source = open_source({"path": str(data / f"a.{kind}"), "format": "json", **root})
+    assert source[0].target.getpixel((0, 0))[0] == 7
+
+
+def test_the_home_folder_may_begin_a_target_and_images(tmp_path, home):
+    row = {"file_name": "own.png", "target": "~/pics/a.png", "images": ["~/pics/a.png"], "caption": "brighter"}
+    write_image(tmp_path / "data" / "own.png", 1)
+    (tmp_path / "data" / "metadata.jsonl").write_text(json.dumps(row))
+    record = open_source({"path": str(tmp_path / "data")})[0]
+    assert [image.getpixel((0, 0))[0] for image in (*record.images, record.target)] == [7, 7]
+
+
+def test_a_name_that_only_looks_like_the_home_folder_is_taken_as_it_is(tmp_path, home):
+    write_image(tmp_path / "data" / "~" / "pics" / "a.png")
+    write_image(tmp_path / "data" / "~a.png")
+    assert find_file("~/pics/a.png", [tmp_path / "data"]) == tmp_path / "data" / "~" / "pics" / "a.png"
+    assert find_file("~a.png", [tmp_path / "data"]) == tmp_path / "data" / "~a.png"
+    assert find_file("~\\pics\\a.png", [tmp_path]) == home / "pics" / "a.png"
+    assert find_file("~/none.png", [tmp_path]) == home / "none.png"
+
+
+def test_an_archive_reads_no_file_of_the_home_folder(tmp_path, home):
+    write_tar(tmp_path / "a.tar", ("b.json", b'{"image": "~/pics/a.png", "caption": "a"}'))
+    with pytest.raises(BadItem, match=r"image path '~/pics/a.png' without `image_root`"):
+        open_source({"path": str(tmp_path / "a.tar")})[0]
 
 
 def test_each_file_of_json_has_its_own_folder(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 from PIL import Image
 
 from blip3o_hf.cli import main
@@ -165,6 +166,31 @@ def test_answers_beyond_the_longest_conversation_are_counted(folder, capsys):
     table = {line[:16].strip(): line[16:].split() for line in printed.splitlines()}
     assert (table["no answer left"], table["answers cut"], table["bad"]) == (["0"], ["0"], ["1"])
     assert f"bad: {path}:5: the text holds the special token <image>; take it out\n" in printed
+
+
+def test_captions_that_training_cuts_are_counted(folder, capsys):
+    path = folder / "a.jsonl"
+    rows = [{"image": "1.png", "caption": caption} for caption in ("two red circles", "two red circles " * 200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check(path, "--model", "blip3o-tiny") == 0
+    printed = capsys.readouterr().out
+    assert "answers cut            0\ncaptions cut           1\n" in printed
+
+
+def test_a_fine_tuning_draws_captions_that_the_model_can_read(folder, tmp_path_factory):
+    path = folder / "a.jsonl"
+    captions = ["two red circles", "two red circles " * 200, "two <image> circles"]
+    path.write_text("".join(json.dumps({"image": "1.png", "caption": text}) + "\n" for text in captions))
+    output = tmp_path_factory.mktemp("runs")
+    arguments = ["--data", str(path), "--output", str(output), "--decoder-steps", "0", "--steps", "1"]
+    assert main(["finetune", *arguments, "--batch-size", "1"]) == 0
+    assert yaml.safe_load((output / "generation.yaml").read_text())["evaluation"]["prompts"] == ["two red circles"]
+    path.write_text(json.dumps({"image": "1.png", "caption": captions[1]}))
+    output = tmp_path_factory.mktemp("long")
+    arguments = ["--data", str(path), "--output", str(output), "--decoder-steps", "0", "--steps", "1"]
+    assert main(["finetune", *arguments, "--batch-size", "1"]) == 0
+    (prompt,) = yaml.safe_load((output / "generation.yaml").read_text())["evaluation"]["prompts"]
+    assert captions[1].startswith(prompt) and len(prompt) < len(captions[1])
 
 
 def test_a_length_without_a_model_is_an_error(folder, capsys):

@@ -271,3 +271,14 @@ def test_every_image_has_as_many_tokens_where_the_backbone_says_so(make_processo
     shown = (inputs["input_ids"] == processor.image_token_id).sum(-1)
     assert shown.tolist() == [16, 32] and inputs["pixel_values"].shape == (3, 3, 32, 32)
     assert "mm_token_type_ids" not in processor(text=["a"], images=None, return_tensors="pt")
+
+
+def test_a_fitted_prompt_is_what_training_reads_of_a_longer_one(make_processor):
+    processor = make_processor(max_prompt_length=60)
+    long = "two red circles above a small blue square " * 8
+    fitted = processor.fitted_prompt(long)
+    assert 0 < len(fitted) < len(long) and long.startswith(fitted)
+    cut = processor.encode_prompts([long], truncation=True)["input_ids"]
+    assert torch.equal(processor.encode_prompts([fitted])["input_ids"], cut)
+    assert processor.fitted_prompt("two red circles") == "two red circles"
+    assert make_processor().fitted_prompt(long) == long

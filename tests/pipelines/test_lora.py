@@ -506,3 +506,12 @@ def test_names_of_adapters(pipeline, make_adapter, folders):
     pipeline.model = make_adapter().get_base_model()
     with pytest.raises(ValueError, match=r"carries default, which PEFT added to the whole model. Merge it first"):
         pipeline.load_lora_weights(folders["first"])
+
+
+def test_the_home_folder_may_begin_the_path_of_a_lora(make_pipeline, folders, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders["first"].parent))
+    pipeline = make_pipeline()
+    pipeline.load_lora_weights(f"~/{folders['first'].name}")
+    pipeline.load_lora_weights(f"~/{folders['first'].name}/{NAME}")
+    with pytest.raises(FileNotFoundError, match=r"Got ~/none, and there is none at .*/none\. Check it; a Hub id"):
+        pipeline.load_lora_weights("~/none")

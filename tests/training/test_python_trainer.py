@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from blip3o_hf import Blip3oPipeline, Blip3oProcessor, Blip3oTrainer, Blip3oTrainingArguments, packaged_model_path
-from blip3o_hf.data.records import BadItem, Record
+from blip3o_hf.data.records import Record
+from blip3o_hf.data.tolerance import TooManyBadItems
 from blip3o_hf.hub.cards import card_problems
 from blip3o_hf.models.adapters import lora_config
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -244,7 +245,7 @@ def test_a_list_of_rows_is_looked_at_as_a_dataset_is(make_args):
     """A conversation cut before its first answer would train on nothing."""
     turns = [{"role": "user", "content": "what is this " * 500}, {"role": "assistant", "content": "red"}]
     trainer = Blip3oTrainer("blip3o-tiny", make_args(), train_dataset=[{"messages": turns}] * 4, task="understanding")
-    with pytest.raises(BadItem, match="no room for the first answer"):
+    with pytest.raises(TooManyBadItems, match=r"train_dataset\[\d\]: no room for the first answer"):
         trainer.train()
 
 

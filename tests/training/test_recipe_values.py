@@ -5,9 +5,13 @@ import re
 import pytest
 from transformers.trainer_utils import IntervalStrategy
 
+from blip3o_hf.checks import find_class
+from blip3o_hf.cli import main
+from blip3o_hf.shapes.recipe_data import _KEYS, ShapesData
 from blip3o_hf.training.chain import load_chain
+from blip3o_hf.training.plan import plan
 from blip3o_hf.training.recipe_values import read_yaml, write_yaml
-from blip3o_hf.training.recipes import load_recipe, override
+from blip3o_hf.training.recipes import ARGUMENT_KEYS, STAGES, load_recipe, override
 
 MINIMAL = "stage: decoder\noutput_dir: somewhere\n"
 
@@ -40,6 +44,8 @@ def write(tmp_path):
         ("training.learning_rates={queries: 1e-3}", {"queries": 1e-3}),
         ("training.deepspeed=recipes/deepspeed/zero2.json", "recipes/deepspeed/zero2.json"),
         ("model.caption_weight=2e-1", 0.2),
+        ("data.length=1e3", 1000),
+        ("data.cache=null", None),
         ("model.train=[queries]", ["queries"]),
         ("model.transformer.norm_eps=1e-5", 1e-5),
         ("data.prompt_template=a photo: {caption}", "a photo: {caption}"),
@@ -73,6 +79,21 @@ def test_an_override_is_read_by_the_type_of_its_key(text, value):
         ),
         ("training.bf16=maybe", "`training.bf16` must be true or false. Got 'maybe'."),
         ("model.train=queries", "`model.train` must be a list. Got 'queries'. Example: model.train=[a, b]."),
+        ("training.max_steps=", "`training.max_steps` must be a whole number. Got ''. Example: training.max_steps=8."),
+        ("training.learning_rate=nan", "`training.learning_rate` must be a number. Got 'nan'."),
+        ("training.learning_rates={queries: fast}", "`training.learning_rates.queries` must be a number. Got 'fast'."),
+        ("training.seed=-3", "`training.seed` must be from 0 to 4294967295. Got -3. Leave it out for the default."),
+        ("training.optim=adamw_toch", "Unknown value of `training.optim` 'adamw_toch'. Did you mean 'adamw_torch'?"),
+        ("training.save_strategy=never", "Unknown value of `training.save_strategy` 'never'. Available: no, steps"),
+        ("training.log_level=loud", "Unknown value of `training.log_level` 'loud'. Available: detail, debug, info,"),
+        ("data.max_bad_share=lots", "`data.max_bad_share` must be a number. Got 'lots'."),
+        ("data.pictures.max_bad_share=2", "`data.pictures.max_bad_share` must be from 0 to 1. Got 2."),
+        ("data.length=1.5", "`data.length` must be a whole number. Got 1.5. Example: data.length=8."),
+        ("data.sources.0.weight=abc", "`data.sources.0.weight` must be a number. Got 'abc'."),
+        ("data.sources.0.seed=-1", "`data.sources.0.seed` must be at least 0. Got -1."),
+        ("data.sources=photos", "`data.sources` must be a list. Got 'photos'."),
+        ("inputs.model=", "`inputs.model` must be a text. Got ''."),
+        ("output_dir=", "`output_dir` must be a text. Got ''."),
         ("model.x={a, b: c", "The value of `model.x` must be YAML. Got '{a, b: c'"),
         ("data.sources.5.path=x", "`data.sources` is a list of 1, numbered from 0, and has no '5'."),
         ("stage.name=x", "An override must name a value. `stage` is 'decoder', and has no 'name'."),
@@ -88,6 +109,100 @@ def test_an_override_reaches_into_a_list():
     content = {"data": {"sources": [{"path": "a"}, {"path": "b"}]}}
     override(content, "data.sources.1.prompt_template=a photo: {caption}")
     assert content["data"]["sources"] == [{"path": "a"}, {"path": "b", "prompt_template": "a photo: {caption}"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {sources: [{path: a, weight: heavy}]}", "`data.sources.0.weight` must be a number. Got 'heavy'."),
+        ("data: {sources: [{path: a}], max_bad_share: lots}", "`data.max_bad_share` must be a number. Got 'lots'."),
+        ("data: {pictures: {sources: [{path: a}], seed: x}}", "`data.pictures.seed` must be a whole number. Got 'x'."),
+        ("data: {sources: [3]}", "`data.sources.0` must be a mapping. Got 3."),
+        ("evaluation: {sources: photos}", "`evaluation.sources` must be a list. Got 'photos'."),
+        ("training: {max_steps: null}", "`training.max_steps` must be a whole number. Got None."),
+        ("training: {seed: -3}", "`training.seed` must be from 0 to 4294967295. Got -3."),
+        ("inputs: {model: null}", "`inputs.model` must be a text. Got None."),
+    ],
+)
+def test_a_file_s_value_of_another_type_names_its_key(write, text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_recipe(write(f"{MINIMAL}{text}\n"))
+
+
+STAGES_OF_TYPES = {
+    "generation": [
+        ("model.noise_shift=abc", "`model.noise_shift` must be a number. Got 'abc'."),
+        ("model.num_queries=0", "`model.num_queries` must be at least 1. Got 0."),
+        ("model.transformer.num_layers=abc", "`model.transformer.num_layers` must be a whole number. Got 'abc'."),
+        ("model.lora=3", "`model.lora` must be a mapping. Got 3."),
+        ("model.lora.rank=large", "`model.lora.rank` must be a whole number. Got 'large'."),
+        ("evaluation.plan=3", "`evaluation.plan` must be true or false. Got 3."),
+        ("evaluation.guidance_scale=x", "`evaluation.guidance_scale` must be a number. Got 'x'."),
+        ("evaluation.prompts=a kite", "`evaluation.prompts` must be a list. Got 'a kite'."),
+        ("evaluation.prompts=[a kite, '']", "`evaluation.prompts` must be at least one text, and each must say somet"),
+        ("evaluation.per_family=x", "`evaluation.per_family` must be a whole number. Got 'x'."),
+        ("data.long_caption_rate=x", "`data.long_caption_rate` must be a number. Got 'x'."),
+    ],
+    "joint": [
+        ("data.understanding_rate=half", "`data.understanding_rate` must be a number. Got 'half'."),
+        ("model.understanding_weight=x", "`model.understanding_weight` must be a number. Got 'x'."),
+        ("data.labels_images=3", "`data.labels_images` must be true or false. Got 3."),
+    ],
+    "understanding": [
+        ("model.vocab_size=x", "`model.vocab_size` must be a whole number. Got 'x'."),
+        ("model.text.hidden_size=x", "`model.text.hidden_size` must be a whole number. Got 'x'."),
+    ],
+    "decoder": [("model.feature_noise=x", "`model.feature_noise` must be a number. Got 'x'.")],
+    "diffusion_decoder": [("model.feature_dropout=x", "`model.feature_dropout` must be a number. Got 'x'.")],
+    "encoder": [("model.vision.hidden_size=x", "`model.vision.hidden_size` must be a whole number. Got 'x'.")],
+    "vae": [
+        ("model.kl_weight=x", "`model.kl_weight` must be a number. Got 'x'."),
+        ("model.block_out_channels=[16, x]", "`model.block_out_channels.1` must be a whole number. Got 'x'."),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "message"), [(stage, *case) for stage, cases in STAGES_OF_TYPES.items() for case in cases]
+)
+def test_a_stage_refuses_a_value_by_its_key_and_so_does_a_plan(write, stage, text, message):
+    recipe = load_recipe(write(f"stage: {stage}\noutput_dir: somewhere\n"), [text])
+    for check in (recipe.checked, recipe.open_stage):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            check()
+    assert message in str(plan(recipe)) and len(plan(recipe).missing) == 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_setting_of_a_stage_has_a_type(name):
+    stage = find_class(name, STAGES, "a test")
+    assert set(stage.model_keys) - set(ARGUMENT_KEYS) <= set(stage.types["model"])
+    assert set(stage.data_keys) <= set(stage.types.get("data", ()))
+    assert set(stage.evaluation_keys) <= set(stage.types.get("evaluation", ()))
+    assert set(ShapesData.types) == {key for keys in _KEYS.values() for key in keys}
+
+
+def test_a_stage_reads_numbers_as_a_section_does(write):
+    text = "model: {num_queries: 6.4e1, noise_shift: '2'}\ndata: {length: 1e3}\nevaluation: {prompts: [1, a]}\n"
+    recipe = load_recipe(write("stage: generation\noutput_dir: somewhere\n" + text)).checked()
+    assert recipe.model == {"num_queries": 64, "noise_shift": 2.0}
+    assert recipe.data == {"length": 1000} and recipe.evaluation == {"prompts": ["1", "a"]}
+
+
+def test_a_plan_refuses_what_the_run_would_refuse(write, capsys):
+    path = str(write(MINIMAL))
+    for text, message in (
+        ("stage=generaton", "missing: recipe, Unknown key 'generaton' in key 'stage' of "),
+        ("training.seed=-3", "`training.seed` must be from 0 to "),
+        ("model.dim=wide", "missing: recipe, `model.dim` must be a whole number. Got 'wide'."),
+        ("data.sources={}", "`data.sources` must be a list. Got {}."),
+    ):
+        assert main(["train", path, text, "--plan"]) in (1, 2)
+        printed = capsys.readouterr()
+        assert message in printed.out + printed.err
+        assert main(["train", path, text]) == 2
+        error = capsys.readouterr().err
+        assert message.removeprefix("missing: recipe, ") in error and error.count("\n") == 1
 
 
 def test_a_file_s_numbers_may_be_written_without_a_dot(write):

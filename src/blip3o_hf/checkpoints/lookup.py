@@ -109,12 +109,20 @@ def checkpoint_files(source: str | os.PathLike, **kwargs) -> LocalFiles | HubFil
     Args:
         source: folder, a file in it, or Hub id.
         kwargs: arguments of `from_pretrained`; those that say where to look are used.
+
+    Raises:
+        FileNotFoundError: when it is written as a path (with `/`, `./`, `../` or `~` in front), and nothing is there.
     """
-    path, subfolder = Path(source), kwargs.get("subfolder") or ""
+    path, subfolder = Path(source).expanduser(), kwargs.get("subfolder") or ""
     if path.is_dir():
         return LocalFiles(path / subfolder)
     if path.is_file():
         return LocalFiles(path.parent)
+    if str(source).startswith(("/", "./", "../", "~")):
+        raise FileNotFoundError(
+            f"A path must be of a folder or a file that exists. Got {source}, and there is none at {path.absolute()}. "
+            f"Check it; a Hub id is written owner/name."
+        )
     return HubFiles(str(source), subfolder, **given_arguments(DOWNLOAD_ARGUMENTS, kwargs))
 
 

@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..files import check_can_write
 from .files import open_picture, save_picture
 from .models import add_model_argument, add_sampling_arguments, load_pipeline, note_unknown_words, sampling_of
 
@@ -41,6 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.pictures)
     if not folder.is_dir():
         raise FileNotFoundError(f"--pictures must be a folder. There is none at {folder.absolute()}. Create it first.")
+    check_can_write(folder, "--pictures")
+    if arguments.save:
+        check_can_write(arguments.save, "--save")
     pipe = load_pipeline(arguments.model)
     pipe.set_progress_bar_config(disable=True)
 

@@ -3,6 +3,8 @@
 import argparse
 import re
 
+from ..files import check_can_write
+
 EXAMPLES = """examples:
   blip3o-hf convert BLIP3o/BLIP3o-Model-8B blip3o-8b
   blip3o-hf convert ./BLIP3o-Model-4B blip3o-4b --with-target-encoder --max-shard-size 2GB
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--max-shard-size must be a number with KB, MB or GB. Got {arguments.max_shard_size!r}. Example: 5GB."
         )
+    check_can_write(arguments.target, "The target")
 
     from ..conversion.published import convert_published
 

@@ -56,12 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)
     source = open_source(settings)
     check = None if arguments.model is None else _model_check(arguments.model, arguments.max_length)
-    num_cut = 0
+    num_cut = {"answers": 0, "captions": 0}
 
     def look(record) -> None:
-        nonlocal num_cut
-        if check is not None:
-            num_cut += bool(check(record).turns) and check.is_cut(record)
+        if check is not None and check.is_cut(check(record)):
+            num_cut["answers" if record.turns else "captions"] += 1
 
     result = survey(source, arguments.limit, look)
     print(f"{result.num_read} of {len(source)} items read")
@@ -71,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     _print_count("duplicates", len(result.duplicates))
     if check is not None:
         _print_count("no answer left", sum("no room for the first answer" in item.reason for item in result.bad))
-        _print_count("answers cut", num_cut)
+        for name, number in num_cut.items():
+            _print_count(f"{name} cut", number)
     print(f"\n{'':<16}{'min':>8}{'median':>8}{'max':>8}")
     _print_range("image width", [width for width, _ in result.sizes])
     _print_range("image height", [height for _, height in result.sizes])

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from ..files import check_can_write
 from ..hub.standalone import add_code, check_pipeline
 from .models import encoder_beside
 
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileExistsError(f"The target must not exist yet. {target} does. Choose another, or remove it.")
     if arguments.remote_code:
         check_pipeline(source)
+    check_can_write(target, "The target")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-"))
     try:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..files import written_whole
+from ..files import check_can_write, written_whole
 
 
 def check_writable(path: str | os.PathLike) -> Path:
@@ -22,10 +22,7 @@ def check_writable(path: str | os.PathLike) -> Path:
         raise FileNotFoundError(
             f"The output's folder must exist. There is no {path.parent.absolute()}. Create it first."
         )
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(
-            f"The output's folder must be writable. {path.parent.absolute()} is not. Choose another."
-        )
+    check_can_write(path.parent.absolute(), "The output's folder")
     return path
 
 

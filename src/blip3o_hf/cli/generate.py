@@ -75,9 +75,13 @@ def numbered(path: Path, index: int) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..checkpoints.lookup import checkpoint_files
+
     output = check_picture_path(arguments.output)
     if arguments.num_images < 1:
         raise ValueError(f"-n must be at least 1. Got {arguments.num_images}. Use -n 1 for one image.")
+    for path, _ in arguments.lora:
+        checkpoint_files(path)  # a path with nothing there is refused before the model is loaded
     pipe = load_pipeline(arguments.model)
     load_loras(pipe, arguments.lora)
 

@@ -97,7 +97,7 @@ class FolderSource(Source):
         return key, content
 
     def _image_file(self, key: str, name: str) -> Path:
-        return self.folder / name
+        return find_file(name, [self.folder])
 
 
 def _exchanged(value: Any, names: dict[str, str]) -> Any:

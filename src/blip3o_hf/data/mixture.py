@@ -11,12 +11,22 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..checks import check_keys
+from .images import decoded
 from .records import Record
 from .sources import Source, open_source
 from .tolerance import TolerantSource
 
 DRAWS = 1000
-MIXTURE_KEYS = ("sources", "seed", "length", "streaming", "shuffle_buffer", "max_bad_share", "min_items")
+MIXTURE_TYPES: dict[str, Any] = {
+    "sources": list,
+    "seed": int,
+    "length": int | None,
+    "streaming": bool,
+    "shuffle_buffer": int,
+    "max_bad_share": float,
+    "min_items": int,
+}
+MIXTURE_KEYS = tuple(MIXTURE_TYPES)
 
 
 @lru_cache(maxsize=16)
@@ -293,3 +303,21 @@ def open_mixture(
     if streaming:
         return StreamingMixture(sources, weights, **order)
     return MixtureDataset(sources, weights, **order)
+
+
+def with_complete(
+    mixture: MixtureDataset | StreamingMixture, complete: Callable[[str, Record], Any]
+) -> MixtureDataset | StreamingMixture:
+    """
+    A mixture whose sources give what `complete` makes of a source's `identity` and a record; those that were opened
+    with a function of their own keep it.
+
+    Args:
+        mixture: its sources are changed.
+        complete: as in [`open_mixture`].
+    """
+    for source in mixture.sources:
+        reader = source.source if isinstance(source, TolerantSource) else source
+        if reader.complete is decoded:
+            reader.complete = partial(complete, reader.identity)
+    return mixture

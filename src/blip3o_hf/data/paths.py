@@ -106,24 +106,26 @@ def _expand_braces(pattern: str) -> list[str]:
 
 def find_file(name: str, folders: Sequence[str | Path]) -> Path:
     """
-    Where a file is that a row names: in the first of the folders that has it, with its name as it is, with slashes in
-    the place of backslashes (written on Windows), or with accents in the other form of Unicode (macOS).
+    Where a file is that a row names: in the first of the folders that has it, with its name as it is, with the home
+    folder in the place of `~` at its beginning, with slashes in the place of backslashes (written on Windows), or with
+    accents in the other form of Unicode (macOS).
 
     Returns:
-        Its path; in the first folder when it is in none.
+        Its path; in the first folder, or the home folder, when it is in none.
     """
     for form in _forms(name):
         for folder in folders:
             path = os.path.join(folder, form)
             if os.path.isfile(path):
                 return Path(path)
-    return Path(folders[0], name)
+    return Path(folders[0], os.path.expanduser(name))
 
 
 def _forms(name: str) -> Iterator[str]:
     """A name as it is, and only where that is not found its other forms."""
     yield name
-    name = name.replace("\\", "/")
+    yield os.path.expanduser(name)
+    name = os.path.expanduser(name.replace("\\", "/"))
     yield name
     yield from (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
 

@@ -1,5 +1,6 @@
 """Items in tables of the library `datasets`: of the Hub, in parquet files, saved on disk, in memory, or a stream."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -38,7 +39,7 @@ class TableReader(RowReader):
             self.folders = (settings.image_root,)
 
     def _image_file(self, key: str, name: str) -> Path:
-        if not self.folders and not Path(name).is_absolute():
+        if not self.folders and not os.path.isabs(os.path.expanduser(name)):
             return super()._image_file(key, name)
         return find_file(name, self.folders or (Path(),))
 

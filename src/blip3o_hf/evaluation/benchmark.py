@@ -26,6 +26,8 @@ class Benchmark:
 
     keys: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Settings by the method that reads them: `drawing`, `answers`, `decoding`."""
+    types: ClassVar[Mapping[str, Any]] = {}
+    """Types of the settings by their keys; a value of a key without one is taken as it is."""
 
     def __init__(self, settings: Mapping[str, Any]):
         self.settings = dict(settings)

@@ -28,7 +28,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, i
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.tensor_checks import listed
 from ..checks import unknown_name
-from ..files import written_whole
+from ..files import expanded, written_whole
 from .configuration_blip3o import Blip3oConfig
 from .modeling_blip3o import Blip3oForConditionalGeneration, Blip3oQueries
 
@@ -237,11 +237,13 @@ def read_lora(
         hub_arguments: arguments of `from_pretrained` that say where to look (`subfolder`, `revision`, ...).
 
     Raises:
+        FileNotFoundError: when it is a path, and nothing is there.
         ValueError: when there is no such file, it is no safetensors file, or holds more than LoRA and queries.
     """
     files = checkpoint_files(source, **hub_arguments)
-    if weight_name is None and Path(source).is_file():
-        weight_name = Path(source).name
+    path = expanded(source)
+    if weight_name is None and path.is_file():
+        weight_name = path.name
     candidates = (LORA_WEIGHT_NAME_SAFE, ADAPTER_SAFE_WEIGHTS_NAME) if weight_name is None else (weight_name,)
     if not candidates[0].endswith(".safetensors"):
         raise ValueError(_no_pickle(candidates[0]))

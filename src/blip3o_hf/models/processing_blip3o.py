@@ -282,8 +282,21 @@ class Blip3oProcessor(ProcessorMixin):
 
     def _without_end(self, caption: str, num_tokens: int) -> str:
         """The caption without its last tokens; all of it where it has no more than these."""
-        starts = [start for start, _ in self.tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]]
+        encoded = self.tokenizer(caption, return_offsets_mapping=True, verbose=False)
+        starts = [start for start, _ in encoded["offset_mapping"]]
         return caption[: starts[-num_tokens]].rstrip() if num_tokens < len(starts) else caption
+
+    def fitted_prompt(self, prompt: str) -> str:
+        """A prompt without images, its end cut as training cuts it where `encode_prompts` would find it too long."""
+        while self.max_prompt_length is not None:
+            text = self.render_prompt(prompt) + self.image_start_token
+            tokens = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            excess = len(tokens) - self.max_prompt_length
+            shorter = self._without_end(prompt, excess) if excess > 0 else prompt
+            if shorter in (prompt, ""):
+                break
+            prompt = shorter
+        return prompt
 
     def encode_prompts(
         self,

@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..checkpoints.published_config import is_published
-from ..data.records import BadItem, Record
+from ..data.records import RECONSTRUCT, BadItem, Record
 from ..data.texts import CONTROL_TOKENS, text_problem
 from .configuration_blip3o import Blip3oConfig
 from .processing_blip3o import Blip3oProcessor, message_images
@@ -43,9 +43,7 @@ class RecordCheck:
             BadItem: when its texts hold special tokens, its images have impossible shapes or cannot be read at all, or
                 they leave no room for the prompt or the first answer.
         """
-        for text in (record.prompt or "", *(text for turn in record.turns for text in turn)):
-            if problem := text_problem(text, self.special_tokens):
-                raise BadItem(record.key, problem)
+        self.check_texts(record)
         if not self.reads_images and self._images(record):
             raise BadItem(record.key, "it has input images, and the model's backbone reads text only")
         if record.turns:
@@ -60,6 +58,18 @@ class RecordCheck:
             )
         return record
 
+    def check_texts(self, record: Record) -> None:
+        """
+        Args:
+            record: its images may be encoded.
+
+        Raises:
+            BadItem: when its texts hold special tokens.
+        """
+        for text in (record.prompt or "", *(text for turn in record.turns for text in turn)):
+            if problem := text_problem(text, self.special_tokens):
+                raise BadItem(record.key, problem)
+
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
         """All that the tokenizer does not read as text."""
@@ -73,8 +83,12 @@ class RecordCheck:
         return self._length(self._messages(record)[: 1 - 2 * len(record.turns)], record, True)
 
     def is_cut(self, record: Record) -> bool:
-        """Whether training cuts the end of a conversation."""
-        return self.max_length is not None and self._length(self._messages(record), record, False) > self.max_length
+        """Whether training cuts the end of a conversation, or of a caption."""
+        if record.turns:
+            length = self._length(self._messages(record), record, False)
+            return self.max_length is not None and length > self.max_length
+        limit = self.processor.max_prompt_length
+        return limit is not None and self._prompt_length(record, record.prompt or RECONSTRUCT) > limit
 
     def _messages(self, record: Record) -> list[dict]:
         (question, answer), *further = record.turns
@@ -89,7 +103,11 @@ class RecordCheck:
 
     def _shortest_prompt(self, record: Record) -> int:
         """Tokens of a prompt whose caption is cut to its first token."""
-        text = self.processor.render_prompt("a", len(record.images), record.history)
+        return self._prompt_length(record, "a")
+
+    def _prompt_length(self, record: Record, caption: str) -> int:
+        """Tokens of a record's prompt in training, with a caption in the place of its own."""
+        text = self.processor.render_prompt(caption, len(record.images), record.history)
         text += self.processor.training_turn_end + self.processor.image_start_token
         return self._tokens(text) + self._image_tokens(record)
 

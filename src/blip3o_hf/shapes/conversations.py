@@ -91,6 +91,9 @@ class ShapesConversations(Dataset):
         ValueError: when the shares are negative or more than one together.
     """
 
+    is_checked = True
+    """As in [`~data.given_rows.check_given`]: what is said here may ask for a picture, by the model's own token."""
+
     def __init__(
         self,
         scenes: ShapesDataset,

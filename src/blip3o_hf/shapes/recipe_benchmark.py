@@ -1,5 +1,8 @@
 """The tiny world's benchmark as what a recipe's model is scored by."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from PIL import Image
 
 from ..evaluation.benchmark import Benchmark
@@ -14,6 +17,7 @@ class ShapesBenchmark(Benchmark):
     """Rates of right pictures, right answers and right reconstructions on held-out scenes, by their kinds."""
 
     keys = {"drawing": ("per_family",), "answers": ("per_kind",), "decoding": ("per_family",)}
+    types: ClassVar[Mapping[str, Any]] = {"per_family": int, "per_kind": int}
 
     def _prompts(self):
         return benchmark.held_out_prompts(self.settings.get("per_family", 16), seed=SEED)

@@ -1,11 +1,13 @@
 """The tiny world as what a recipe learns from."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from ..checks import check_keys
 from ..training.caching import decode
+from ..training.recipe_values import hints_of
 from ..training.training_data import TrainingData
 from . import known_texts
 from .conversations import ShapesConversations
@@ -41,6 +43,11 @@ class ShapesData(TrainingData):
     benchmark: ClassVar[str | None] = "blip3o_hf.shapes.recipe_benchmark:ShapesBenchmark"
     language = ("en",)
     prompt = "two red circles"
+    types: ClassVar[Mapping[str, Any]] = {
+        **dict.fromkeys((*PICTURE_KEYS, *CONVERSATION_KEYS), float),
+        "labels_images": bool,
+        **hints_of(ShapesDataset.__init__, *SCENE_KEYS, *EDIT_KEYS, *QUESTION_KEYS),
+    }
 
     @classmethod
     def check(cls, settings, use, where):

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..checks import check_keys
+from ..files import check_can_write
 
 WITHOUT_EFFECT = {
     "label_smoothing_factor": "the tasks define the losses",
@@ -173,6 +174,14 @@ class Blip3oTrainingArguments(TrainingArguments):
         """`output_dir` as a path."""
         assert self.output_dir is not None  # transformers fills it in
         return Path(self.output_dir)
+
+    def check_output_folder(self) -> None:
+        """
+        Raises:
+            OSError: when this process is to write to `output_dir` and cannot.
+        """
+        if self.should_save:
+            check_can_write(self.output_folder, "`output_dir`")
 
     def check_global_batch_size(self) -> None:
         """

@@ -34,8 +34,26 @@ def checked(processor: Blip3oProcessor, max_length: int | None) -> Callable[[str
         processor: of the model.
         max_length: longest conversation in tokens; by default the tokenizer's.
     """
+    return partial(_check, record_check(processor, max_length))
+
+
+def record_check(processor: Blip3oProcessor, max_length: int | None) -> RecordCheck:
+    """What a model that trains cannot take; arguments are those of `checked`."""
     max_length = processor.tokenizer.model_max_length if max_length is None else max_length
-    return partial(_check, RecordCheck(processor, max_length, reads_images=processor.image_processor is not None))
+    return RecordCheck(processor, max_length, reads_images=processor.image_processor is not None)
+
+
+def checked_cached(
+    complete: Callable[[str, Record], Any], processor: Blip3oProcessor, max_length: int | None
+) -> Callable[[str, Record], Any]:
+    """As `checked`, for records that `complete` takes from a cache: their texts, and what the model still reads."""
+    return partial(_check_cached, record_check(processor, max_length), complete)
+
+
+def _check_cached(check: RecordCheck, complete: Callable[[str, Record], Any], identity: str, record: Record) -> Any:
+    check.check_texts(record)
+    completed = complete(identity, record)
+    return completed if completed.condition is not None else check(completed)
 
 
 def _check(check: RecordCheck, identity: str, record: Record) -> Record:
@@ -81,6 +99,13 @@ class CachedInputs:
         if self.cache is None or not self.kinds:
             return decode
         return partial(self.cache.complete, self.kinds)
+
+    def checked_complete(
+        self, processor: Blip3oProcessor | None, max_length: int | None
+    ) -> Callable[[str, Record], Any]:
+        """As `complete`, with what a cache holds checked as [`checked`] does; its arguments are those."""
+        is_checked = self.kinds and processor is not None
+        return checked_cached(self.complete, processor, max_length) if is_checked else self.complete
 
     @property
     def statistics(self) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class CachedRecord:
     target_features: torch.Tensor | None
     condition: torch.Tensor | None
     history: tuple[dict[str, Any], ...] = ()
+    turns: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """A cache holds pictures, and no conversations."""
 
 
 class FeatureCache:

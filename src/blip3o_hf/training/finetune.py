@@ -12,16 +12,19 @@ import torch
 
 from ..assets import resolve_model
 from ..checks import check_keys
+from ..data.images import decoded
 from ..data.mixture import open_mixture
 from ..data.rows import SourceSettings
-from ..files import expanded, written_whole
+from ..files import check_can_write, expanded, written_whole
 from ..hub.reach import check_reachable
 from ..models.configuration_blip3o import Blip3oConfig
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
+from ..models.record_check import RecordCheck, check_for_model
 from .chain import Summary
 from .checkpoints import has_complete_checkpoint
 from .recipe_values import write_yaml
 from .recipes import load_recipe, recipe_of
+from .results import fitted_prompts
 from .runs import check_not_finished, run_recipe
 from .stages import GenerationStage
 
@@ -70,6 +73,7 @@ def finetune(
 
     Raises:
         ValueError, FileNotFoundError: when the data or the model cannot be read; nothing is written then.
+        OSError: when `output` cannot be written.
         FileExistsError: when `output` holds a finished run, and `resume` is not set.
         TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written.
 
@@ -83,7 +87,7 @@ def finetune(
 
     ```
     """
-    output = expanded(output)
+    output = check_can_write(output, "`output`")
     recipes = finetune_recipes(
         data,
         output,
@@ -97,9 +101,10 @@ def finetune(
     )
     _check_settings(data_settings, model_settings)
     for content in recipes.values():
-        recipe_of(content, "the settings of the fine-tuning").training_arguments()
-    captions = _first_captions(recipes["generation"]["data"])  # what is wrong with the data is said before all else
-    drawn = list(prompts) or captions
+        recipe_of(content, "the settings of the fine-tuning").checked().training_arguments()
+    check = check_for_model(resolve_model(os.fspath(model)), recipes["generation"]["model"].get("max_length"))
+    captions = _first_captions(recipes["generation"]["data"], check)  # what is wrong with the data is said first
+    drawn = fitted_prompts(check.processor, list(prompts) or captions)
     recipes["generation"]["evaluation"] = {"prompts": drawn} if drawn else {}
     for name in recipes if not resume else ():
         check_not_finished(output / name)
@@ -177,15 +182,18 @@ def finetune_recipes(
     return {"decoder": decoder, "generation": generation}
 
 
-def _first_captions(data: Mapping[str, Any]) -> list[str]:
-    """Up to four different prompts of the first records that are drawn from words alone."""
-    captions: dict[str, None] = {}
-    for record in islice(iter(open_mixture(data)), 16):
+def _first_captions(data: Mapping[str, Any], check: RecordCheck) -> list[str]:
+    """
+    Up to four different prompts of the first records that are drawn from words alone: of those that the model can read
+    to their end, where there are any.
+    """
+    captions: dict[str, bool] = {}
+    for record in islice(iter(open_mixture(data, lambda identity, record: check(decoded(record)))), 16):
         if record.prompt and not record.images:
-            captions[record.prompt] = None
-        if len(captions) == 4:
+            captions[record.prompt] = check.processor.fitted_prompt(record.prompt) == record.prompt
+        if sum(captions.values()) == 4:
             break
-    return list(captions)
+    return ([caption for caption, is_whole in captions.items() if is_whole] or list(captions))[:4]
 
 
 def _check_settings(data: Mapping[str, Any] | None, model: Mapping[str, Any] | None) -> None:

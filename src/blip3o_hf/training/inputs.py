@@ -8,9 +8,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from ..assets import resolve_model
+from ..data.given_rows import as_given
 from ..data.mixture import StreamingMixture
 from ..data.records import BadItem, Record
 from ..models.processing_blip3o import Blip3oProcessor
@@ -51,7 +53,7 @@ def check_has_batches(dataset: Any, arguments: Blip3oTrainingArguments) -> None:
     Raises:
         ValueError: when a dataset of known length gives no batch for every process.
     """
-    if not hasattr(dataset, "__len__"):
+    if not has_length(dataset):
         if arguments.data_seed is not None and isinstance(dataset, StreamingMixture):
             raise ValueError(
                 f"The order of a stream depends on its own `seed`. Got `data_seed` {arguments.data_seed}. Set "
@@ -82,6 +84,17 @@ def processor_of(model: nn.Module) -> Blip3oProcessor:
             "`processing_class=Blip3oProcessor.from_pretrained(...)`."
         )
     return Blip3oProcessor.from_pretrained(source)
+
+
+def open_training(task: Task, dataset: Any, data_collator: Any) -> Any:
+    """
+    What a user passes to train on, as a dataset of records; where a collator of the user's own reads the items of the
+    user's own dataset, that as it is.
+    """
+    if dataset is None:
+        return None
+    opened = task.open(dataset, "train_dataset")
+    return opened if data_collator is None else as_given(opened)
 
 
 def open_evaluation(task: Task, dataset: Any) -> Any:
@@ -174,7 +187,7 @@ def warn_of_overlap(train_dataset: Any, eval_dataset: Any) -> int:
     if isinstance(eval_dataset, dict):
         return sum(warn_of_overlap(train_dataset, dataset) for dataset in eval_dataset.values())
     datasets = (train_dataset, eval_dataset)
-    if any(isinstance(d, IterableDataset) or not hasattr(d, "__len__") or not len(d) for d in datasets):
+    if any(isinstance(d, IterableDataset) or not has_length(d) or not len(d) for d in datasets):
         return 0
     stride = max(1, len(train_dataset) // COMPARED_RECORDS)
     held_out = [_content(eval_dataset, index) for index in range(min(len(eval_dataset), COMPARED_RECORDS))]

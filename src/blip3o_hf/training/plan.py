@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from ..assets import resolve_model
 from ..checkpoints.weight_files import weight_files
 from ..data.paths import expand_paths
+from ..files import check_can_write
 from ..hub.cards import is_hub_id
 from ..hub.reach import SECONDS
 from ..models.configuration_blip3o import Blip3oConfig
@@ -63,11 +64,20 @@ def plan(recipe: Recipe) -> Plan:
         recipe: of any stage; of `generation` and `joint` also the memory of what trains is estimated.
     """
     found = Plan()
+    try:
+        recipe = recipe.checked()
+    except ValueError as error:
+        found.lack("recipe", str(error))
+        return found  # nothing can be said of values that are none
     has_accelerator = torch.accelerator.is_available()
     on_cpu = recipe if has_accelerator else replace(recipe, training={**recipe.training, "use_cpu": True})
     arguments = on_cpu.training_arguments()  # transformers refuses those of a GPU where there is none
     sizes = [_weights(found, name, given) for name, given in recipe.inputs.items()]
     _data(found, recipe)
+    try:
+        check_can_write(recipe.output_dir, "it")
+    except OSError as error:
+        found.lack("output_dir", str(error))
     num_devices = 0 if arguments.use_cpu else torch.accelerator.device_count()
     if arguments.use_cpu and not recipe.training.get("use_cpu", False):
         found.lack("accelerator", "there is none here. training.use_cpu=true trains on the CPU, which takes long")

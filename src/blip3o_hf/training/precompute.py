@@ -17,11 +17,11 @@ from transformers.utils import logging
 from ..checks import check_keys
 from ..data.images import decoded
 from ..data.records import BadItem, Record, targets
-from ..files import expanded, written_whole
+from ..files import check_can_write, written_whole
 from ..hub.cards import write_card
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor, message_images
-from .caching import conditions_fingerprint, decode, target_fingerprint
+from .caching import conditions_fingerprint, decode, record_check, target_fingerprint
 from .feature_cache import (
     KINDS,
     MANIFEST,
@@ -156,6 +156,8 @@ class _Items(Dataset):
         held_out = data.held_out_pictures(lambda identity, record: (identity, decoded(record)), processor)
         self.held_out = [] if held_out is None else held_out
         self.computer, self.cache, self.kinds = computer, cache, computer.kinds
+        if processor is not None:
+            self.check = record_check(processor, computer.arguments.max_length)
 
     def __len__(self) -> int:
         return sum(map(len, self.sources)) + len(self.held_out)
@@ -185,6 +187,9 @@ class _Items(Dataset):
         wanted = {kind: Wanted() for kind in self.kinds}
         if not any(missing.values()):
             return wanted
+        if "conditions" in self.kinds:
+            for record in variants:
+                self.check.check_texts(record)
         targets(variants)
         record = decoded(variants[0])
         assert record.target is not None  # `targets` has found one
@@ -260,7 +265,7 @@ def precompute(
     if folder is None:
         name = computer.stage.recipe_name
         raise ValueError(f"A cache needs a folder. None was given, and {name} has no `data.cache`. Name one.")
-    folder = expanded(folder)
+    folder = check_can_write(folder, "The folder of a cache")
     state = PartialState()
     set_seed(arguments.seed)
     computer.load()

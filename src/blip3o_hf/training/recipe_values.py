@@ -2,12 +2,16 @@
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
 from enum import Enum
+from inspect import signature
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
+
+from ..checks import unknown_name
 
 _WORDS = {
     bool: "true or false",
@@ -18,6 +22,23 @@ _WORDS = {
     dict: "a mapping",
 }
 _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_RANGES: dict[str, tuple[int, int | None]] = {
+    "seed": (0, None),
+    "training.seed": (0, 2**32 - 1),
+    "length": (1, None),
+    "min_items": (0, None),
+    "shuffle_buffer": (1, None),
+    "max_bad_share": (0, 1),
+    "per_device_train_batch_size": (1, None),
+    "per_device_eval_batch_size": (1, None),
+    "gradient_accumulation_steps": (1, None),
+    "dataloader_num_workers": (0, None),
+    "max_length": (1, None),
+    "max_input_pixels": (1, None),
+    "num_queries": (1, None),
+    "feature_size": (1, None),
+}
+"""What a number must be at least, and at most, by its key or the last part of it."""
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -67,7 +88,7 @@ def read_value(text: str, hint: Any, key: str) -> Any:
     is_structure = text.lstrip().startswith(("[", "{")) and kinds & {list, dict}
     is_text = str in kinds and not kinds & {bool, int, float}
     if is_text and not is_structure and text.strip() not in ("", "null", "~") and not text.startswith(("'", '"')):
-        return text
+        return typed(text, hint, key)
     try:
         value = yaml.load(text, RecipeLoader)
     except yaml.YAMLError as error:
@@ -76,23 +97,40 @@ def read_value(text: str, hint: Any, key: str) -> Any:
             f"The value of `{key}` must be YAML. Got {text!r} ({reason}). Put texts with braces, colons or commas in "
             f"quotes: {key}='\"...\"'."
         ) from error
+    if value is None and not _allows_none(hint):
+        raise ValueError(_not_of_type(text, kinds, key))
     return typed(value, hint, key)
 
 
 def typed(value: Any, hint: Any, key: str) -> Any:
     """
-    A value that YAML gave, as the type of its key.
+    A value that YAML gave, as the type of its key; so are the values in a list or a mapping.
 
     Args:
-        value: what was read; `None` stays.
+        value: what was read.
         hint: the type, or `None` where it is not known: then the value stays as it is.
         key: for errors.
 
     Raises:
-        ValueError: when it is not of that type.
+        ValueError: when it is not of that type, or not in the range of its key.
     """
     kinds = _kinds(hint)
-    if value is None or not kinds or object in kinds or type(value) in kinds:
+    if not kinds or object in kinds or (value is None and _allows_none(hint)):
+        return value
+    value = _of_kind(value, kinds, key)
+    _check_choice(value, hint, key)
+    _check_range(value, key)
+    inside = _types_inside(hint, type(value))
+    if isinstance(value, list):
+        return [typed(each, inside, f"{key}.{index}") for index, each in enumerate(value)]
+    if isinstance(value, dict):
+        return {name: typed(each, inside, f"{key}.{name}") for name, each in value.items()}
+    return value
+
+
+def _of_kind(value: Any, kinds: set[type], key: str) -> Any:
+    """A value as one of the plain types that its key allows."""
+    if type(value) in kinds and value == value:  # not NaN
         return value
     if float in kinds and _is_number(value):
         return value if isinstance(value, int) else float(value)
@@ -104,8 +142,34 @@ def typed(value: Any, hint: Any, key: str) -> Any:
         return "yes" if value else "no"
     if str in kinds and isinstance(value, int | float):
         return str(value)
+    if str in kinds and isinstance(value, Enum):
+        return value
+    if list in kinds and isinstance(value, tuple):
+        return list(value)
+    raise ValueError(_not_of_type(value, kinds, key))
+
+
+def _not_of_type(value: Any, kinds: set[type], key: str) -> str:
     wanted = " or ".join(_WORDS[kind] for kind in _WORDS if kind in kinds)
-    raise ValueError(f"`{key}` must be {wanted}. Got {value!r}. Example: {key}={_example(kinds)}.")
+    return f"`{key}` must be {wanted}. Got {value!r}. Example: {key}={_example(kinds)}."
+
+
+def _check_choice(value: Any, hint: Any, key: str) -> None:
+    """Raise a `ValueError` for a word that is none of those a setting of transformers knows."""
+    kinds: list[Any] = [_plain(member) for member in _members(hint)]
+    choices = [word.value for kind in kinds if issubclass(kind, Enum) for word in kind]
+    if choices and isinstance(value, str) and not isinstance(value, Enum) and value not in choices:
+        raise ValueError(unknown_name(f"value of `{key}`", value, choices))
+
+
+def _check_range(value: Any, key: str) -> None:
+    """Raise a `ValueError` for a number that its key cannot have."""
+    least, most = _RANGES.get(key) or _RANGES.get(key.rpartition(".")[2]) or (None, None)
+    if not isinstance(value, int | float) or least is None:
+        return
+    if value < least or (most is not None and value > most):
+        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"`{key}` must be {wanted}. Got {value!r}. Leave it out for the default.")
 
 
 def typed_values(content: Mapping[str, Any], hints: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -113,29 +177,71 @@ def typed_values(content: Mapping[str, Any], hints: Mapping[str, Any], section: 
     return {name: typed(value, hints.get(name), f"{section}.{name}") for name, value in content.items()}
 
 
+def hints_of(source: Callable[..., Any] | type, *names: str) -> dict[str, Any]:
+    """
+    The types of the settings that a function or a dataclass takes; what is `None` by default may be `None`.
+
+    Args:
+        source: the function, or the class of settings.
+        names: of the settings that are wanted; all by default.
+    """
+    if is_dataclass(source):  # configs of libraries name types that only their type checker knows
+        hints: dict[str, Any] = {field.name: _with_choices(field) for field in fields(source)}
+        defaults = {field.name: field.default for field in fields(source)}
+    else:
+        hints = get_type_hints(source)
+        defaults = {name: parameter.default for name, parameter in signature(source).parameters.items()}
+    known = {name: hint for name, hint in hints.items() if not isinstance(hint, str)}
+    return {
+        name: hint | None if defaults.get(name, ...) is None else hint
+        for name, hint in known.items()
+        if not names or name in names
+    }
+
+
+def _with_choices(field: Field) -> Any:
+    """The type of a field, with the words it may be where it names them, as those of transformers do."""
+    choices = field.metadata.get("choices")
+    kind: Any = field.type
+    return Enum(field.name, {str(word): word for word in choices}) | kind if choices else kind
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows."""
+    if hint is None:
+        return ()
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _plain(member: Any) -> type:
+    """A type without the types of what is in it; `object` where it is none."""
+    member = get_origin(member) or member
+    return list if member is Sequence else member if isinstance(member, type) else object
+
+
 def _kinds(hint: Any) -> set[type]:
     """The plain types that a hint allows; `object` among them where it allows others, too."""
-    if hint is None:
-        return set()
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    kinds = set()
-    for member in members:
-        member = get_origin(member) or member
-        if isinstance(member, type) and issubclass(member, Enum):
-            member = str
-        if member is not type(None):
-            kinds.add(member if member in _WORDS else object)
-    return kinds
+    kinds = {str if issubclass(_plain(member), Enum) else _plain(member) for member in _members(hint)}
+    return {kind if kind in _WORDS else object for kind in kinds - {type(None)}}
+
+
+def _allows_none(hint: Any) -> bool:
+    return hint is None or type(None) in _members(hint)
+
+
+def _types_inside(hint: Any, kind: type) -> Any:
+    """The type of the values in a list or a mapping; `None` where the hint does not say it."""
+    arguments = next((get_args(member) for member in _members(hint) if _plain(member) is kind), ())
+    return arguments[-1] if arguments and arguments[-1] is not Any else None
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     try:
-        float(value)
+        return float(value) == float(value)  # not NaN
     except (TypeError, ValueError):
         return False
-    return True
 
 
 def _example(kinds: set[type]) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from transformers.training_args import OptimizerNames
 
 from ..checks import check_keys, find_class
+from ..data.mixture import MIXTURE_TYPES
 from ..data.rows import SourceSettings
 from ..files import expanded
 from .arguments import Blip3oTrainingArguments
 from .recipe_files import find_recipe
-from .recipe_values import read_value, read_yaml, typed_values
+from .recipe_values import hints_of, read_value, read_yaml, typed, typed_values
 
 if TYPE_CHECKING:
     from .stages.base import Stage
@@ -33,6 +35,8 @@ STAGES = {
     "joint": "blip3o_hf.training.stages.joint:JointStage",
 }
 """Stages by the names that recipes give them."""
+DATA_TYPES = {**MIXTURE_TYPES, "cache": str | None, "dataset": str | None}
+"""Types of keys of the section `data` that no stage has for itself."""
 ARGUMENT_KEYS = ("train", "frozen_dtype", "caption_weight", "max_length", "max_input_pixels")
 """Training arguments that a recipe has in its section `model`."""
 
@@ -76,10 +80,23 @@ class Recipe:
         The stage, with all that the recipe says of it checked.
 
         Raises:
-            ValueError: on an unknown stage or key, and when parts do not belong together.
+            ValueError: on an unknown stage or key, a value that is not of its key's type, and when parts do not belong
+                together.
             FileNotFoundError: when the folder of an input is missing.
         """
-        return find_class(self.stage, STAGES, f"key 'stage' of {self.source or 'the recipe'}")(self)
+        return self._stage_class()(self)
+
+    def checked(self) -> "Recipe":
+        """
+        The recipe with its values as its stage takes them; no folder is looked at.
+
+        Raises:
+            ValueError: on an unknown stage or key, and a value that is not of its key's type.
+        """
+        return self._stage_class().checked(self)
+
+    def _stage_class(self) -> Any:
+        return find_class(self.stage, STAGES, f"key 'stage' of {self.source or 'the recipe'}")
 
     def trainer(self) -> "Blip3oTrainer":
         """The [`~training.trainer.Blip3oTrainer`] that this recipe describes; raises as `open_stage` does."""
@@ -135,15 +152,25 @@ def key_type(key: str) -> Any:
     if not rest:
         return str if section in ("stage", "output_dir") else None
     if section == "training" or (section == "model" and rest in ARGUMENT_KEYS):
-        return _hints(Blip3oTrainingArguments).get(rest)
-    if section == "inputs" or key == "data.cache":
+        return _training_types().get(rest)
+    if section == "inputs":
         return str
-    return _hints(SourceSettings).get(name) if section == "data" else None
+    if section != "data":
+        return None
+    in_mixture = rest.removeprefix("pictures.").removeprefix("conversations.")
+    return DATA_TYPES.get(in_mixture) or _source_types().get(name)
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _training_types() -> dict[str, Any]:
+    """Of the training arguments; those that are a text of few words there name the words."""
+    return {**hints_of(Blip3oTrainingArguments), "optim": OptimizerNames | str}
+
+
+@cache
+def _source_types() -> dict[str, Any]:
+    """Of the settings of a source in a mixture."""
+    return {**hints_of(SourceSettings), "weight": float | None}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -185,6 +212,7 @@ def recipe_of(content: Mapping[str, Any], source: str) -> Recipe:
     for key in ("stage", "output_dir"):
         if key not in content:
             raise ValueError(f"A recipe must have the key '{key}'. {source} has not. Add it.")
+    content = {**content, **{key: typed(content[key], str, key) for key in ("stage", "output_dir")}}
     content = {key: value for key, value in content.items() if value is not None}
     for name in ("inputs", "model", "data", "training", "evaluation"):
         if not isinstance(content.get(name, {}), Mapping):
@@ -193,11 +221,15 @@ def recipe_of(content: Mapping[str, Any], source: str) -> Recipe:
                 f"{name}: {{key: value}}."
             )
     check_keys(content.get("training", {}), training_keys(), f"section 'training' of {source}")
-    hints = _hints(Blip3oTrainingArguments)
-    typed_sections = {"training": hints, "model": {name: hints[name] for name in ARGUMENT_KEYS}}
-    for name, types in typed_sections.items():
+    types = _training_types()
+    typed_sections: dict[str, dict[str, Any]] = {
+        "inputs": dict.fromkeys(content.get("inputs", ()), str),
+        "model": {name: types[name] for name in ARGUMENT_KEYS},
+        "training": types,
+    }
+    for name, of_section in typed_sections.items():
         if name in content:
-            content[name] = typed_values(content[name], types, name)
+            content[name] = typed_values(content[name], of_section, name)
     for name in ("data", "evaluation"):
         if name in content:
             content[name] = _typed_sources(content[name], name)
@@ -206,14 +238,13 @@ def recipe_of(content: Mapping[str, Any], source: str) -> Recipe:
 
 def _typed_sources(section: Mapping[str, Any], key: str) -> dict[str, Any]:
     """A section with mixtures of sources, also nested ones, whose settings are of their types."""
-    typed_section = dict(section)
+    is_mixture = "sources" in section and not key.startswith("evaluation")
+    typed_section = typed_values(section, DATA_TYPES if is_mixture else {}, key)
     for name, value in section.items():
-        if name == "sources" and isinstance(value, list):
+        if name == "sources":
+            sources = typed(value, list[dict[str, Any]], f"{key}.{name}")
             typed_section[name] = [
-                typed_values(source, _hints(SourceSettings), f"{key}.{name}.{index}")
-                if isinstance(source, Mapping)
-                else source
-                for index, source in enumerate(value)
+                typed_values(source, _source_types(), f"{key}.{name}.{index}") for index, source in enumerate(sources)
             ]
         elif name in ("pictures", "conversations") and isinstance(value, Mapping):
             typed_section[name] = _typed_sources(value, f"{key}.{name}")
@@ -233,7 +264,7 @@ def check_sections(content: Iterable[str], known: Iterable[str], source: str) ->
     """
     known = sorted(known)
     for key in content:
-        for section, keys in (("training", training_keys()), ("data", _hints(SourceSettings))):
+        for section, keys in (("training", training_keys()), ("data", _source_types())):
             if key not in known and section in known and key in keys:
                 raise ValueError(
                     f"Unknown key '{key}' in {source}. Did you mean '{section}.{key}'? Available: {', '.join(known)}."

@@ -13,6 +13,7 @@ from peft import PeftModel
 from PIL import Image
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers.utils import logging
 
 from ..checkpoints.decoder_files import has_decoder
 from ..checkpoints.published_names import PUBLISHED_DECODER
@@ -28,6 +29,8 @@ from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 
 if TYPE_CHECKING:
     from .trainer import Blip3oTrainer
+
+logger = logging.get_logger(__name__)
 
 _SAMPLES = re.compile(r"samples-(\d+)\.png")
 TARGET_ENCODER = "target_encoder"
@@ -82,11 +85,23 @@ def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, nn.Module]:
 
 
 def draw_prompts(pipe: Blip3oPipeline, prompts: Sequence[str]) -> Image.Image:
-    """A sheet of what prompts give, with the same noise every time."""
+    """A sheet of what prompts give, with the same noise every time. Prompts too long for the model are shortened."""
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(index) for index in range(len(prompts))]
-    images = pipe(list(prompts), generator=generators).images
+    images = pipe(fitted_prompts(pipe.processor, prompts), generator=generators).images
     return contact_sheet(images, prompts, columns=min(8, len(prompts)), size=128)
+
+
+def fitted_prompts(processor: Blip3oProcessor, prompts: Sequence[str]) -> list[str]:
+    """Prompts that the model can read: the end of a longer one is cut as in training, with a warning."""
+    fitted = [processor.fitted_prompt(prompt) for prompt in prompts]
+    for prompt, shorter in zip(prompts, fitted, strict=True):
+        if shorter != prompt:
+            logger.warning_once(
+                f"A prompt must fit the model: at most {processor.max_prompt_length} tokens with its template. "
+                f"{prompt[:60]!r}... is longer: samples are drawn from its beginning, up to {shorter[-40:]!r}."
+            )
+    return fitted
 
 
 def save_samples(sheet: Image.Image, folder: str | os.PathLike, step: int) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..evaluation.sheets import curves
+from ..files import check_can_write
 from .chain import SUMMARY, Summary, summarize
 from .checkpoints import last_complete_checkpoint
 from .interrupts import InterruptCallback, TrainingInterrupted
@@ -25,11 +26,12 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
 
     Raises:
         ValueError, FileNotFoundError: as [`Recipe.trainer`] does, and when there is no checkpoint to resume from.
+        OSError: when `output_dir` cannot be written.
         FileExistsError: when `output_dir` holds a finished run, and this one does not go on from it.
         TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written; of one process alone.
     """
+    folder = check_can_write(recipe.output_dir, "`output_dir`")
     stage = recipe.open_stage()
-    folder = Path(recipe.output_dir)
     if not resume:
         check_not_finished(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,7 @@ from .inputs import (
     check_hooks,
     load_encoder,
     open_evaluation,
+    open_training,
     processor_of,
     warn_of_overlap,
 )
@@ -139,8 +140,8 @@ class Blip3oTrainer(Trainer):
         check_hooks(kwargs)
         self.task = task = build_task(task)
         name = os.fspath(model) if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
-        args = Blip3oTrainingArguments(f"{Path(name).name}-{task.name}") if args is None else args
-        args = Blip3oTrainingArguments.of(args)
+        args = Blip3oTrainingArguments.of(args or Blip3oTrainingArguments(f"{Path(name).name}-{task.name}"))
+        args.check_output_folder()
         args.check_global_batch_size()
         join_processes(args)
         set_seed(args.seed)
@@ -163,7 +164,7 @@ class Blip3oTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=None if train_dataset is None else task.open(train_dataset, "train_dataset"),
+            train_dataset=open_training(task, train_dataset, data_collator),
             eval_dataset=open_evaluation(task, eval_dataset),
             data_collator=task if data_collator is None else data_collator,
             processing_class=processing_class,
@@ -350,8 +351,7 @@ class Blip3oTrainer(Trainer):
             output_dir: by default that of the arguments.
         """
         if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-            return
+            return super().save_model(output_dir, _internal_call=True)
         self._write_result(output_dir)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save")

@@ -14,6 +14,7 @@ from ..hub.cards import is_hub_id
 from ..hub.provenance import public_name
 from ..models.processing_blip3o import Blip3oProcessor
 from .caching import checked, decode
+from .recipe_values import typed
 
 Complete = Callable[[str, Record], Any]
 """What is given of a source's identity and a record, as in [`~data.mixture.open_mixture`]."""
@@ -37,6 +38,8 @@ class TrainingData:
     language: tuple[str, ...] = ()
     prompt: str | None = None
     """Something that a model can draw which was trained on it."""
+    types: ClassVar[Mapping[str, Any]] = {}
+    """Types of its settings by their keys; a value of a key without one is taken as it is."""
 
     def __init__(self, settings: Mapping[str, Any], held_out: Sequence[Any] = ()):
         self.settings = dict(settings)
@@ -167,16 +170,27 @@ def open_training_data(
     Raises:
         ValueError: on an unknown key or class.
     """
+    kind, own_settings = data_class(settings, where)
+    kind.check(own_settings, use, where)
+    return kind(own_settings, held_out)
+
+
+def data_class(settings: Mapping[str, Any], where: str) -> tuple[type[Any], dict[str, Any]]:
+    """
+    The class of a recipe's data, which need not be a subclass of [`TrainingData`] but has its methods; and its
+    settings.
+
+    Args:
+        settings, where: as in [`open_training_data`].
+
+    Raises:
+        ValueError: when there is no such class.
+    """
     settings = dict(settings)
-    is_mixture = bool({"sources", "pictures", "conversations"} & settings.keys())
-    # What a user names need not be a subclass; it has the methods of one.
-    kind: type[Any] = (
-        SourcesData
-        if is_mixture
-        else find_class(settings.pop("dataset", DEFAULT), KNOWN, f"key 'data.dataset' of {where}")
-    )
-    kind.check(settings, use, where)
-    return kind(settings, held_out)
+    if {"sources", "pictures", "conversations"} & settings.keys():
+        return SourcesData, settings
+    name = typed(settings.pop("dataset", None), str | None, "data.dataset") or DEFAULT
+    return find_class(name, KNOWN, f"key 'data.dataset' of {where}"), settings
 
 
 def place_in_words(source: str) -> str:

@@ -11,6 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from ...data.records import targets
 from ...models.target_encoder import crop, normalize
+from ...training.recipe_values import hints_of
 from ...training.stages.base import Stage
 from ...training.tasks.base import Task
 from ...training.tokenizers import train_tokenizer
@@ -100,6 +101,11 @@ class EncoderStage(Stage):
 
     name = "encoder"
     model_keys = ("vision", "text", "projection_dim", "patch_weight")
+    types = {
+        "model": {"vision": dict, "text": dict, "projection_dim": int, "patch_weight": float},
+        "model.vision": hints_of(CLIPVisionConfig),
+        "model.text": hints_of(CLIPTextConfig),
+    }
 
     def build(self):
         vision, text = self.recipe.model["vision"], self.recipe.model["text"]

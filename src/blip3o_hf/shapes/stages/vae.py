@@ -9,6 +9,7 @@ from torch import nn
 
 from ...data.records import targets
 from ...models.target_encoder import crop, normalize, square_image_processor
+from ...training.recipe_values import hints_of
 from ...training.stages.base import Stage
 from ...training.tasks.base import Task
 
@@ -83,6 +84,13 @@ class VaeStage(Stage):
     name = "vae"
     size_keys = ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "sample_size")
     model_keys = (*size_keys, "kl_weight")
+    types = {
+        "model": {
+            **hints_of(AutoencoderKL.__init__, *size_keys),
+            "block_out_channels": list[int],
+            "kl_weight": float,
+        }
+    }
 
     def build(self):
         sizes = self._given(self.size_keys)

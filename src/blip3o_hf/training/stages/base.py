@@ -1,7 +1,8 @@
 """What every stage has in common."""
 
 import os
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 from peft import PeftConfig
@@ -15,12 +16,22 @@ from ...hub.reach import check_reachable
 from ...models.processing_blip3o import Blip3oProcessor
 from ..distributed import join_processes
 from ..inputs import EncoderInput
+from ..recipe_values import typed, typed_values
 from ..recipes import Recipe
 from ..tasks import Task
 from ..trainer import Blip3oTrainer
-from ..training_data import open_training_data
+from ..training_data import data_class, open_training_data
 
-EVALUATION_KEYS = ("prompts", "sources", "benchmark")
+EVALUATION_TYPES = {"prompts": list[str], "sources": list, "benchmark": str | None}
+
+
+def _check_prompts(prompts: Sequence[str] | None) -> None:
+    """Raise a `ValueError` for prompts that a run could not draw, which it would find out in the middle."""
+    if prompts is not None and not (prompts and all(prompt.strip() for prompt in prompts)):
+        raise ValueError(
+            f"`evaluation.prompts` must be at least one text, and each must say something. Got {prompts!r}. Describe "
+            f"images to draw, or leave it out."
+        )
 
 
 class Stage:
@@ -45,14 +56,17 @@ class Stage:
     """What it is scored by: names of methods of [`~evaluation.benchmark.Benchmark`]."""
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
 
+    types: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """
+    Types of settings, by `model`, `data`, `evaluation` and what is nested in them (`model.lora`), and then by their
+    keys. A value of a key without one is taken as it is.
+    """
+
     def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+        self.recipe = recipe = self.checked(recipe)
         self.recipe_name = recipe.source or "the recipe"
-        check_keys(recipe.inputs, (*self.inputs, *self.optional_inputs), f"section 'inputs' of {self.recipe_name}")
-        check_keys(recipe.model, self.model_keys, f"section 'model' of {self.recipe_name}")
-        settings = {key: value for key, value in recipe.data.items() if key not in self.data_keys}
         held_out = recipe.evaluation.get("sources", ())
-        self.data = open_training_data(settings, self.use, self.recipe_name, held_out)
+        self.data = open_training_data(self._data_settings(recipe), self.use, self.recipe_name, held_out)
         self.benchmark = self._benchmark()
         for name in self.inputs:
             if name not in recipe.inputs:
@@ -76,16 +90,66 @@ class Stage:
                 f"writes it first, or name a Hub repository."
             ) from error
 
-    def _benchmark(self) -> Benchmark | None:
-        """That of the recipe, or else of its data."""
-        given = self.recipe.evaluation.get("benchmark", self.data.benchmark if self.scores else None)
-        # What a user names need not be a subclass; it has `keys` and the methods of one.
-        kind: type[Any] | None = (
-            find_class(given, {}, f"key 'evaluation.benchmark' of {self.recipe_name}") if given else None
+    @classmethod
+    def checked(cls, recipe: Recipe) -> Recipe:
+        """
+        A recipe with its values as this stage takes them; no folder is looked at.
+
+        Raises:
+            ValueError: on an unknown key or class, and a value that is not of its key's type.
+        """
+        name = recipe.source or "the recipe"
+        check_keys(recipe.inputs, (*cls.inputs, *cls.optional_inputs), f"section 'inputs' of {name}")
+        check_keys(recipe.model, cls.model_keys, f"section 'model' of {name}")
+        data, settings = data_class(cls._data_settings(recipe), name)
+        data.check(settings, cls.use, name)
+        benchmark, keys = cls._benchmark_class(recipe, data)
+        check_keys(
+            recipe.evaluation, (*EVALUATION_TYPES, *cls.evaluation_keys, *keys), f"section 'evaluation' of {name}"
         )
-        keys = tuple(dict.fromkeys(key for score in self.scores for key in kind.keys.get(score, ()))) if kind else ()
-        known = (*EVALUATION_KEYS, *self.evaluation_keys, *keys)
-        check_keys(self.recipe.evaluation, known, f"section 'evaluation' of {self.recipe_name}")
+        types = {
+            "model": cls.types.get("model", {}),
+            "data": {**cls.types.get("data", {}), **getattr(data, "types", {})},
+            "evaluation": {
+                **EVALUATION_TYPES,
+                **cls.types.get("evaluation", {}),
+                **getattr(benchmark, "types", {}),
+            },
+        }
+        sections = {section: cls._typed(getattr(recipe, section), types[section], section) for section in types}
+        _check_prompts(sections["evaluation"].get("prompts"))
+        return replace(recipe, **sections)
+
+    @classmethod
+    def _typed(cls, section: Mapping[str, Any], types: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """A section with what is nested in it."""
+        values = typed_values(section, types, name)
+        for key, value in values.items():
+            nested = cls.types.get(f"{name}.{key}")
+            if nested is not None and isinstance(value, Mapping):
+                values[key] = cls._typed(value, nested, f"{name}.{key}")
+        return values
+
+    @classmethod
+    def _data_settings(cls, recipe: Recipe) -> dict[str, Any]:
+        """The section `data`, without what the stage itself reads of it."""
+        return {key: value for key, value in recipe.data.items() if key not in cls.data_keys}
+
+    @classmethod
+    def _benchmark_class(cls, recipe: Recipe, data: type[Any]) -> tuple[type[Any] | None, tuple[str, ...]]:
+        """
+        That of the recipe, or else of its data, and those of its settings that this stage asks for. What a user names
+        need not be a subclass of [`~evaluation.benchmark.Benchmark`]; it has `keys` and the methods of one.
+        """
+        given = recipe.evaluation.get("benchmark", data.benchmark if cls.scores else None)
+        given = typed(given, EVALUATION_TYPES["benchmark"], "evaluation.benchmark")
+        if not given:
+            return None, ()
+        kind: Any = find_class(given, {}, f"key 'evaluation.benchmark' of {recipe.source or 'the recipe'}")
+        return kind, tuple(dict.fromkeys(key for score in cls.scores for key in kind.keys.get(score, ())))
+
+    def _benchmark(self) -> Benchmark | None:
+        kind, keys = self._benchmark_class(self.recipe, type(self.data))
         return (
             kind({key: self.recipe.evaluation[key] for key in keys if key in self.recipe.evaluation}) if kind else None
         )

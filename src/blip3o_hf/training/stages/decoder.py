@@ -7,6 +7,7 @@ import torch
 from ...models.decoder_patch import Blip3oPatchDecoder
 from ...models.target_encoder import TargetEncoder
 from ..distributed import whole_weights
+from ..recipe_values import hints_of
 from ..tasks.decoder import DecoderTask
 from .base import Stage
 
@@ -23,6 +24,12 @@ class DecoderStage(Stage):
     size_keys = ("patch_size", "dim", "num_layers", "num_attention_heads")
     task_keys = ("feature_noise", "recolor_rate")
     model_keys = (*size_keys, *task_keys)
+    types = {
+        "model": {
+            **hints_of(Blip3oPatchDecoder.__init__, *size_keys),
+            **hints_of(DecoderTask.__init__, *task_keys),
+        }
+    }
     scores = ("decoding",)
 
     def __init__(self, recipe):

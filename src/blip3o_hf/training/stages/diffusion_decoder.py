@@ -10,6 +10,7 @@ from ...checkpoints.published_names import PUBLISHED_DECODER
 from ...models.target_encoder import TargetEncoder, feature_channels
 from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline
 from ..arguments import FROZEN_DTYPES
+from ..recipe_values import hints_of
 from ..tasks.diffusion_decoder import DiffusionDecoderTask
 from .base import Stage
 
@@ -35,6 +36,14 @@ class DiffusionDecoderStage(Stage):
     inputs = ("encoder",)
     optional_inputs = ("decoder", "vae")
     model_keys = ("unet", "feature_dropout", "feature_size", "image_size", "frozen_dtype")
+    types = {
+        "model": {
+            "unet": dict,
+            "feature_size": int,
+            **hints_of(DiffusionDecoderTask.__init__, "feature_dropout", "image_size"),
+        },
+        "model.unet": hints_of(UNet2DConditionModel.__init__),
+    }
 
     def __init__(self, recipe):
         super().__init__(recipe)

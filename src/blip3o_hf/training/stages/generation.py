@@ -12,8 +12,10 @@ from ...models.configuration_blip3o import Blip3oConfig
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import TargetEncoder, feature_channels
+from ...models.transformer_next_dit import Blip3oTransformer2DModel
 from ..caching import CachedInputs
 from ..inputs import load_encoder
+from ..recipe_values import hints_of
 from ..recipes import ARGUMENT_KEYS
 from ..tasks.generation import GenerationTask, attention
 from .base import Stage
@@ -54,6 +56,24 @@ class GenerationStage(Stage):
     sampling_keys = ("num_inference_steps", "guidance_scale", "plan", "num_attempts", "plan_top_p")
     """What is saved with the pipeline, as its defaults."""
     evaluation_keys = sampling_keys
+    types = {
+        "model": {
+            **hints_of(Blip3oConfig, *size_keys, *setting_keys),
+            "transformer": dict,
+            "standardize_features": bool,
+            "lora": dict | None,
+        },
+        "model.transformer": hints_of(Blip3oTransformer2DModel.__init__),
+        "model.lora": hints_of(lora_config, *lora_keys),
+        "data": {"cache": str | None},
+        "evaluation": {
+            "num_inference_steps": int,
+            "guidance_scale": float,
+            "plan": bool,
+            "num_attempts": int,
+            "plan_top_p": float | None,
+        },
+    }
 
     def __init__(self, recipe):
         super().__init__(recipe)
@@ -168,7 +188,7 @@ class GenerationStage(Stage):
     # Data and scores
 
     def datasets(self, task, processor):
-        complete = self.cached.complete
+        complete = self.cached.checked_complete(processor, self.arguments.max_length)
         return self.data.pictures(complete, processor), self.data.held_out_pictures(complete, processor)
 
     def score(self, trainer):

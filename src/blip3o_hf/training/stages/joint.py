@@ -15,6 +15,11 @@ class JointStage(GenerationStage):
     weight_keys = ("understanding_weight", "generation_weight")
     model_keys = (*(key for key in GenerationStage.model_keys if key not in ("lora", "caption_weight")), *weight_keys)
     data_keys = ("understanding_rate",)
+    types = {
+        **GenerationStage.types,
+        "model": {**GenerationStage.types["model"], **dict.fromkeys(weight_keys, float)},
+        "data": {"understanding_rate": float},
+    }
     use = "pairs"
     scores = ("drawing", "answers")
 

@@ -10,6 +10,7 @@ from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import TargetEncoder
+from ..recipe_values import hints_of
 from ..tasks.understanding import UnderstandingTask
 from ..tokenizers import train_tokenizer
 from .base import Stage
@@ -29,6 +30,7 @@ class UnderstandingStage(Stage):
     name = "understanding"
     optional_inputs = ("backbone", "encoder")
     model_keys = ("text", "vocab_size", "max_length")
+    types = {"model": {"text": dict, "vocab_size": int}, "model.text": hints_of(Qwen3Config)}
     use = "conversations"
     scores = ("answers",)
 

@@ -13,7 +13,8 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ...data.mixture import StreamingMixture, open_mixture
+from ...data.given_rows import check_given
+from ...data.mixture import MixtureDataset, StreamingMixture, open_mixture, with_complete
 from ...data.records import Record
 from ...data.rows import read_row
 from ...data.tables import open_table
@@ -106,9 +107,6 @@ class Task:
 
     # Data
 
-    gives_unchecked = False
-    """Whether a dataset is of a user's own kind, whose items nothing has looked at before they are a batch."""
-
     @property
     def complete(self) -> Callable[[str, Record], Any]:
         """What sources give of their identity and a record, as in [`~data.mixture.open_mixture`]."""
@@ -124,7 +122,7 @@ class Task:
 
         Args:
             dataset: of `datasets`; the folder, file or Hub name of a source, or a recipe's section `data` with
-                `sources`; or any PyTorch dataset or list of records or of rows, which stays as it is.
+                `sources`; or any PyTorch dataset or list of records or of rows.
             name: of the argument, for addresses and errors.
 
         Raises:
@@ -138,9 +136,10 @@ class Task:
             return open_mixture(dataset, self.complete)
         if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
             return open_table(dataset, name, self.complete)
+        if isinstance(dataset, MixtureDataset | StreamingMixture):
+            return with_complete(dataset, self.complete)
         if isinstance(dataset, IterableDataset) or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-            self.gives_unchecked = True
-            return dataset
+            return check_given(dataset, name, self.complete)
         raise TypeError(
             f"`{name}` must be a dataset with captions and images: one of `datasets`, or a PyTorch dataset of rows or "
             f"records. Got {type(dataset).__name__}. Example: load_dataset('imagefolder', data_dir='photos', "
@@ -149,11 +148,7 @@ class Task:
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
         """The data collator: a batch of records, or of rows with the columns of docs/data.md."""
-        records = [as_record(item, index) for index, item in enumerate(items)]
-        if self.gives_unchecked:
-            complete = self.complete
-            records = [complete("", record) if isinstance(record, Record) else record for record in records]
-        return self.collate(records)
+        return self.collate([as_record(item, index) for index, item in enumerate(items)])
 
     def collate(self, records: Sequence[Any]) -> dict[str, Any]:
         """The tensors of a batch."""

@@ -87,7 +87,9 @@ class GenerationTask(Task):
 
     @property
     def complete(self):
-        return self.cached.complete if self.cached.kinds else super().complete
+        if not self.cached.kinds:
+            return super().complete
+        return self.cached.checked_complete(self.processor, self.arguments.max_length)
 
     def check(self, model):
         assert self.processor is not None  # see `reads_prompts`

@@ -94,7 +94,7 @@ class JointTask(GenerationTask):
 
     def open(self, dataset, name):
         if isinstance(dataset, PairedDataset):
-            return dataset
+            dataset = {kind: getattr(dataset, kind) for kind in _KINDS}
         if not (isinstance(dataset, Mapping) and self.is_dataset(dataset)):
             received = f"the keys {', '.join(dataset)}" if isinstance(dataset, Mapping) else type(dataset).__name__
             raise TypeError(
