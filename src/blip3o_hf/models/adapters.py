@@ -10,6 +10,7 @@ A pipeline imports this module, and must draw without PEFT: only functions for a
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -366,7 +367,19 @@ def split_lora(
 
 
 def _alphas(config: LoraConfig) -> Callable[[str, str, int], float]:
-    """Alpha of a layer by a config of PEFT, whose patterns are matched against the end of the layer's name."""
+    """
+    Alpha of a layer by a config of PEFT, whose patterns are matched against the end of the layer's name.
+
+    Raises:
+        ValueError: on a pattern whose search could take for ever.
+    """
+    for pattern in config.alpha_pattern or {}:
+        plain = re.sub(r"\\.|\[[^]]*\]", "", pattern)
+        if len(pattern) > 500 or re.search(r"\)[*+{]", plain) or len(re.findall(r"[*+{]", plain)) > 3:
+            raise ValueError(
+                f"A pattern of a LoRA's `alpha_pattern` names layers, in at most 500 characters with three "
+                f"repetitions, none of a group. Got {pattern!r:.80}. Write the names of the layers."
+            )
 
     def alpha(part: str, layer: str, rank: int) -> float:
         names = (layer, f"{part}.{layer}")
@@ -415,6 +428,7 @@ def _split(
             )
         ranks = {layer: by_part[part][f"{layer}.lora_A.weight"].shape[0] for layer in sorted(layers)}
         values = {layer: alpha(part, layer, rank) for layer, rank in ranks.items()}
+        _check_numbers(part, tensors, values, source)
         common_rank = Counter(ranks.values()).most_common(1)[0][0]
         common_alpha = Counter(values.values()).most_common(1)[0][0]
         parts[part] = LoraPart(
@@ -429,6 +443,21 @@ def _split(
             ),
         )
     return parts, tensors.get(QUERIES)
+
+
+def _check_numbers(part: str, tensors: Mapping[str, Any], alphas: Mapping[str, Any], source: str) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"A LoRA must hold finite numbers. {name} of {source} holds NaN or infinity. Download it again, or "
+                f"take one from before the training diverged."
+            )
+    for layer, value in alphas.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(
+                f"A LoRA's alpha must be a finite number. That of {part}.{layer} in {source} is {value!r:.40}. Save "
+                f"it again."
+            )
 
 
 def _pair(tensors: Mapping[str, torch.Tensor], layer: str) -> list[torch.Tensor]:
