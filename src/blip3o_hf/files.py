@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +68,23 @@ def check_can_write(folder: str | os.PathLike, name: str) -> Path:
             f"({error.strerror}). Choose another."
         ) from error
     return path
+
+
+def is_inside(path: str | os.PathLike, folders: Iterable[str | os.PathLike]) -> bool:
+    """
+    Whether a file lies in one of the folders, once links are followed.
+
+    Of a download in the Hub's cache, each file is a link from `snapshots/` to `blobs/` beside it, and inside.
+    """
+    target = os.path.realpath(path)
+    for folder in folders:
+        roots = [os.path.realpath(folder)]
+        before, snapshots, _ = os.path.abspath(folder).partition(f"{os.sep}snapshots{os.sep}")
+        if snapshots:
+            roots.append(os.path.realpath(os.path.join(before, "blobs")))
+        if any(target == root or target.startswith(root.rstrip(os.sep) + os.sep) for root in roots):
+            return True
+    return False
 
 
 def delete_partial(folder: str | os.PathLike) -> None:

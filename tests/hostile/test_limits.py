@@ -6,6 +6,7 @@ import time
 import pytest
 import yaml
 
+from blip3o_hf.data.paths import expand_paths
 from blip3o_hf.hub.card_check import card_file_problems
 from blip3o_hf.reading import read_bytes, read_json, read_text
 from blip3o_hf.yaml_text import parse_yaml
@@ -69,6 +70,11 @@ def test_the_front_matter_of_a_card_is_read_within_limits(tmp_path):
         card_file_problems(card)
     with pytest.raises(FileNotFoundError, match="There is no file /dev/zero"):
         card_file_problems("/dev/zero")
+
+
+def test_braces_stand_for_a_million_files_at_most():
+    with pytest.raises(ValueError, match=r"at most 1,000,000 files\. \{0\.\.999999999\} of .* stands for more"):
+        expand_paths("none/{0..999999999}.tar")
 
 
 @pytest.mark.parametrize("text", ["x [", "[", "![", "<img ", "x ](a ", "```\n", "# \n", "`", "|", "("])

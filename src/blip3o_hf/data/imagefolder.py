@@ -90,6 +90,7 @@ class FolderSource(Source):
         row = self._rows[path][number] if path in self._rows else {}
         content = {"folder": path.parent.name, **row, self.settings.image: str(path.absolute())}
         if not self.has_caption(content) and (file := _caption_file(path)):
+            self._inside(key, file.name, file)
             try:
                 content[self.settings.caption] = decode_text(file.read_bytes())
             except ValueError as error:
@@ -98,6 +99,9 @@ class FolderSource(Source):
 
     def _image_file(self, key: str, name: str) -> Path:
         return find_file(name, [self.folder])
+
+    def _folders(self, key: str) -> list[str | Path]:
+        return [self.folder, *([self.settings.image_root] if self.settings.image_root else [])]
 
 
 def _exchanged(value: Any, names: dict[str, str]) -> Any:

@@ -67,7 +67,7 @@ def decode_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
             if isinstance(data, (str, os.PathLike)) and not os.path.isfile(data):
-                raise BadItem(key, f"no image file at {data}")  # a pipe would wait for a writer for ever
+                raise BadItem(key, f"no image file at {str(data)[:200]}")  # a pipe would wait for a writer for ever
             if not isinstance(data, Image.Image):
                 data = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
         width, height = data.size

@@ -81,6 +81,8 @@ class JsonSource(Source):
             raise BadItem(f"{path}:{number}", f"not a line of JSON ({error})") from error
 
     def _image_file(self, key: str, name: str) -> Path:
-        file = re.sub(r"(:\d+|\[\d+\])$", "", key)
-        root = self.settings.image_root
-        return find_file(name, [Path(file).parent if root is None else root])
+        return find_file(name, self._folders(key)[:1])
+
+    def _folders(self, key: str) -> list[str | Path]:
+        beside, root = Path(re.sub(r"(:\d+|\[\d+\])$", "", key)).parent, self.settings.image_root
+        return [beside] if root is None else [root, beside]

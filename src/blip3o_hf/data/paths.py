@@ -13,6 +13,8 @@ IMAGE_ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "avif", "g
 UNREAD_ENDINGS = ("heic", "heif", "jxl", "jp2", "j2k", "jpf", "jpx", "svg", "eps", "psd", "ico", "tga", "dds", "dib")
 UNREAD_ENDINGS += ("ppm", "pgm", "pbm", "pnm", "pcx", "exr", "hdr", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2")
 """Kinds of images that are known and not read."""
+MAX_FILES = 1_000_000
+"""That a pattern with braces may stand for."""
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -59,6 +61,7 @@ def expand_paths(path: str | list[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: when a name or pattern stands for no file.
+        ValueError: when braces stand for more than `MAX_FILES`.
 
     Example:
         >>> expand_paths("shards/{000..002}.tar")  # doctest: +SKIP
@@ -96,6 +99,11 @@ def _expand_braces(pattern: str) -> list[str]:
         return [pattern]
     first, last, words = braces.groups()
     if words is None:
+        if int(last) - int(first) >= MAX_FILES:
+            raise ValueError(
+                f"A pattern stands for at most {MAX_FILES:,} files. {braces[0]} of {pattern} stands for more. Name "
+                f"fewer, or a pattern with *."
+            )
         words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         words = words.split(",")

@@ -4,13 +4,14 @@ import logging
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ..files import is_inside
 from .images import MAX_PIXELS, EncodedImage, decoded
 from .paths import find_file
 from .records import BadItem, Record
@@ -39,6 +40,7 @@ class SourceSettings:
         short_caption_rate: share in [0, 1] of readings that take the short caption where an item has one.
         prompt_template: text around the caption, such as `"a photo: {caption}"`; `{folder}` is the image's folder.
         image_root: folder of relative image paths. Default: the folder of the file that names them.
+        allow_outside: read images that rows name outside of their folder and of `image_root`, and links out of it.
         reconstruct: give images without captions, as input and target at once.
         max_pixels: larger images are bad items.
         min_size: images with a shorter side below are bad items.
@@ -56,6 +58,7 @@ class SourceSettings:
     short_caption_rate: float = 0.1
     prompt_template: str | None = None
     image_root: str | None = None
+    allow_outside: bool = False
     reconstruct: bool = False
     max_pixels: int = MAX_PIXELS
     min_size: int = 1
@@ -186,10 +189,26 @@ class RowReader:
         if isinstance(value, str):
             if re.match(r"\w+://|data:", value):
                 raise BadItem(key, f"an image must be a path, not an address such as {value[:60]!r}; download it")
-            value = self._image_file(key, value)
+            value = self._inside(key, value, self._image_file(key, value))
         elif not isinstance(value, bytes | Image.Image) and not callable(value):
             raise BadItem(key, f"an image must be a path, encoded bytes or a PIL image, not {type(value).__name__}")
         return EncodedImage(value, key, self.settings.max_pixels, self.settings.min_size)
+
+    def _inside(self, key: str, name: str, path: Path) -> Path:
+        """The path, unless a row leads out of its folder: whoever wrote the rows need not be who reads them."""
+        folders = None if self.settings.allow_outside else self._folders(key)
+        if folders is not None and not is_inside(path, folders):
+            among = " or ".join(dict.fromkeys(map(str, folders))) or "the data"
+            raise BadItem(
+                key,
+                f"{name[:80]!r} leads out of {among}; move it there, name its folder as `image_root`, or, if you "
+                f"trust the data, set allow_outside=true",
+            )
+        return path
+
+    def _folders(self, key: str) -> Sequence[str | Path] | None:
+        """The folders that a row's images may lie in; `None` where a program of the user gives the rows."""
+        return [] if self.settings.image_root is None else [self.settings.image_root]
 
     def _image_file(self, key: str, name: str) -> Path:
         if self.settings.image_root is None:

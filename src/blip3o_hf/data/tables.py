@@ -32,6 +32,8 @@ class TableReader(RowReader):
 
     folders: Sequence[str | Path] = (Path(),)
     """Where images are looked for that a row names by a relative path."""
+    is_given = True
+    """Whether a program of the user gives the rows, and no file of somebody else."""
 
     def __init__(self, settings: SourceSettings):
         super().__init__(settings)
@@ -42,6 +44,9 @@ class TableReader(RowReader):
         if not self.folders and not os.path.isabs(os.path.expanduser(name)):
             return super()._image_file(key, name)
         return find_file(name, self.folders or (Path(),))
+
+    def _folders(self, key: str) -> Sequence[str | Path] | None:
+        return None if self.is_given else self.folders
 
 
 class TableSource(TableReader, Source):
@@ -75,6 +80,8 @@ class HubSource(TableSource):
     `datasets.load_dataset` finds in it; files that are named one by one are `train`. Relative paths of images are
     looked for in the folder and beside the parquet files.
     """
+
+    is_given = False
 
     def __init__(self, settings: SourceSettings):
         path = settings.path if isinstance(settings.path, str) else None

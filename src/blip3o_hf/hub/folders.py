@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import SafetensorError, safe_open
 
+from ..files import is_inside
 from ..reading import read_json
 from .cards import CARD, card_problems
 from .secret_scan import PICKLES, SECRET_NAMES, has_secret, is_pickle
@@ -134,13 +135,10 @@ def _refuse_outside(path: Path, folder: Path) -> None:
     """A link may point into the folder, or into the cache of the Hub, where every file of a download is one."""
     if not path.is_symlink():
         return
-    target, inside = path.resolve(), [folder.resolve(), Path(HF_HUB_CACHE).resolve()]
-    if folder.absolute().parent.name == "snapshots":
-        inside.append(folder.resolve().parents[1] / "blobs")
-    if not any(target.is_relative_to(allowed) for allowed in inside):
+    if not is_inside(path, [folder, HF_HUB_CACHE]):
         raise ValueError(
-            f"A pushed folder must hold its files itself. {path} is a link to {target}, outside of it. If that is to "
-            f"be shared, copy it into its place; if not, delete the link."
+            f"A pushed folder must hold its files itself. {path} is a link to {path.resolve()}, outside of it. "
+            f"If that is to be shared, copy it into its place; if not, delete the link."
         )
 
 
