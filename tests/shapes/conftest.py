@@ -2,6 +2,8 @@
 
 import pytest
 
+from blip3o_hf import Blip3oPipeline, packaged_model_path
+
 
 @pytest.fixture(autouse=True)
 def few_wordings(request, monkeypatch):
@@ -15,3 +17,9 @@ def few_wordings(request, monkeypatch):
 @pytest.fixture
 def all_wordings():
     """Every wording, words of no use included: for tests that do not parse them."""
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The pipeline of the packaged model."""
+    return Blip3oPipeline.from_pretrained(packaged_model_path("blip3o-tiny"))

@@ -1,9 +1,8 @@
 """The benchmark measures what it says, and the packaged model passes it."""
 
 import numpy as np
-import pytest
 
-from blip3o_hf import Blip3oPipeline, packaged_model_path
+from blip3o_hf import packaged_model_path
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.models.target_encoder import load_target_encoder
 from blip3o_hf.shapes import (
@@ -22,11 +21,6 @@ from blip3o_hf.shapes.benchmark import (
     score_generation,
     score_understanding,
 )
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return Blip3oPipeline.from_pretrained(packaged_model_path("blip3o-tiny"))
 
 
 class PerfectPipeline:

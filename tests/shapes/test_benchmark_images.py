@@ -1,10 +1,9 @@
 """The benchmark of pictures measures what it says: the perfect score one, the deaf chance."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from blip3o_hf import Blip3oPipeline, Blip3oReconstructionPipeline, packaged_model_path
+from blip3o_hf import Blip3oReconstructionPipeline
 from blip3o_hf.shapes import EDIT_KINDS, describe, is_held_out_scene, render
 from blip3o_hf.shapes.benchmark import overall
 from blip3o_hf.shapes.benchmark_images import (
@@ -16,11 +15,6 @@ from blip3o_hf.shapes.benchmark_images import (
     score_captions,
     score_reconstruction,
 )
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return Blip3oPipeline.from_pretrained(packaged_model_path("blip3o-tiny"))
 
 
 def test_scenes_and_edits_are_held_out_and_the_same_for_a_seed():

@@ -19,6 +19,7 @@ from blip3o_hf.shapes import (
     verify,
     write_plan,
 )
+from blip3o_hf.shapes.benchmark import draw
 from blip3o_hf.shapes.benchmark_wordings import (
     chat_scripts,
     score_chat,
@@ -97,3 +98,17 @@ def test_a_picture_is_accepted_when_it_is_read_as_its_plan(monkeypatch, pipeline
     pictures = [Image.new("RGB", (64, 64))] * 3
     scores = look(pictures, [*plans, "two red circles"])
     assert scores[:2] == [1.0, 0.0] and 0 <= scores[2] <= 1
+
+
+@pytest.mark.slow
+def test_the_packaged_model_understands_what_people_write(tiny):
+    questions = score_worded_questions(tiny.model, tiny.processor, worded_questions())
+    assert questions["natural"].value >= 0.95 and questions["plain"].value - questions["natural"].value <= 0.03
+    prompts = {
+        wording: sum(verify(image, prompt).passed for image, prompt in zip(images, texts, strict=True)) / len(texts)
+        for wording, texts in worded_prompts().items()
+        for images in [draw(tiny, [prompt.text for prompt in texts], seed=0).images]
+    }
+    assert prompts["natural"] >= 0.95 and prompts["plain"] - prompts["natural"] <= 0.03
+    rate, blank = score_chat(tiny, chat_scripts())
+    assert rate.value >= 0.95 and blank == 0
