@@ -18,6 +18,7 @@ from blip3o_hf.cli import chain, main
 from blip3o_hf.evaluation.sheets import curves
 from blip3o_hf.training import runs
 from blip3o_hf.training.interrupts import InterruptCallback
+from blip3o_hf.training.trainer import Blip3oTrainer
 
 TINY = Path(packaged_model_path("blip3o-tiny"))
 
@@ -81,6 +82,39 @@ def test_a_second_interrupt_stops_at_once(recipe, press, tmp_path, capsys):
     assert main(["train", str(recipe)]) == 130
     assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "becomes", [KeyboardInterrupt, RuntimeError("Error(s) in loading state_dict"), OSError("cut off")]
+)
+def test_a_second_interrupt_while_a_checkpoint_is_written_leaves_none(
+    recipe, press, tmp_path, capsys, monkeypatch, becomes
+):
+    """A library may make another error of the interruption, or one that says what was being done."""
+
+    def save(self, folder, state_dict=None):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "model.safetensors").write_bytes(b"half")
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise becomes from None
+
+    monkeypatch.setattr(Blip3oTrainer, "_save", save)
+    press(step=2, times=1)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["train", str(recipe)]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_an_error_after_one_interrupt_stays_what_it_is(press):
+    interrupts = InterruptCallback()
+    with pytest.raises(OSError, match="disk full"), interrupts.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise OSError("disk full")
+    assert interrupts.is_interrupted
 
 
 def test_in_another_thread_or_where_it_is_ignored_the_signal_stays_as_it_was():

@@ -8,7 +8,7 @@ import torch
 from ..evaluation.sheets import curves
 from ..files import check_can_write
 from .chain import SUMMARY, Summary, summarize
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import delete_incomplete, last_complete_checkpoint
 from .interrupts import InterruptCallback, TrainingInterrupted
 from .recipes import Recipe
 
@@ -29,6 +29,7 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
         OSError: when `output_dir` cannot be written.
         FileExistsError: when `output_dir` holds a finished run, and this one does not go on from it.
         TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written; of one process alone.
+        KeyboardInterrupt: after a second one; a checkpoint that was being written then is deleted.
     """
     folder = check_can_write(recipe.output_dir, "`output_dir`")
     stage = recipe.open_stage()
@@ -41,8 +42,14 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     trainer.add_callback(interrupts)
     checkpoints = trainer.args.output_folder
     start = last_complete_checkpoint(checkpoints) if resume else trainer.args.resume_from_checkpoint
-    with interrupts.listening() if trainer.args.world_size == 1 else contextlib.nullcontext():
-        trainer.train(resume_from_checkpoint=start)
+    is_alone = trainer.args.world_size == 1
+    try:
+        with interrupts.listening() if is_alone else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=start)
+    except KeyboardInterrupt:
+        if is_alone:
+            delete_incomplete(checkpoints)
+        raise
     if interrupts.is_interrupted:
         raise TrainingInterrupted(f"everything is saved up to step {trainer.state.global_step}, in {checkpoints}")
     spent = trainer.clock_of_run.spent
