@@ -20,7 +20,7 @@ from unittest import mock
 from .cases import OUTSIDE, SECRET, Case
 
 MAX_SECONDS = 20
-"""Of processor time; a case that waits for something is ended after three times as long."""
+"""Of processor time; a case that waits for something is ended after twice as long."""
 MAX_RESIDENT = 2 * 10**9
 _MAX_ADDRESSES = 10 * 2**30
 _MAX_FILE = 2**28
@@ -105,7 +105,7 @@ class Runner:
         with mock.patch.dict(os.environ, self.environment()):
             process = self.context.Process(target=_run_child, args=(case, folder, said, self.temporary))
             process.start()
-        process.join(3 * MAX_SECONDS)
+        process.join(2 * MAX_SECONDS)
         end = "hang" if process.exitcode is None else ""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

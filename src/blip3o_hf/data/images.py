@@ -65,7 +65,7 @@ def decode_image(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            warnings.simplefilter("ignore")  # of sizes, on which `max_pixels` decides, and of damage
             if isinstance(data, (str, os.PathLike)) and not os.path.isfile(data):
                 raise BadItem(key, f"no image file at {str(data)[:200]}")  # a pipe would wait for a writer for ever
             if not isinstance(data, Image.Image):
