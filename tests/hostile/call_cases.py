@@ -104,15 +104,14 @@ def bad_condition(rng: np.random.Generator, folder: Path) -> Case:
 def bad_features(rng: np.random.Generator, folder: Path) -> Case:
     value = pick(rng, (*TENSORS, *scaled("features"), "features * 1e30", "torch.zeros(1, 64, 9, 8)"))
     expected = EITHER if "1e30" in value else (REFUSED,)
-    kind = pick(rng, ("decode", "start", "stage"))
+    kind = pick(rng, ("decode", "start"))
     if kind == "start":
         strength = pick(rng, ("0.5", "0.5", "float('nan')", "-1", "2", "'x'", "True", "0"))
         if strength != "0.5":
             text = f"draw('a circle', image_features=features, strength={strength})"
             return call("strength", strength, text, EITHER if strength == "True" else (REFUSED,))
         return call("image_features", value, f"draw('a circle', image_features={value}, strength=0.5)", expected)
-    text = f"draw(image_features={value})" if kind == "decode" else f"pipe.decode_features({value})"
-    return call("image_features", value, text, expected, "features")
+    return call("image_features", value, f"draw(image_features={value})", expected)
 
 
 def bad_stage(rng: np.random.Generator, folder: Path) -> Case:
@@ -140,7 +139,7 @@ def bad_reading(rng: np.random.Generator, folder: Path) -> Case:
     }
     kind = pick(rng, [kind for kind in kinds if kind != "variation"])
     text, name = kinds[kind]
-    names = (name, "text", "conversation", "token", "picture", "prompt", "An image")
+    names = (name, "text", "conversation", "token", "picture", "prompt", "An image", "Interpolation")
     return Case(f"{kind}", expression=text, names=names, expected=EITHER)
 
 

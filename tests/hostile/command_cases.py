@@ -16,7 +16,7 @@ CHECKING = ("data", "check", "rows.jsonl")
 CHATTING = ("chat", "--max-new-tokens", "1")
 TUNING = ("finetune", "--data", "rows.jsonl", "--output", "runs/x", "--steps", "1", "--decoder-steps", "1")
 EVALUATING = ("evaluate", "--per-family", "1", "--per-kind", "1", "--steps", "1", "--attempts", "1", "--no-plan")
-WHOLE = ("x", "", "1.5", "nan", "1e3", "--", "½", "9" * 5000, "0x10", "1_0_", "-1", "None")
+WHOLE = ("x", "", "1.5", "nan", "1e3", "½", "9" * 5000, "0x10", "1_0_", "-1", "None")
 """That are no whole numbers, or negative."""
 NUMBERS = ("x", "", "nan", "inf", "-inf", "-1", "1e400", "1,5", "None")
 PATHS = (

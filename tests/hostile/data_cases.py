@@ -350,7 +350,9 @@ def overrides(rng: np.random.Generator, folder: Path) -> Case:
     }
     key = pick(rng, list(bad))
     value = pick(rng, bad[key])
-    return checked(f"{key}={value}", "rows.jsonl", f"{key}={value}", names=(key or "=1", value), expected=(REFUSED,))
+    return checked(
+        f"{key}={value}", "rows.jsonl", f"{key}={value}", names=(key or "Unknown key", value), expected=(REFUSED,)
+    )
 
 
 def saved_dataset(rng: np.random.Generator, folder: Path) -> Case:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .cases import COUNTED, REFUSED, RIGHT, Case
 from .running import MAX_RESIDENT, MAX_SECONDS, Outcome
 
-_NOTES = re.compile(r"(.*%\||note:|usage:|\s|Bad item |WARNING|blip3o-hf \w+: )")
+_NOTES = re.compile(r"(.*%\||note:|Bad item |WARNING)")
 UNNAMED = "the error does not name the input"
 
 
@@ -65,12 +65,15 @@ def _faults_of_error(case: Case, outcome: Outcome) -> list[str]:
         faults.append(f"a traceback of {kind}: {text:.300}")
     elif not outcome.is_clean:
         faults.append(f"an error of the kind {kind}: {text:.300}")
-    if len(text.strip().splitlines()) != 1:
-        faults.append(f"the error has {len(text.strip().splitlines())} lines: {text!r:.300}")
     if outcome.is_caught:
-        others = [line for line in outcome.errors.replace(text, "").splitlines() if line and not _NOTES.match(line)]
-        if others:
-            faults.append(f"beside the error was printed {others[0]!r:.300}")
+        lines = [line for line in outcome.errors.splitlines() if line.strip()]
+        own = [line for line in lines if line.startswith(f"blip3o-hf {case.arguments[0]}: ")]
+        others = [line for line in lines if line not in own and not _NOTES.match(line)]
+        if len(own) != 1 or others:
+            faults.append(f"beside one line about the error was printed {[*own[1:], *others][:1]!r:.300}")
+        text = own[-1] if own else text
+    if not text.strip() or "\n" in text.strip():
+        faults.append(f"the error is no line: {text!r:.300}")
     if case.names and not any(name in text for name in case.names):
         origin = f"from {outcome.origin}, " if outcome.origin else ""
         faults.append(f"{UNNAMED} ({' or '.join(case.names)}): {origin}{kind}: {text:.300}")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import save
 from tests.hub.carded import put_card
 from tests.processes import ROOT
+
+from blip3o_hf.assets import packaged_model_path
 
 from .cases import (
     BAD,
@@ -174,9 +177,7 @@ def shared(rng: np.random.Generator, folder: Path) -> Path:
     if rng.random() < 0.15:
         mine = packaged(folder, "mine")
     else:
-        whole = packaged(folder, "whole")
-        mine = folder / "mine"
-        (whole / "processor").rename(mine)
+        mine = Path(shutil.copytree(Path(packaged_model_path(), "processor"), folder / "mine"))
     put_card(mine)
     return mine
 
@@ -226,7 +227,7 @@ def secret_push(rng: np.random.Generator, folder: Path) -> Case:
         name = "extra.json"
         (mine / name).write_text(json.dumps({"a": {"b": [secret]}}))
     elif way == "late":
-        (mine / name).write_bytes(b"x\n" * int(rng.integers(2**20, 2**24)) + secret.encode())
+        (mine / name).write_bytes(b"x\n" * int(rng.integers(2**20, 2**22)) + secret.encode())
     elif way == "card":
         name = "README.md"
         with (mine / name).open("a") as file:

@@ -6,9 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from blip3o_hf import interpolate
 from blip3o_hf.cli import main, one_line
-from blip3o_hf.data.images import decode_image
+from blip3o_hf.cli.files import open_picture
+from blip3o_hf.data.images import as_input_image, decode_image
 from blip3o_hf.data.records import BadItem
+from blip3o_hf.evaluation.answers import answer
 from blip3o_hf.hub.card_check import card_file_problems
 
 
@@ -74,7 +77,7 @@ def test_arguments_are_of_their_kind_and_within_limits(pipe, name, value, messag
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["generate", "x", "-n", "1000000000"], "-n must be from 1 to 10,000. Got 1000000000."),
+        (["generate", "x", "-n", "1000000000"], "-n must be at most 10,000. Got 1000000000."),
         (["generate", "a \udcff"], "The prompt must be text in UTF-8. Got 'a \\udcff'."),
         (["describe", "a\nb\x1b[31m.png"], "a b\\x1b[31m.png"),
         (["evaluate", "--per-family", "1", "--encoder", "none/at/all"], "none/at/all"),
@@ -111,3 +114,31 @@ def test_results_of_a_card_may_have_any_name(tmp_path):
     result = "{task: {type: x}, dataset: {name: x, type: x}, metrics: [{type: x, value: 1, name: .nan}]}"
     card.write_text(f"---\nlicense: mit\nmodel-index: [{{name: x, results: [{result}]}}]\n---\n# A\n")
     assert "Result 'nan' of x in `model-index` must be marked." in " ".join(card_file_problems(card))
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_strips_that_would_become_gigabytes_are_refused(tmp_path, size):
+    """Scaled to the shorter side that a model sees."""
+    path = tmp_path / "strip.png"
+    Image.new("RGB", size).save(path)
+    with pytest.raises(OSError, match=r"strip\.png.* pixels, one side more than 200 times the other"):
+        open_picture(path)
+    with pytest.raises(ValueError, match=r"strip\.png.* pixels, one side more than 200 times the other"):
+        as_input_image(path)
+
+
+def test_questions_fit_the_context(pipe, make_image):
+    with pytest.raises(ValueError, match=r"must fit the backbone's context, 512 tokens\. It has \d+\. Ask less\."):
+        answer(pipe.model, pipe.processor, [make_image()], ["red circle " * 500])
+
+
+@pytest.mark.parametrize(("second", "steps"), [("x", 2), (torch.zeros(1, 3), "x"), (torch.zeros(1, 3), 2.5)])
+def test_interpolation_is_of_tensors(second, steps):
+    with pytest.raises(TypeError, match="Interpolation needs two tensors of the same shape"):
+        interpolate(torch.zeros(1, 3), second, steps)
+
+
+@pytest.mark.parametrize("given", ["x", 5, [("scale", 1)]])
+def test_attention_kwargs_are_a_mapping(pipe, given):
+    with pytest.raises(ValueError, match="`attention_kwargs` takes only the key 'scale'"):
+        pipe("a circle", attention_kwargs=given, output_type="features")

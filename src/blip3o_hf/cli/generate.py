@@ -79,8 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..checkpoints.lookup import checkpoint_files
 
     output = check_picture_path(arguments.output)
-    if not 1 <= arguments.num_images <= MAX_IMAGES:
-        raise ValueError(f"-n must be from 1 to {MAX_IMAGES:,}. Got {arguments.num_images}. Use -n 1 for one image.")
+    if arguments.num_images < 1:
+        raise ValueError(f"-n must be at least 1. Got {arguments.num_images}. Use -n 1 for one image.")
+    if arguments.num_images > MAX_IMAGES:
+        raise ValueError(
+            f"-n must be at most {MAX_IMAGES:,}. Got {arguments.num_images}. Draw the others with a seed."
+        )
     for path, _ in arguments.lora:
         checkpoint_files(path)  # a path with nothing there is refused before the model is loaded
     pipe = load_pipeline(arguments.model)

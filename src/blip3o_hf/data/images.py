@@ -15,7 +15,7 @@ from .records import BadItem, Record
 
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 200
-"""How many times the longer side of an image to learn from may be the shorter one; Qwen2.5-VL reads no longer ones."""
+"""How many times the longer side of an image may be the shorter one; Qwen2.5-VL reads no longer ones."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
 DECODING_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
@@ -108,7 +108,7 @@ def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixe
 
     Raises:
         TypeError: when it is something else.
-        ValueError: when it has no pixels or too many, or cannot be read.
+        ValueError: when it has no pixels or too many, is too long, or cannot be read.
     """
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
     if is_array and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
@@ -122,7 +122,8 @@ def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixe
             f"Open it with PIL.Image.open(path)."
         )
     try:
-        return decode_image(image, "the image" if isinstance(image, Image.Image) else str(image), max_pixels)
+        key = "the image" if isinstance(image, Image.Image) else str(image)
+        return decode_image(image, key, max_pixels, max_ratio=MAX_RATIO)
     except BadItem as error:
         raise ValueError(f"An image must be readable, with 1 to {max_pixels:,} pixels. Got {error}.") from error
 

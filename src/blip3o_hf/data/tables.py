@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import IterableDataset
 
 from ..checks import check_keys
+from ..reading import read_json
 from .images import decoded
 from .mixture import MixtureDataset
 from .paths import check_split, ending, expand_paths, find_file
@@ -69,7 +70,11 @@ class TableSource(TableReader, Source):
         return len(self.table)
 
     def _fields(self, shard: int, position: int):
-        return f"{self.settings.path}[{position}]", self.table[position].to_pylist()[0]
+        key = f"{self.settings.path}[{position}]"
+        try:
+            return key, self.table[position].to_pylist()[0]
+        except (ValueError, OverflowError) as error:  # texts that are no UTF-8, dates of no calendar
+            raise BadItem(key, f"not a readable row ({error})") from error
 
 
 class HubSource(TableSource):
@@ -119,14 +124,39 @@ class HubSource(TableSource):
 def _saved(path: str, split: str) -> tuple["datasets.Dataset", list[str]]:
     """What `save_to_disk` wrote: a dataset, or the split of a `DatasetDict` and the names of all."""
     import datasets
+    from pyarrow import ArrowException
 
-    saved = datasets.load_from_disk(path)
+    _check_data_files(Path(path))
+    try:
+        saved = datasets.load_from_disk(path)
+    except (ArrowException, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"A saved dataset must be what `save_to_disk` wrote. {path} is not: {type(error).__name__}, {reason}. "
+            f"Save it again."
+        ) from error
     if isinstance(saved, datasets.DatasetDict):
         names = list(map(str, saved))
         check_split(split, names, path)
         return saved[split], names
     check_split(split, ["train", *([str(saved.split)] if saved.split else [])], path)
     return saved, []
+
+
+def _check_data_files(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: when a saved dataset, or a split of it, names files outside of its folder.
+    """
+    for state in (*folder.glob("state.json"), *folder.glob("*/state.json")):
+        content = read_json(state)
+        files = content.get("_data_files") if isinstance(content, dict) else None
+        for entry in files if isinstance(files, list) else ():
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(name, str) or Path(name).name != name or not (state.parent / name).is_file():
+                raise ValueError(
+                    f"A saved dataset names files beside it. {state} names {name!r:.80}. Save or download it again."
+                )
 
 
 def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.Dataset":

@@ -55,9 +55,11 @@ def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
     Raises:
         ValueError: when it holds anything else.
     """
-    scale = 1.0 if attention_kwargs is None else as_number(dict(attention_kwargs).get("scale", 1.0))
+    is_mapping = isinstance(attention_kwargs, Mapping)
+    scale = as_number(attention_kwargs.get("scale", 1.0)) if is_mapping else 1.0
     is_number = isinstance(scale, (int, float)) and math.isfinite(scale)
-    if not is_number or set(attention_kwargs or ()) - {"scale"}:
+    is_given = attention_kwargs is not None
+    if not is_number or is_mapping != is_given or set(attention_kwargs or ()) - {"scale"}:
         raise ValueError(
             f"`attention_kwargs` takes only the key 'scale', a factor on LoRA adapters. Got "
             f"{attention_kwargs!r:.80}. Choose an attention implementation with `transformer.set_attention_backend`."

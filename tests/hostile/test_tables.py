@@ -1,0 +1,45 @@
+"""Saved datasets and rows from elsewhere: what cannot be read is named, and nothing outside their folder is read."""
+
+import json
+
+import datasets
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from blip3o_hf.data.records import BadItem
+from blip3o_hf.data.sources import open_source
+
+
+@pytest.fixture
+def saved(tmp_path):
+    datasets.Dataset.from_dict({"image": ["x"], "caption": ["a"]}).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("name", ["../other.arrow", "/etc/passwd", "none.arrow", 5, None, ".."])
+def test_a_saved_dataset_names_files_beside_it(saved, name):
+    state = json.loads((saved / "state.json").read_text())
+    state["_data_files"] = [{"filename": name}]
+    (saved / "state.json").write_text(json.dumps(state))
+    (saved.parent / "other.arrow").write_bytes((saved / "data-00000-of-00001.arrow").read_bytes())
+    with pytest.raises(ValueError, match=r"names files beside it\. .*state\.json names "):
+        open_source({"path": str(saved)})
+
+
+def test_a_saved_dataset_that_is_damaged_is_named(saved):
+    (saved / "data-00000-of-00001.arrow").write_bytes(b"x")
+    with pytest.raises(ValueError, match=rf"must be what `save_to_disk` wrote\. {saved} is not: Arrow"):
+        open_source({"path": str(saved)})
+    (saved / "state.json").unlink()
+    (saved / "dataset_dict.json").write_text('{"splits": 5}')
+    with pytest.raises(ValueError, match=rf"must be what `save_to_disk` wrote\. {saved} is not: TypeError"):
+        open_source({"path": str(saved)})
+
+
+def test_a_row_of_parquet_that_python_cannot_hold_is_a_bad_item(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": pa.array([2**40], pa.timestamp("s")), "caption": ["a"]}), path)
+    source = open_source({"path": str(path)})
+    with pytest.raises(BadItem, match=r"a\.parquet\[0\]: not a readable row \("):
+        source[0]
