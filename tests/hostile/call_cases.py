@@ -116,7 +116,7 @@ def bad_features(rng: np.random.Generator, folder: Path) -> Case:
 
 def bad_stage(rng: np.random.Generator, folder: Path) -> Case:
     """Prompts given to the first stage alone; the later ones take what the stages before them made."""
-    text = pick(rng, TEXTS)
+    text = pick(rng, [text for text in TEXTS if text != "object()"])  # of which one cannot ask for its items
     return call("prompt", text, f"pipe.encode_prompt({text})", EITHER, "text", "string", "token")
 
 

@@ -43,3 +43,22 @@ def test_a_row_of_parquet_that_python_cannot_hold_is_a_bad_item(tmp_path):
     source = open_source({"path": str(path)})
     with pytest.raises(BadItem, match=r"a\.parquet\[0\]: not a readable row \("):
         source[0]
+
+
+@pytest.mark.parametrize("length", [0, 3, 100])
+def test_truncated_parquet_is_named(tmp_path, length):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": ["x"], "caption": ["a"]}), path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=rf"A table must be parquet\. {path} is not: .* Save or download it again\."):
+        open_source({"path": str(path)})
+
+
+def test_parquet_with_damaged_rows_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"image": ["x" * 1000], "caption": ["a"]}), path, compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[4:60] = bytes(56)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"A table must be whole\. The library `datasets` cannot read {path}: "):
+        open_source({"path": str(path)})

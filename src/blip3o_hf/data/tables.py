@@ -108,6 +108,8 @@ class HubSource(TableSource):
                 raise FileNotFoundError(
                     f"A table is .parquet files. There is none in {settings.path}. Check the path."
                 )
+            for file in dict.fromkeys(path for paths in files.values() for path in paths):
+                _check_parquet(file)
             splits = list(files)
             names = {split: [escape(str(file)) for file in paths] for split, paths in files.items()}
             table = _of_split(settings, "parquet", data_files=names)
@@ -162,15 +164,40 @@ def _check_data_files(folder: Path) -> None:
 def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.Dataset":
     """The split of a dataset that `datasets.load_dataset` opens by these arguments."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
 
     try:
         return datasets.load_dataset(*name, **files, split=settings.split)
+    except (ArrowException, DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ValueError(
+            f"A table must be whole. The library `datasets` cannot read {settings.path}: {reason}. Save or download "
+            f"it again."
+        ) from error
     except ValueError as error:
         unknown = re.match(r"Unknown split .*Should be one of \[(.*)\]", str(error))
         if unknown is None:
             raise
         check_split(settings.split, re.findall(r"'([^']*)'", unknown[1]), settings.path)
         raise
+
+
+def _check_parquet(file: Path) -> None:
+    """
+    Raises:
+        ValueError: naming a file whose table of contents is damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    if file.is_file() and ending(file) == "parquet":
+        try:
+            parquet.read_schema(file)
+        except (ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"A table must be parquet. {file} is not: {reason}. Save or download it again."
+            ) from error
 
 
 def _splits_of_folder(folder: Path, name: str | None) -> dict[str, list[Path]]:
