@@ -111,7 +111,7 @@ def bad_features(rng: np.random.Generator, folder: Path) -> Case:
             text = f"draw('a circle', image_features=features, strength={strength})"
             return call("strength", strength, text, EITHER if strength == "True" else (REFUSED,))
         return call("image_features", value, f"draw('a circle', image_features={value}, strength=0.5)", expected)
-    return call("image_features", value, f"draw(image_features={value})", expected)
+    return call("image_features", value, f"draw(image_features={value})", expected, "reads features")
 
 
 def bad_stage(rng: np.random.Generator, folder: Path) -> Case:

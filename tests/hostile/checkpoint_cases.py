@@ -104,7 +104,7 @@ def bad_setting(rng: np.random.Generator, folder: Path) -> Case:
     set_at(content, key, value)
     path.write_text(json.dumps(content))
     what = f"{'.'.join(map(str, key))} of {path.relative_to(model)} is {value!r:.60}"
-    return either_way(rng, what, str(key[-1]))
+    return either_way(rng, what, *map(str, key))
 
 
 def bad_defaults(rng: np.random.Generator, folder: Path) -> Case:
@@ -116,7 +116,7 @@ def bad_defaults(rng: np.random.Generator, folder: Path) -> Case:
     words = "generate x -o out.png --model model"
     words += "" if key == "default_num_inference_steps" else " --steps 1"
     words += "" if key in ("default_num_attempts", "plan_top_p") else " --attempts 1 --no-plan"
-    case = {"what": f"{key} is {value!r}", "names": ("model", key), "writes": ("out.png",)}
+    case = {"what": f"{key} is {value!r}", "names": ("model", key.removeprefix("default_")), "writes": ("out.png",)}
     return command(
         words, **case, expected=EITHER if key == "plan_top_p" or value == 0 or value is True else (REFUSED,)
     )

@@ -70,7 +70,7 @@ OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--seed": WHOLE,
         "--encoder": ("none", "/", "/dev/zero", "in.png", "someone/encoder"),
     },
-    DESCRIBING: {"--max-new-tokens": (*WHOLE, "0", "1000000000000"), "--model": MODELS},
+    DESCRIBING: {"--max-new-tokens": (*WHOLE, "0"), "--model": MODELS},
     CHECKING: {
         "--limit": (*WHOLE, "0"),
         "--max-bad-share": (*NUMBERS, "2"),
@@ -122,7 +122,7 @@ def bad_option(rng: np.random.Generator, folder: Path) -> Case:
     names = (
         option.lstrip("-").replace("-", "_"),
         option,
-        value.rpartition("/")[0][:20] or value[:20] or "''",
+        value.rpartition("/")[0][:20] or value.partition(":")[0][:20] or "''",
         {"-n": "num", "-o": "output"}.get(option, "?"),
     )
     more = ("--model", "blip3o-tiny") if words == CHECKING and option == "--max-length" else ()

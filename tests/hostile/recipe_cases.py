@@ -163,7 +163,7 @@ def strange_yaml(rng: np.random.Generator, folder: Path) -> Case:
     text = kinds[what]
     (folder / "recipe.yaml").write_bytes(good.encode("utf-16")[:-1] if what == "UTF-16" else text.encode())
     is_fine = what in ("a merge", "a merge of itself", "five megabytes", "binary", "base sixty")
-    return planned(f"a recipe of {what}", names=("recipe",), expected=EITHER if is_fine else (REFUSED,))
+    return planned(f"a recipe of {what}", names=("recipe", "training"), expected=EITHER if is_fine else (REFUSED,))
 
 
 def bad_override(rng: np.random.Generator, folder: Path) -> Case:

@@ -219,6 +219,7 @@ def _run_child(case: Case, folder: Path, said: Path, temporary: Path) -> None:
 def _call(case: Case) -> dict[str, Any]:
     from . import preloaded
 
+    preloaded.torch.set_num_threads(1)  # its pool is made anew after a fork, which two threads must not do at once
     cli, caught = preloaded.blip3o_hf.cli, []
 
     def print_and_see(*words: object, **settings: Any) -> None:

@@ -142,3 +142,21 @@ def test_interpolation_is_of_tensors(second, steps):
 def test_attention_kwargs_are_a_mapping(pipe, given):
     with pytest.raises(ValueError, match="`attention_kwargs` takes only the key 'scale'"):
         pipe("a circle", attention_kwargs=given, output_type="features")
+
+
+@pytest.mark.parametrize("names", [5, "latents", None])
+def test_names_of_tensors_are_a_list(pipe, names):
+    with pytest.raises(ValueError, match="`callback_on_step_end_tensor_inputs` must be among"):
+        pipe("a circle", callback_on_step_end_tensor_inputs=names, output_type="features")
+
+
+def test_there_is_something_to_decode(pipe):
+    with pytest.raises(ValueError, match=r"`image_features` must be those of one image at least\. Got \[0, 16"):
+        pipe(image_features=torch.zeros(0, 16, 4, 4))
+
+
+def test_an_image_keeps_no_exif_that_may_be_damaged(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif.tobytes())
+    assert "exif" not in decode_image(tmp_path / "a.jpg", "a.jpg").info

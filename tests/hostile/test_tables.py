@@ -1,6 +1,8 @@
 """Saved datasets and rows from elsewhere: what cannot be read is named, and nothing outside their folder is read."""
 
+import io
 import json
+import tarfile
 
 import datasets
 import pyarrow as pa
@@ -62,3 +64,38 @@ def test_parquet_with_damaged_rows_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"A table must be whole\. The library `datasets` cannot read {path}: "):
         open_source({"path": str(path)})
+
+
+@pytest.mark.parametrize(
+    ("configs", "reason"),
+    [
+        ("configs: 5", "holds no list of mappings there"),
+        ("configs: [[[[", "is no YAML"),
+        ("configs: " + "[" * 2000, "YAML is read up to 64 levels"),
+        ("configs: [{config_name: default, data_files: /etc/passwd}]", "names '/etc/passwd'"),
+        ("configs: [{config_name: default, data_files: [{path: ../x.parquet}]}]", "names '../x.parquet'"),
+        ("configs: [{config_name: default, data_files: 'https://example.org/x.parquet'}]", "names 'https://exam"),
+    ],
+)
+def test_a_card_names_parquet_in_its_folder(tmp_path, configs, reason):
+    parquet.write_table(pa.table({"image": ["x"], "caption": ["a"]}), tmp_path / "a.parquet")
+    (tmp_path / "README.md").write_text(f"---\n{configs}\n---\n")
+    with pytest.raises(ValueError) as error:
+        open_source({"path": str(tmp_path)})
+    assert reason in str(error.value) and str(tmp_path / "README.md") in str(error.value)
+    (tmp_path / "README.md").write_text("---\nconfigs: [{config_name: default, data_files: '*.parquet'}]\n---\n")
+    assert len(open_source({"path": str(tmp_path)})) == 1
+
+
+def test_a_tar_whose_member_claims_a_size_of_no_file(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, headers in (("0.txt", {}), ("1.txt", {"size": "9" * 300})):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = 1, headers
+            tar.addfile(member, io.BytesIO(b"x"))
+    source = open_source({"path": str(path)})
+    assert len(source) == 2
+    for index in range(2):
+        with pytest.raises(BadItem, match=f"a.tar:{index}"):
+            source[index]

@@ -80,7 +80,9 @@ def decode_image(
         data.load()
         upright = ImageOps.exif_transpose(data)
         upright.format = data.format  # of which a copy knows nothing, and `to_rgb` asks for it
-        return to_rgb(upright)
+        image = to_rgb(upright)
+        image.info.pop("exif", None)  # it may be damaged, and whoever opens the image again would read it
+        return image
     except DECODING_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise BadItem(key, f"not a readable image ({reason})") from error

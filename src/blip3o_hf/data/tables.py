@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
+from yaml import YAMLError
 
 from ..checks import check_keys
-from ..reading import read_json
+from ..reading import MAX_CARD_BYTES, read_bytes, read_json, read_text
+from ..yaml_text import parse_yaml
 from .images import decoded
 from .mixture import MixtureDataset
 from .paths import check_split, ending, expand_paths, find_file
@@ -205,13 +207,33 @@ def _splits_of_folder(folder: Path, name: str | None) -> dict[str, list[Path]]:
     import datasets
 
     card = folder / "README.md"
-    if card.is_file() and re.search(rb"^configs:", card.read_bytes(), re.MULTILINE):
+    if card.is_file() and re.search(rb"^configs:", read_bytes(card, MAX_CARD_BYTES), re.MULTILINE):
+        if problem := _configs_problem(card):
+            raise ValueError(
+                f"`configs` of a card must name parquet files in the folder. {card} {problem}. Correct it."
+            )
         builder = datasets.load_dataset_builder(str(folder), name)
     else:
         builder = datasets.load_dataset_builder("parquet", data_dir=escape(str(folder)))
     splits = {str(split): map(Path, map(str, files)) for split, files in (builder.config.data_files or {}).items()}
     splits = {split: [file for file in files if ending(file) == "parquet"] for split, files in splits.items()}
     return {split: files for split, files in splits.items() if files}
+
+
+def _configs_problem(card: Path) -> str:
+    """Why the front matter of a card cannot be what `datasets` reads; empty where it can."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    block = REGEX_YAML_BLOCK.search(read_text(card, MAX_CARD_BYTES, errors="replace"))
+    try:
+        content = parse_yaml(block[2]) if block else {}
+    except (ValueError, YAMLError) as error:
+        return f"is no YAML ({' '.join(str(error).split())[:200]})"
+    configs = content.get("configs", []) if isinstance(content, dict) else None
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        return "holds no list of mappings there"
+    named = re.findall(r"'(\w+://[^']*|/[^']*|(?:[^']*/)?\.\.(?:/[^']*)?)'", str(configs))
+    return f"names {named[0]!r:.80}" if named else ""
 
 
 class TableStream(IterableDataset):

@@ -111,6 +111,11 @@ class Blip3oInputChecksMixin(Base):
                     f"`image_features` must be a tensor [N, {', '.join(map(str, self.feature_shape))}]. Got "
                     f"{type(image_features).__name__}. `output_type='features'` makes them."
                 )
+            if not len(image_features.shape) or not len(image_features):
+                raise ValueError(
+                    f"`image_features` must be those of one image at least. Got {list(image_features.shape)}. "
+                    f"`output_type='features'` makes them."
+                )
             check_finite_tensor(image_features, "image_features", "`output_type='features'` makes them.")
             return
         self._check_prompts(prompts, condition)

@@ -185,8 +185,9 @@ def check_finite_tensor(tensor: torch.Tensor | None, name: str, way_out: str) ->
 
 def check_callback_tensors(names: Sequence[str], available: Sequence[str]) -> None:
     """Raise `ValueError` when a callback asks for a tensor that is not among `available`."""
-    unknown = [name for name in names if name not in available]
-    if unknown:
+    is_list = isinstance(names, (list, tuple))
+    unknown = [name for name in names if name not in available] if is_list else names
+    if unknown or not is_list:
         raise ValueError(
             f"`callback_on_step_end_tensor_inputs` must be among {list(available)}. Got {unknown}. The callback can "
             f"read and replace the latents."
