@@ -6,6 +6,7 @@ libraries need themselves, and writes what came of each to `OUT/DOOR-ORDER`.
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from tests.processes import fork, wait
 
@@ -21,6 +22,23 @@ DOORS = {
         "from diffusers import DiffusionPipeline",
         "DiffusionPipeline.from_pretrained(TINY)",
         "Blip3oPipeline",
+    ),
+    # TRL looks up the class on `transformers`, of which there are two objects once a Trainer was used.
+    "class, then Trainer": (
+        "import transformers",
+        "(transformers.Trainer, transformers.Blip3oForConditionalGeneration)[1].from_pretrained(TINY)",
+        "Blip3oForConditionalGeneration",
+    ),
+    "class, newest": (
+        "import transformers, importlib",
+        "(transformers.Trainer, importlib.import_module('transformers').Blip3oForConditionalGeneration)[1]"
+        ".from_pretrained(TINY)",
+        "Blip3oForConditionalGeneration",
+    ),
+    "class after Trainer": (
+        "import transformers; transformers.Trainer",
+        "transformers.Blip3oForConditionalGeneration.from_pretrained(TINY)",
+        "Blip3oForConditionalGeneration",
     ),
     "AutoConfig": ("from transformers import AutoConfig", "AutoConfig.from_pretrained(TINY)", "Blip3oConfig"),
     "AutoModelForImageTextToText": (
@@ -50,7 +68,7 @@ ORDERS = ("ours first", "theirs first")
 
 def open_door(out: Path, door: str, order: str) -> None:
     theirs, call, _ = DOORS[door]
-    names: dict = {}
+    names = vars(sys.modules.setdefault("program", ModuleType("program")))  # imports belong to a module
     imports = ["import blip3o_hf", theirs]
     exec("\n".join(imports if order == "ours first" else reversed(imports)), names)
     names["TINY"] = names["blip3o_hf"].packaged_model_path()

@@ -19,7 +19,7 @@ import blip3o_hf
 from blip3o_hf import registration
 
 TINY = blip3o_hf.packaged_model_path()
-FAST = ("pipeline", "DiffusionPipeline")
+FAST = ("pipeline", "DiffusionPipeline", "class, then Trainer", "class, newest", "class after Trainer")
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ The registries that are not part of a documented interface are `LOADABLE_CLASSES
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
+from types import ModuleType
 
 TASK = "text-to-image"
 _LIBRARIES = ("transformers", "diffusers", "blip3o_hf")
@@ -28,7 +29,6 @@ def register_configs() -> None:
 
 
 def register_models() -> None:
-    import transformers
     from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     from .models.configuration_blip3o import Blip3oConfig
@@ -40,7 +40,8 @@ def register_models() -> None:
         auto_class.register(Blip3oConfig, Blip3oForConditionalGeneration, exist_ok=True)
     AutoModel.register(EvaClipVisionConfig, EvaClipVisionModel, exist_ok=True)
     # TRL looks up the class of a saved model, by the name in its config, on `transformers` itself.
-    setattr(transformers, Blip3oForConditionalGeneration.__name__, Blip3oForConditionalGeneration)
+    for transformers in _transformers_objects():
+        setattr(transformers, Blip3oForConditionalGeneration.__name__, Blip3oForConditionalGeneration)
 
     def generate_images(*args, **kwargs):
         from .pipelines.text_to_image import generate_images
@@ -48,6 +49,16 @@ def register_models() -> None:
         return generate_images(*args, **kwargs)
 
     Blip3oForConditionalGeneration.image_generator = staticmethod(generate_images)
+
+
+def _transformers_objects() -> list[ModuleType]:
+    """
+    All that `import transformers` gave to the modules of this program. The library runs its own file a second time as
+    it loads (`transformers.processing_utils`); earlier imports then hold another object than later ones.
+    """
+    held = [getattr(module, "__dict__", {}).get("transformers") for module in list(sys.modules.values())]
+    objects = [sys.modules["transformers"], *(value for value in held if isinstance(value, ModuleType))]
+    return list({id(value): value for value in objects if value.__name__ == "transformers"}.values())
 
 
 def register_processors() -> None:

@@ -35,7 +35,7 @@ def test_usual_formats_are_outputs(tmp_path, name):
 
 def test_eps_is_refused_as_everywhere_else(tmp_path, capsys):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.eps")
-    assert "a.eps is not one that Pillow can read" in error_of(capsys, "describe", tmp_path / "a.eps")
+    assert "a.eps: not a readable image" in error_of(capsys, "describe", tmp_path / "a.eps")
 
 
 WRITES = {

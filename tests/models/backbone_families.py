@@ -36,9 +36,20 @@ LATENT |= {"first_k_dense_replace": 1, "n_shared_experts": 1, "num_key_value_hea
 HEADS = {"num_heads": 8, "n_groups": 1, "chunk_size": 4}
 SLIDING = ["sliding_attention", "full_attention"]
 
+SIGLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+
 TEXT_FAMILIES: dict[str, dict] = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "cohere2": {"sliding_window": 6},
+    "ctrl": {**GPT, "dff": 48},
     "deepseek_v3": LATENT,
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 6, "layer_types": SLIDING},
@@ -47,14 +58,21 @@ TEXT_FAMILIES: dict[str, dict] = {
         **{"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 4},
         "activation_sparsity_pattern": [0.0] * 4,
     },
+    "gemma4_text": {
+        **{"num_hidden_layers": 4, "layer_types": 2 * SLIDING, "sliding_window": 6, "num_kv_shared_layers": 2},
+        **{"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8},
+    },
     "gpt2": GPT,
     "gpt_neox": {},
+    "gpt_neox_japanese": {},
     "gpt_oss": {"sliding_window": 6, **EXPERTS},
     "gptj": {**GPT, "rotary_dim": 4},
     "granite": {},
     "llama": {},
     "llama4_text": {**EXPERTS, "attention_chunk_size": 16, "intermediate_size_mlp": 48},
     "mistral": {"sliding_window": 6},
+    "modernbert-decoder": {"local_attention": 6, "layer_types": SLIDING},
+    "moshi": {"sliding_window": 6, "num_codebooks": 2, "ffn_dim": 48},
     "mpt": {"d_model": HIDDEN, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
     "olmo2": {},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN},
@@ -62,12 +80,16 @@ TEXT_FAMILIES: dict[str, dict] = {
     "qwen2": {},
     "qwen3": {},
     "qwen3_moe": EXPERTS,
+    "roberta": {**NO_DROPOUT, "is_decoder": True},
+    "roformer": {**NO_DROPOUT, "is_decoder": True, "embedding_size": HIDDEN},
     "smollm3": {},
     "stablelm": {},
     "starcoder2": {"sliding_window": 6},
+    "trocr": {"d_model": HIDDEN, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
     "bamba": {**MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": MAMBA,
     "falcon_mamba": {"state_size": 8, "time_step_rank": 4},
+    "git": {"vision_config": SIGLIP},
     "granitemoehybrid": {**MAMBA, **EXPERTS, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
     "jamba": {
         **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -86,6 +108,7 @@ TEXT_FAMILIES: dict[str, dict] = {
     "qwen3_next": {**EXPERTS, **LINEAR, "layer_types": LAYERS},
     "recurrent_gemma": {"lru_width": HIDDEN, "attention_window_size": 6, "num_hidden_layers": 3},
     "rwkv": {"attention_hidden_size": HIDDEN, "context_length": 128},
+    "xlm": {"emb_dim": HIDDEN, "n_layers": 2, "n_heads": 4, "n_langs": 1, "causal": True},
     "zamba2": {
         **{**MAMBA, "mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_headdim": 8, "chunk_size": 4, "num_mem_blocks": 1},
         **{"layers_block_type": ["mamba", "hybrid"], "use_mem_rope": True, "num_key_value_heads": 4},
@@ -109,14 +132,6 @@ def _qwen_vision(**settings) -> dict:
 
 
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-SIGLIP = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
 
 
 def _text(family: str, **settings):

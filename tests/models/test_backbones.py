@@ -15,16 +15,35 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from blip3o_hf.models.backbones import TOKEN_TYPES, reading_model, reads_padding, token_cache, token_types
+from blip3o_hf.models.backbones import (
+    TOKEN_TYPES,
+    accepts,
+    reading_model,
+    reads_padding,
+    token_cache,
+    token_types,
+)
 from blip3o_hf.models.configuration_blip3o import Blip3oConfig
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parent))
-from backbone_families import FAMILIES, IMAGE, TEXT, VISION_FAMILIES, Prompts, backbone_config
+from backbone_families import (
+    EXPERTS,
+    FAMILIES,
+    IMAGE,
+    LATENT,
+    TEXT,
+    TEXT_FAMILIES,
+    VISION_FAMILIES,
+    Prompts,
+    backbone_config,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 HEAD = "| `model_type` | images | queries run | a padded batch is read |\n| --- | --- | --- | --- |\n"
 EXACT = 1e-5
+DEEP_HEADS = ("modernbert-decoder", "roberta", "roformer")
+"""Families with layers of their own between the hidden states and the output layer."""
 
 
 def build(config, **settings) -> Blip3oForConditionalGeneration:
@@ -84,7 +103,8 @@ def table_row(family: str) -> str:
     model = shared_model(family)
     decoder = model.get_decoder()
     runs = "after the prompt's cache" if token_cache(decoder) is not None else "in one pass with the prompt"
-    is_alone = token_cache(decoder) is None and reads_padding(decoder, torch.float32, torch.device("cpu"))
+    is_measured = token_cache(decoder) is None or not accepts(decoder, "position_ids")
+    is_alone = is_measured and reads_padding(decoder)
     images = "yes" if family in VISION_FAMILIES else "no"
     return f"| `{family}` | {images} | {runs} | {'one by one' if is_alone else 'as one'} |\n"
 
@@ -95,9 +115,11 @@ def table() -> str:
 
 def test_the_page_says_what_is_measured():
     assert table() in PAGE.read_text()
+    readme = " ".join((PAGE.parents[1] / "README.md").read_text().split())
+    assert f"on {len(VISION_FAMILIES)} families with images and {len(TEXT_FAMILIES)} with text only" in readme
 
 
-def test_a_prompt_is_read_as_the_backbone_reads_it(model, prompts):
+def test_a_prompt_is_read_as_the_backbone_reads_it(model, prompts, family):
     """What the backbone hands to its output layer, and what it reads on the way to a condition."""
     own, read = [], []
     for index in range(len(prompts.rows)):
@@ -108,8 +130,12 @@ def test_a_prompt_is_read_as_the_backbone_reads_it(model, prompts):
             model.encode_condition(**inputs)  # the first call may measure how padding is read
             with hooked(reading_model(model.backbone), lambda args, output: read.append(output.last_hidden_state)):
                 model.encode_condition(**inputs)
-            with hooked(model.backbone.get_output_embeddings(), lambda args, output: own.append(args[0])):
-                model.backbone(**inputs, **kinds)
+            if family in DEEP_HEADS:
+                with hooked(reading_model(model.backbone), lambda args, output: own.append(output.last_hidden_state)):
+                    model.backbone(**inputs, **kinds)
+            else:
+                with hooked(model.backbone.get_output_embeddings(), lambda args, output: own.append(args[0])):
+                    model.backbone(**inputs, **kinds)
         assert difference(read[0][:, : inputs["input_ids"].shape[1]], own[0]) < EXACT
 
 
@@ -159,6 +185,21 @@ def test_prompt_and_images_matter(model, prompts, family):
             assert difference(model.encode_condition(**other), condition) > 1e-4
 
 
+def test_reading_changes_no_weight(model, prompts):
+    """Some backbones scale the embeddings that they are given in place; of one prompt these are the queries."""
+    before = model.queries.weight.clone()
+    with torch.no_grad():
+        model.encode_condition(**prompts.alone(0))
+    assert torch.equal(model.queries.weight, before)
+
+
+@pytest.mark.parametrize("family", ["trocr", "xlm"])
+def test_what_is_measured_does_not_depend_on_dropout(family):
+    model = build(backbone_config(family)).train()
+    model.encode_condition(**Prompts.of(family).batch())
+    assert model._reads_padding and all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("kinds", ["none", "given"])
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 def test_kinds_of_tokens_are_told_by_the_prompt_where_they_are_not_given(model, prompts, kinds):
@@ -170,6 +211,20 @@ def test_kinds_of_tokens_are_told_by_the_prompt_where_they_are_not_given(model, 
 
 
 # What cannot be right is refused
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("xlm", {"emb_dim": 32, "n_layers": 1, "n_heads": 4}), ("xlnet", {"d_model": 32, "n_layer": 1, "n_head": 4})],
+)
+def test_a_backbone_that_attends_both_ways_by_a_setting_of_its_own_is_refused_at_its_first_prompt(family, settings):
+    settings |= {"vocab_size": 64, "d_inner": 48}
+    model = build(AutoConfig.for_model(family, **settings))
+    message = (
+        f"A backbone must be autoregressive: no token may see those after it. Got '{family}', which attends in both"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.encode_condition(**Prompts.of(family).alone(0))
 
 
 def test_a_backbone_that_attends_both_ways_is_refused():
@@ -195,6 +250,59 @@ def test_an_encoder_with_a_decoder_is_refused():
         build(config)
 
 
+@pytest.mark.parametrize("family", ["bart", "pegasus", "prophetnet", "whisper"])
+def test_the_decoder_of_an_encoder_is_refused_although_the_library_builds_it_alone(family):
+    message = f"Got '{family}', which is an encoder with a decoder. Choose a model without an encoder of text."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(AutoConfig.for_model(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "message"),
+    [
+        (
+            "cpmant",
+            {"num_attention_heads": 4, "dim_head": 8, "dim_ff": 48},
+            "A backbone must read embeddings in the place of token ids, for queries have no ids. Got 'cpmant', which "
+            "takes no `inputs_embeds`. Choose another backbone.",
+        ),
+        (
+            "deepseek_v4",
+            {**LATENT, **EXPERTS, "layer_types": None, "num_attention_heads": 4},
+            "A backbone must read embeddings in the place of token ids, for queries have no ids. Got 'deepseek_v4', "
+            "whose DeepseekV4HashRouter reads ids. Choose another backbone, or a config without this part.",
+        ),
+        (
+            "opt",
+            {"ffn_dim": 48, "word_embed_proj_dim": 16},
+            "A backbone must have embeddings as wide as its hidden states, for queries are as wide as both. Got 'opt' "
+            "with 16 and 32. Choose a backbone in which they are equal.",
+        ),
+        (
+            "reformer",
+            {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"]},
+            "A backbone must read sequences of any length. Got 'reformer', which reads them in chunks of one length. "
+            "Choose another backbone.",
+        ),
+    ],
+)
+def test_a_backbone_that_cannot_read_queries_is_refused(family, settings, message):
+    settings = {name: value for name, value in {**TEXT, **settings}.items() if value is not None}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(AutoConfig.for_model(family, **settings))
+
+
+def test_images_before_the_prompt_are_refused():
+    message = (
+        "Images must enter a backbone at their placeholders, so that queries can follow. 'git' has none. Use a "
+        "backbone such as Qwen2.5-VL, or prompts without images."
+    )
+    model, inputs = shared_model("git"), Prompts.of("git").alone(0)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.encode_condition(**inputs, pixel_values=torch.rand(1, 3, 8, 8))
+    assert model.generate(**inputs, pixel_values=torch.rand(1, 3, 8, 8), max_new_tokens=1).shape[0] == 1
+
+
 def test_inputs_that_queries_have_not_are_refused():
     inputs = Prompts.of("llava").alone(0)
     length = inputs["input_ids"].shape[1]
@@ -207,15 +315,25 @@ def test_inputs_that_queries_have_not_are_refused():
         shared_model("llava").encode_condition(**inputs, cross_attention_mask=torch.ones(1, length, 1, 1))
 
 
-def test_a_backbone_that_needs_token_ids_takes_no_checkpointing():
-    model = copy.deepcopy(shared_model("gemma3n_text")).train()
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_a_backbone_that_needs_token_ids_takes_no_checkpointing(family):
+    model = copy.deepcopy(shared_model(family)).train()
     model.activation_checkpointing_enable()
     message = (
-        "This backbone (gemma3n_text) reads token ids in every layer, and queries have none; they can only follow a "
-        "prompt in a cache. Gradient checkpointing takes none. Turn it off."
+        f"This backbone ({family}) reads token ids in every layer, and queries have none; they can only follow a "
+        f"prompt in a cache. Gradient checkpointing takes none. Turn it off."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        model.encode_condition(**Prompts.of("gemma3n_text").batch())
+        model.encode_condition(**Prompts.of(family).batch())
+
+
+def test_gemma_4_without_inputs_of_layers_takes_checkpointing():
+    family = "gemma4_text"
+    settings = {**TEXT, "layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 0}
+    model = build(AutoConfig.for_model(family, **settings, sliding_window=6, num_kv_shared_layers=0))
+    expected = model.encode_condition(**Prompts.of(family).batch())
+    model.train().activation_checkpointing_enable()
+    assert difference(model.encode_condition(**Prompts.of(family).batch()), expected) < EXACT
 
 
 if __name__ == "__main__":

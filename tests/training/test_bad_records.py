@@ -74,11 +74,8 @@ def test_a_cache_does_not_hide_a_special_token(tmp_path, kinds):
     RED["image"].save(tmp_path / "a.png")
     rows = [{"image": "a.png", "caption": caption} for caption in ("red", "red", "red <image>", "red")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {
-        "sources": [{"path": str(tmp_path / "rows.jsonl")}],
-        "max_bad_share": 0.9,
-        "cache": str(tmp_path / "cache"),
-    }
+    sources = [{"path": str(tmp_path / "rows.jsonl")}]
+    data = {"sources": sources, "max_bad_share": 0.9, "cache": str(tmp_path / "cache")}
     model = {"train": ["transformer"]}
     recipe = Recipe("generation", str(tmp_path / "run"), {"model": "blip3o-tiny"}, model, data, dict(SETTINGS))
     bad = precompute(recipe, kinds=kinds).bad

@@ -10,7 +10,7 @@ from blip3o_hf.cli import main
 from blip3o_hf.shapes.recipe_data import _KEYS, ShapesData
 from blip3o_hf.training.chain import load_chain
 from blip3o_hf.training.plan import plan
-from blip3o_hf.training.recipe_values import read_yaml, write_yaml
+from blip3o_hf.training.recipe_values import read_value, read_yaml, typed, write_yaml
 from blip3o_hf.training.recipes import ARGUMENT_KEYS, STAGES, load_recipe, override
 
 MINIMAL = "stage: decoder\noutput_dir: somewhere\n"
@@ -253,3 +253,38 @@ def test_the_home_folder_is_expanded_once(write, tmp_path, monkeypatch):
     recipe = load_recipe(write(MINIMAL), ["output_dir=~/runs"])
     assert recipe.output_dir == str(tmp_path / "runs")
     assert recipe.training_arguments().output_dir == str(tmp_path / "runs" / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("stage: generation\nstage: decoder\n", "found the key 'stage' twice"),
+        ("training: {seed: 1, seed: 2}\n", "found the key 'seed' twice"),
+        ("stage: " + "[" * 50_000, "YAML is read up to 64 levels"),
+        ("\x00\x01", "unacceptable character"),
+    ],
+)
+def test_a_recipe_that_is_no_plain_mapping_is_named(tmp_path, text, reason):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"A recipe must be valid YAML. {path} is not: .*") as caught:
+        load_recipe(path)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "contract"),
+    [
+        ("training.max_steps", -1, "must be at least 1"),
+        ("training.learning_rate", float("inf"), "must be a number"),
+        ("training.muon_learning_rate", -1.0, "must be at least 0"),
+        ("training.dataloader_num_workers", 10**6, "must be from 0 to 1024"),
+        ("training.save_steps", 0, "must be more than 0"),
+        ("training.logging_steps", 0, "must be more than 0"),
+    ],
+)
+def test_numbers_are_in_the_range_of_their_key(key, value, contract):
+    with pytest.raises(ValueError, match=f"`{key}` {contract}. Got {value!r}"):
+        typed(value, float, key)
+    with pytest.raises(ValueError, match=f"`{key}` {contract}. Got"):
+        read_value(str(value).replace("inf", ".inf"), float, key)

@@ -1,7 +1,9 @@
 """What the model needs from any backbone: reading prompts with images, and a cache for the queries after them."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from inspect import signature
+from typing import cast
 
 import torch
 from torch import nn
@@ -47,29 +49,73 @@ def accepts(module: nn.Module, name: str) -> bool:
     return name in signature(module.forward).parameters
 
 
-def check_backbone(backbone: PreTrainedModel) -> None:
+def check_backbone_config(config: PreTrainedConfig) -> None:
     """
+    A check before a backbone is built: of an encoder with a decoder, the library may build the decoder alone, and it
+    then changes this config to that of a decoder.
+
     Raises:
-        ValueError: when the backbone is not autoregressive: nothing could be read in the middle of its sequence.
+        ValueError: when the config is of an encoder with a decoder.
     """
-    config = backbone.config
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"A backbone must be one autoregressive model that reads the prompt and the queries after it. Got "
             f"{config.model_type!r}, which is an encoder with a decoder. Choose a model without an encoder of text."
         )
+
+
+def check_backbone(backbone: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: when the backbone is not autoregressive, so that nothing could be read in the middle of its
+            sequence; or when it cannot read queries, which are embeddings without token ids.
+    """
+    config = backbone.config
+    check_backbone_config(config)
     text_config = config.get_text_config(decoder=True)
     is_bidirectional = getattr(text_config, "use_bidirectional_attention", None) in (True, "all")
-    if is_bidirectional or (getattr(text_config, "is_decoder", True) is False and not _is_causal(backbone)):
+    # Without `add_cross_attention`, nothing but the word is set by `is_decoder` (GPT-NeoX).
+    is_encoder = getattr(text_config, "is_decoder", True) is False and hasattr(
+        type(text_config), "add_cross_attention"
+    )
+    if is_bidirectional or is_encoder:
+        raise ValueError(_attends_both_ways(backbone))
+    if hasattr(type(text_config), "lsh_attn_chunk_length"):
         raise ValueError(
-            f"A backbone must be autoregressive: no token may see those after it. Got {config.model_type!r}, which "
-            f"attends in both directions. Choose a causal model, or set `is_decoder=True` where its config has it."
+            f"A backbone must read sequences of any length. Got {config.model_type!r}, which reads them in chunks of "
+            f"one length. Choose another backbone."
         )
+    _check_reads_embeddings(backbone)
 
 
-def _is_causal(backbone: PreTrainedModel) -> bool:
-    """Whether the attention of a text stack says that it is causal, whatever its config says (GPT-NeoX)."""
-    return any(getattr(module, "is_causal", False) is True for module in text_stack(backbone).modules())
+def _attends_both_ways(backbone: PreTrainedModel) -> str:
+    return (
+        f"A backbone must be autoregressive: no token may see those after it. Got {backbone.config.model_type!r}, "
+        f"which attends in both directions. Choose a causal model, or set `is_decoder=True` where its config has it."
+    )
+
+
+def _check_reads_embeddings(backbone: PreTrainedModel) -> None:
+    """Raise `ValueError` when a text stack cannot read queries."""
+    decoder, kind = text_stack(backbone), backbone.config.model_type
+    reads_ids = "A backbone must read embeddings in the place of token ids, for queries have no ids."
+    if not accepts(decoder, "inputs_embeds"):
+        raise ValueError(f"{reads_ids} Got {kind!r}, which takes no `inputs_embeds`. Choose another backbone.")
+    embeddings, hidden_size = backbone.get_input_embeddings(), backbone.config.get_text_config().hidden_size
+    # Parts that must be given ids (hashed experts, n-grams). Those that take either have a default.
+    for part in {type(module): module for module in decoder.modules()}.values():
+        parameter = signature(part.forward).parameters.get("input_ids")
+        is_table = isinstance(part, (nn.Embedding, type(embeddings)))
+        if parameter is not None and parameter.default is parameter.empty and not is_table:
+            raise ValueError(
+                f"{reads_ids} Got {kind!r}, whose {type(part).__name__} reads ids. Choose another backbone, or a "
+                f"config without this part."
+            )
+    if isinstance(embeddings, nn.Embedding) and embeddings.embedding_dim != hidden_size:
+        raise ValueError(
+            f"A backbone must have embeddings as wide as its hidden states, for queries are as wide as both. Got "
+            f"{kind!r} with {embeddings.embedding_dim} and {hidden_size}. Choose a backbone in which they are equal."
+        )
 
 
 def image_token_id(config: PreTrainedConfig) -> int | None:
@@ -81,6 +127,8 @@ def image_token_id(config: PreTrainedConfig) -> int | None:
 def text_stack(backbone: PreTrainedModel) -> PreTrainedModel:
     """The backbone's text stack without its output layer."""
     decoder = backbone.get_decoder()
+    if not isinstance(decoder, PreTrainedModel):  # ModernBERT has its output layer under this name
+        decoder = cast("PreTrainedModel", backbone.base_model)
     while decoder.get_output_embeddings() is not None:
         inner = [module for module in decoder.children() if isinstance(module, PreTrainedModel)]
         if len(inner) != 1:
@@ -104,7 +152,8 @@ def token_types(backbone: PreTrainedModel, input_ids: torch.Tensor) -> dict[str,
     it the libraries fall back to a causal mask over images, or to positions of text, and say nothing.
     """
     image = image_token_id(backbone.config)
-    assert image is not None  # a backbone that reads images has a placeholder
+    if image is None:
+        return {}  # GIT puts images before the prompt
     kinds = (input_ids == image).int()
     video = getattr(backbone.config, "video_token_id", None)
     if video is not None:
@@ -172,6 +221,8 @@ def read(
             f"A backbone that sees must read images without its output layer. {backbone.config.model_type!r} cannot. "
             f"Use a backbone such as Qwen2.5-VL, or prompts without images."
         )
+    if image_token_id(backbone.config) is None:
+        raise ValueError(_no_placeholders(backbone, "has none"))
     _check_token_inputs(backbone, input_ids, image_inputs)
     num_queries = 0 if inputs_embeds is None else inputs_embeds.shape[1] - input_ids.shape[1]
     kinds = token_types(model, input_ids)
@@ -201,17 +252,38 @@ def read_after(
 ) -> torch.Tensor:
     """Hidden states of embeddings `[B, Q, hidden_size]` that follow the tokens in a cache, which takes them in."""
     return decoder(
-        inputs_embeds=inputs_embeds,
+        inputs_embeds=inputs_embeds.clone(),  # CTRL scales them in place; they may be the queries themselves
         attention_mask=attention_mask,
         past_key_values=past_key_values,
         use_cache=True,
         **_positions_for(decoder, position_ids),
+        **_per_layer_inputs(decoder, inputs_embeds),
     ).last_hidden_state
 
 
 def _positions_for(decoder: nn.Module, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Positions for a text stack that takes any; others count the attention mask, or need none."""
-    return {"position_ids": position_ids} if accepts(decoder, "position_ids") else {}
+    """
+    Positions for a text stack that takes any; others count the attention mask, or the tokens, or need none. Those of
+    RoBERTa begin after that of padding.
+    """
+    if not accepts(decoder, "position_ids"):
+        return {}
+    table = getattr(getattr(decoder, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return {"position_ids": position_ids if padding is None else position_ids + padding + 1}
+
+
+def _per_layer_inputs(decoder: PreTrainedModel, inputs_embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    What Gemma 4 adds to queries in each layer: the same as to images, which have no ids of their own, either. Left to
+    itself it would look for the ids of these embeddings. Gemma 3n goes on without.
+    """
+    look_up = getattr(decoder, "get_per_layer_inputs", None)
+    if look_up is None or not needs_token_ids(decoder) or "inputs_embeds" not in signature(look_up).parameters:
+        return {}
+    padding = decoder.config.pad_token_id or 0
+    ids = torch.full(inputs_embeds.shape[:2], padding, dtype=torch.long, device=inputs_embeds.device)
+    return {"per_layer_inputs": look_up(ids)}
 
 
 def _check_token_inputs(backbone: PreTrainedModel, input_ids: torch.Tensor, inputs: Mapping[str, object]) -> None:
@@ -233,10 +305,17 @@ def token_cache(decoder: PreTrainedModel) -> DynamicCache | None:
     An empty cache in which queries may follow a prompt. None where the text stack keeps states and not tokens: there
     the library reads several tokens after others as if they were the first, or cannot differentiate them.
     """
-    if not accepts(decoder, "past_key_values"):
-        return None
+    has_images_before_prompts = accepts(decoder, "pixel_values") and image_token_id(decoder.config) is None
+    if not accepts(decoder, "past_key_values") or has_images_before_prompts:
+        return None  # GIT takes what is in a cache for an image
     cache = DynamicCache(config=decoder.config)
-    return cache if all(type(layer) in _TOKEN_LAYERS for layer in cache.layers) else None
+    if not all(type(layer) in _TOKEN_LAYERS for layer in cache.layers):
+        return None
+    if getattr(decoder.config.get_text_config(decoder=True), "layer_types", None) is None and all(cache.is_sliding):
+        # The library infers a window for every layer here. Not every text stack has one (Moshi), and the mask of one
+        # that has still hides what is before it.
+        return DynamicCache()
+    return cache
 
 
 def holds(cache: Cache, num_tokens: int) -> bool:
@@ -245,28 +324,81 @@ def holds(cache: Cache, num_tokens: int) -> bool:
     return is_token_cache and cache.get_seq_length() == num_tokens
 
 
-def needs_token_ids(decoder: nn.Module) -> bool:
+def needs_token_ids(decoder: PreTrainedModel) -> bool:
     """Whether a text stack makes more of token ids than their embeddings, in every layer anew (Gemma 3n, Gemma 4)."""
-    return accepts(decoder, "per_layer_inputs")
+    return accepts(decoder, "per_layer_inputs") and bool(getattr(decoder.config, "hidden_size_per_layer_input", 0))
+
+
+@contextmanager
+def _without_chance(module: nn.Module) -> Generator[None]:
+    """Within the block, nothing is dropped at random; each part is in its own mode again afterwards."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 @torch.no_grad()
-def reads_padding(decoder: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> bool:
+def _short_pass(decoder: PreTrainedModel, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Hidden states `[B, L, hidden_size]` of embeddings, in fp32."""
+    weight = _input_weight(decoder)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0).to(weight.device)
+    inputs: dict[str, torch.Tensor | bool] = {
+        "attention_mask": mask.to(weight.device),
+        **_positions_for(decoder, positions),
+    }
+    if accepts(decoder, "use_cache"):
+        inputs["use_cache"] = False
+    with _without_chance(decoder):
+        return decoder(inputs_embeds=embeddings.to(weight.device, weight.dtype), **inputs).last_hidden_state.float()
+
+
+def check_causal(backbone: PreTrainedModel) -> None:
     """
-    Whether a text stack reads padding in spite of its mask, as some recurrent ones do; two short passes tell. The
-    real tokens of both are the same, so that only what leaks out of the padding differs.
+    Raises:
+        ValueError: when the first of a few tokens change with the last; a short pass tells. Some text stacks attend
+            both ways by settings of their own (XLM, XLNet).
     """
-    generator = torch.Generator().manual_seed(0)
+    decoder = text_stack(backbone)
+    tokens, last = _random_tokens(decoder, 2)
+    last[:, :-1] = tokens[:, :-1]
+    first, second = _short_pass(decoder, torch.cat([tokens[:1], last[:1]]), torch.ones(2, 3, dtype=torch.long))
+    if _differ(first[:-1], second[:-1], 1e-3):
+        raise ValueError(_attends_both_ways(backbone))
+
+
+def reads_padding(decoder: PreTrainedModel) -> bool:
+    """
+    Whether padding changes what a text stack says of real tokens, in spite of its mask; three short passes tell. Some
+    recurrent ones read what is at these places, and some count these places as tokens (TrOCR, RoFormer).
+    """
+    tokens, *paddings = _random_tokens(decoder, 3)
     mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    first, second = (_short_pass(decoder, torch.cat([padding, tokens], dim=1), mask)[0, 3:] for padding in paddings)
+    alone = _short_pass(decoder, tokens, torch.ones(2, 3, dtype=torch.long))[0]
+    rounding = 4 * torch.finfo(_input_weight(decoder).dtype).eps
+    return _differ(first, second, 1e-3) or _differ(first, alone, max(rounding, 1e-5))
+
+
+def _input_weight(decoder: PreTrainedModel) -> torch.Tensor:
+    """The table of embeddings; its precision and device are those of what a text stack reads."""
+    weight = decoder.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)  # `nn.Module` types it as a tensor or a module
+    return weight
+
+
+def _random_tokens(decoder: PreTrainedModel, number: int) -> list[torch.Tensor]:
+    """As many pairs `[2, 3, hidden_size]` of three embeddings, always the same."""
     width = decoder.config.get_text_config().hidden_size
-    tokens, *paddings = torch.randn(3, 2, mask.shape[1], width, generator=generator)
-    passes = []
-    for padding in paddings:
-        embeddings = torch.where(mask[..., None].bool(), tokens, padding).to(device, dtype)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0).to(device)
-        inputs = {"attention_mask": mask.to(device), **_positions_for(decoder, positions)}
-        passes.append(decoder(inputs_embeds=embeddings, **inputs).last_hidden_state[0, 3:].float())
-    return bool((passes[0] - passes[1]).abs().max() > 1e-3 * passes[0].abs().max())
+    return list(torch.randn(number, 2, 3, width, generator=torch.Generator().manual_seed(0)))
+
+
+def _differ(first: torch.Tensor, second: torch.Tensor, tolerance: float) -> bool:
+    return bool((first - second).abs().max() > tolerance * first.abs().max())
 
 
 def rows_to_read(
@@ -296,6 +428,8 @@ __all__ = [
     "TOKEN_TYPES",
     "accepts",
     "check_backbone",
+    "check_backbone_config",
+    "check_causal",
     "embed_new_tokens",
     "holds",
     "image_token_id",

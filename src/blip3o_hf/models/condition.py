@@ -8,6 +8,8 @@ from transformers.cache_utils import Cache
 
 from .backbones import (
     TOKEN_TYPES,
+    accepts,
+    check_causal,
     holds,
     image_token_id,
     left_aligned,
@@ -49,7 +51,7 @@ class Blip3oConditionMixin(Base):
     """The condition of [`Blip3oForConditionalGeneration`] (paper section 3.2), from any kind of backbone."""
 
     _reads_padding: bool | None = None
-    """Whether a backbone that keeps states reads padding; measured when it matters."""
+    """Whether padding changes what the backbone reads; measured when it could."""
 
     def encode_condition(
         self,
@@ -83,43 +85,56 @@ class Blip3oConditionMixin(Base):
         has_own_positions = self.config.image_positions == "backbone"
         grids = image_inputs.get("image_grid_thw") if has_own_positions else None
         positions = self.prompt_positions(input_ids, attention_mask, grids)
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
         decoder = self.get_decoder()
-        is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
-        # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
-        # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
-        is_one_pass = (trains or (decoder.training and is_checkpointed)) and not needs_token_ids(decoder)
-        cache = token_cache(decoder)
-        if cache is None:
-            return self._read_without_cache(input_ids, positions, attention_mask, image_inputs)
-        if not is_one_pass:
-            with torch.set_grad_enabled(trains):
-                self.read_prompt(input_ids, positions, attention_mask, cache, **image_inputs)
-            if holds(cache, input_ids.shape[1]):
-                return self.read_queries(cache, positions, attention_mask)
-        return self.read_together(input_ids, positions, attention_mask, **image_inputs)
+        if accepts(decoder, "position_ids") and token_cache(decoder) is not None:
+            return self._read_batch(input_ids, positions, attention_mask, image_inputs)
+        return self._read_rows(input_ids, positions, attention_mask, image_inputs)
 
-    def _read_without_cache(
+    def _read_batch(
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
         attention_mask: torch.Tensor,
         image_inputs: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        """The condition from a backbone that keeps states; prompts go one by one where padding would enter them."""
+        """The condition from prompts that are read together, padded on the left."""
+        decoder = self.get_decoder()
+        cache = token_cache(decoder)
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.backbone.parameters())
+        is_checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+        # Engines that partition weights gather them again when the gradient reaches a layer's output, and it does
+        # not come through a cache. Under gradient checkpointing the library's layers take no cache at all.
+        is_one_pass = (trains or (decoder.training and is_checkpointed)) and not needs_token_ids(decoder)
+        if cache is not None and not is_one_pass:
+            with torch.set_grad_enabled(trains):
+                self.read_prompt(input_ids, positions, attention_mask, cache, **image_inputs)
+            if holds(cache, input_ids.shape[1]):
+                return self.read_queries(cache, positions, attention_mask)
+        return self.read_together(input_ids, positions, attention_mask, **image_inputs)
+
+    def _read_rows(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        attention_mask: torch.Tensor,
+        image_inputs: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        The condition from a backbone that keeps states, or takes no positions. It is measured first, and prompts go
+        one by one where padding would change them.
+        """
         if self._reads_padding is None:
-            weight = self.get_input_embeddings().weight
-            assert isinstance(weight, torch.Tensor)  # `nn.Module` types it as a tensor or a module
-            self._reads_padding = reads_padding(self.get_decoder(), weight.dtype, input_ids.device)
+            check_causal(self.backbone)
+            self._reads_padding = reads_padding(self.get_decoder())
         rows = rows_to_read(self.backbone, attention_mask, self._reads_padding, image_inputs)
         token_inputs = {name: value for name, value in image_inputs.items() if name in TOKEN_TYPES}
         return torch.cat(
             [
-                self.read_together(
+                self._read_batch(
                     input_ids[row, first:],
                     positions[..., row, first:],
                     attention_mask[row, first:],
-                    **{**image_inputs, **{name: value[row, first:] for name, value in token_inputs.items()}},
+                    {**image_inputs, **{name: value[row, first:] for name, value in token_inputs.items()}},
                 )
                 for row, first in rows
             ]

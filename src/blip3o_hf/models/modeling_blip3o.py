@@ -34,6 +34,7 @@ from .backbones import (
     TOKEN_TYPES,
     accepts,
     check_backbone,
+    check_backbone_config,
     embed_new_tokens,
     text_stack,
     token_types,
@@ -158,8 +159,9 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
 
     def __init__(self, config: Blip3oConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
+        assert isinstance(config.backbone_config, PreTrainedConfig)  # the library makes one of a dictionary
+        check_backbone_config(config.backbone_config)
         if backbone is None:
-            assert isinstance(config.backbone_config, PreTrainedConfig)  # the library makes one of a dictionary
             backbone = vision_or_text_model(config.backbone_config).from_config(config.backbone_config)
         check_backbone(backbone)
         self.backbone = backbone

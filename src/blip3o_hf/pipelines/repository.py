@@ -176,7 +176,8 @@ def forget_folders(root: str | os.PathLike) -> None:
     """Take out of the configs of a saved pipeline where on this machine its parts were loaded from."""
     for path in (Path(root, "model_index.json"), *Path(root).glob("*/config.json")):
         config = json.loads(path.read_text(encoding="utf-8"))
-        if Path(config.get("_name_or_path") or "").is_absolute():
+        name = config.get("_name_or_path") or ""
+        if Path(name).is_absolute() or name.count("/") > 1 or (name and Path(name).exists()):
             del config["_name_or_path"]
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -145,7 +145,7 @@ def load_chain(path: str | os.PathLike) -> Chain:
     path = find_recipe(path, "chain")
     try:
         content = read_yaml(path)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"A chain must be valid YAML. {path} is not: {error}. Correct that line.") from error
     if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content["stages"]:
         raise ValueError(f"A chain lists its `stages`. {path} does not. See recipes/tiny/chain.yaml.")

@@ -1,5 +1,6 @@
 """Values of recipes and overrides, read by the type of their key: `1e-4` is a number, and a text needs no quotes."""
 
+import math
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from ..checks import unknown_name
+from ..reading import read_bytes
+from ..yaml_text import parse_yaml
 
 _WORDS = {
     bool: "true or false",
@@ -29,22 +33,40 @@ _RANGES: dict[str, tuple[int, int | None]] = {
     "min_items": (0, None),
     "shuffle_buffer": (1, None),
     "max_bad_share": (0, 1),
+    "training.max_steps": (1, None),
+    "learning_rate": (0, None),
+    "muon_learning_rate": (0, None),
+    "weight_decay": (0, None),
+    "max_grad_norm": (0, None),
+    "warmup_steps": (0, None),
     "per_device_train_batch_size": (1, None),
     "per_device_eval_batch_size": (1, None),
     "gradient_accumulation_steps": (1, None),
-    "dataloader_num_workers": (0, None),
+    "dataloader_num_workers": (0, 1024),
     "max_length": (1, None),
     "max_input_pixels": (1, None),
     "num_queries": (1, None),
     "feature_size": (1, None),
 }
 """What a number must be at least, and at most, by its key or the last part of it."""
+_POSITIVE = ("save_steps", "logging_steps", "eval_steps", "num_train_epochs")
+"""What a number must be more than 0 for: steps, or a share of all."""
 
 
 class RecipeLoader(yaml.SafeLoader):
     """
-    PyYAML's loader reads `1e-4` as a text, because it has no dot; this one reads it as a number, as YAML 1.2 does.
+    PyYAML's loader reads `1e-4` as a text, because it has no dot, and of a key that is there twice the last value.
+    This one reads it as a number, as YAML 1.2 does, and refuses such a key.
     """
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"found the key {key.value!r} twice"
+                raise ConstructorError("while constructing a mapping", node.start_mark, problem, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -62,9 +84,10 @@ def read_yaml(path: Path) -> Any:
     The content of a YAML file in UTF-8 or UTF-16, whatever the locale, with a byte order mark or without.
 
     Raises:
-        yaml.YAMLError: when it is no YAML.
+        ValueError: when it is too large, or nested too deep.
+        yaml.YAMLError: when it is no YAML, or a key is there twice.
     """
-    return yaml.load(path.read_bytes(), RecipeLoader)
+    return parse_yaml(read_bytes(path), RecipeLoader, takes_references=True)
 
 
 def write_yaml(content: Any, path: Path) -> None:
@@ -90,8 +113,8 @@ def read_value(text: str, hint: Any, key: str) -> Any:
     if is_text and not is_structure and text.strip() not in ("", "null", "~") and not text.startswith(("'", '"')):
         return typed(text, hint, key)
     try:
-        value = yaml.load(text, RecipeLoader)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text, RecipeLoader)
+    except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"The value of `{key}` must be YAML. Got {text!r} ({reason}). Put texts with braces, colons or commas in "
@@ -130,7 +153,9 @@ def typed(value: Any, hint: Any, key: str) -> Any:
 
 def _of_kind(value: Any, kinds: set[type], key: str) -> Any:
     """A value as one of the plain types that its key allows."""
-    if type(value) in kinds and value == value:  # not NaN
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(_not_of_type(value, kinds, key))
+    if type(value) in kinds:
         return value
     if float in kinds and _is_number(value):
         return value if isinstance(value, int) else float(value)
@@ -164,6 +189,8 @@ def _check_choice(value: Any, hint: Any, key: str) -> None:
 
 def _check_range(value: Any, key: str) -> None:
     """Raise a `ValueError` for a number that its key cannot have."""
+    if key.rpartition(".")[2] in _POSITIVE and isinstance(value, int | float) and value <= 0:
+        raise ValueError(f"`{key}` must be more than 0. Got {value!r}. Leave it out for the default.")
     least, most = _RANGES.get(key) or _RANGES.get(key.rpartition(".")[2]) or (None, None)
     if not isinstance(value, int | float) or least is None:
         return

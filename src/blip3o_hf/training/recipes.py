@@ -188,7 +188,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = find_recipe(path)
     try:
         content = read_yaml(path)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"A recipe must be valid YAML. {path} is not: {error}. Correct that line.") from error
     if not isinstance(content, dict):
         raise ValueError(f"A recipe must be a mapping of keys. {path} holds {type(content).__name__}. See recipes/.")
