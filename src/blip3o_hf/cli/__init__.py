@@ -34,6 +34,9 @@ COMMANDS = {
 PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
 PATHS += ("recipe", "results", "save", "sheet", "source", "target")
 
+# Arguments that a model reads.
+TEXTS = ("prompt", "negative_prompt", "instruction", "question")
+
 SEEDS = 2**63
 
 
@@ -59,6 +62,28 @@ def check_seed(arguments: argparse.Namespace) -> None:
     seed = getattr(arguments, "seed", None)
     if seed is not None and not 0 <= seed < SEEDS:
         raise ValueError(f"--seed must be a whole number from 0 to {SEEDS - 1}. Got {seed}. Use a smaller one.")
+
+
+def check_texts(arguments: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: when a text is no Unicode; a path may be any.
+    """
+    for name in TEXTS:
+        text = getattr(arguments, name, None) or ""
+        if not text.isascii() and text.encode("utf-8", "replace") != text.encode("utf-8", "surrogatepass"):
+            raise ValueError(f"The {name.replace('_', ' ')} must be text in UTF-8. Got {text!r:.80}. Type it again.")
+
+
+def one_line(text: str) -> str:
+    """
+    A text without breaks of lines, and with other signs that a terminal would obey written out.
+
+    >>> one_line("no valid YAML:\\n  in line 1")
+    'no valid YAML: in line 1'
+    """
+    text = " ".join(line.strip() for line in text.splitlines())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,9 +116,10 @@ def main(argv: list[str] | None = None) -> int:
     expand_home(arguments)
     try:
         check_seed(arguments)
+        check_texts(arguments)
         return arguments.run(arguments) or 0
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"blip3o-hf {arguments.command}: {error}", file=sys.stderr)
+        print(f"blip3o-hf {arguments.command}: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"\ninterrupted: {error}" if str(error) else "\ninterrupted", file=sys.stderr)  # after a progress bar

@@ -102,8 +102,8 @@ class _Conversation:
         if command == "image":
             self.shown += [open_picture(path) for path in shlex.split(rest)]
         elif command == "forget":
-            if rest.strip() and not rest.strip().isdecimal():
-                raise ValueError(f"/forget takes a number of turns. Got {rest!r}. Without one, all are dropped.")
+            if rest.strip() and not (rest.strip().isdecimal() and len(rest.strip()) < 10):
+                raise ValueError(f"/forget takes a number of turns. Got {rest!r:.60}. Without one, all are dropped.")
             self.chat.forget(int(rest) if rest.strip() else None)
         else:
             self._say(command, rest)

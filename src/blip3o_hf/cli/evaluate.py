@@ -110,6 +110,7 @@ def _score_drawing(arguments: argparse.Namespace, pipe, encoder_folder: str | No
     from ..models.target_encoder import load_target_encoder
     from ..shapes import benchmark
 
+    ceiling = load_target_encoder(encoder_folder) if encoder_folder else None  # before minutes of work
     prompts, seed = benchmark.held_out_prompts(arguments.per_family, arguments.seed), arguments.seed
     call = _call(arguments, pipe)
     score, drawing, passed = benchmark.score_generation(pipe, prompts, seed, **call)
@@ -119,9 +120,8 @@ def _score_drawing(arguments: argparse.Namespace, pipe, encoder_folder: str | No
             pipe, prompts, seed, **{**sampling_of(arguments), "num_attempts": 1}
         )[0]
     columns["chance"] = benchmark.chance_rates(prompts, seed)
-    if encoder_folder:
-        encoder, image_processor = load_target_encoder(encoder_folder)
-        columns["ceiling"] = benchmark.ceiling_rates(encoder, image_processor, pipe.decode_features, prompts)
+    if ceiling is not None:
+        columns["ceiling"] = benchmark.ceiling_rates(*ceiling, pipe.decode_features, prompts)
     for rates in columns.values():
         rates["overall"] = benchmark.overall(rates)
     print(f"{len(prompts)} held-out prompts, one image each, seed {seed}, 95 % intervals")

@@ -55,9 +55,9 @@ def open_picture(path: str | os.PathLike):
     An image as RGB, upright, transparency on white.
 
     Raises:
-        OSError: when the file does not exist, is empty, is no picture, or has too many pixels.
+        OSError: when the file does not exist, is empty, is no picture, has too many pixels, or is too long.
     """
-    from ..data.images import decode_image
+    from ..data.images import MAX_RATIO, decode_image
     from ..data.records import BadItem
 
     path = Path(path)
@@ -66,6 +66,6 @@ def open_picture(path: str | os.PathLike):
     if path.stat().st_size == 0:
         raise OSError(f"The image must be a picture file. {path} is empty (0 bytes). Save it again.")
     try:
-        return decode_image(path, str(path))
+        return decode_image(path, str(path), max_ratio=MAX_RATIO)
     except BadItem as error:
         raise OSError(f"The image must be a picture file. Got {error}. Save it as PNG or JPEG.") from error

@@ -14,6 +14,7 @@ from .models import (
     sampling_of,
 )
 
+MAX_IMAGES = 10_000
 EXAMPLES = """examples:
   blip3o-hf generate "two red circles" -o out.png
   blip3o-hf generate "a blue square above a green triangle" -o out.png -n 4 --seed 7 --guidance 3
@@ -80,6 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
     output = check_picture_path(arguments.output)
     if arguments.num_images < 1:
         raise ValueError(f"-n must be at least 1. Got {arguments.num_images}. Use -n 1 for one image.")
+    if arguments.num_images > MAX_IMAGES:
+        raise ValueError(
+            f"-n must be at most {MAX_IMAGES:,}. Got {arguments.num_images}. Draw the others with a seed."
+        )
     for path, _ in arguments.lora:
         checkpoint_files(path)  # a path with nothing there is refused before the model is loaded
     pipe = load_pipeline(arguments.model)

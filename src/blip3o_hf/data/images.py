@@ -15,7 +15,7 @@ from .records import BadItem, Record
 
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 200
-"""How many times the longer side of an image to learn from may be the shorter one; Qwen2.5-VL reads no longer ones."""
+"""How many times the longer side of an image may be the shorter one; Qwen2.5-VL reads no longer ones."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
 DECODING_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
@@ -65,7 +65,7 @@ def decode_image(
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+            warnings.simplefilter("ignore")  # of sizes, on which `max_pixels` decides, and of damage
             if isinstance(data, (str, os.PathLike)) and not os.path.isfile(data):
                 raise BadItem(key, f"no image file at {str(data)[:200]}")  # a pipe would wait for a writer for ever
             if not isinstance(data, Image.Image):
@@ -80,7 +80,9 @@ def decode_image(
         data.load()
         upright = ImageOps.exif_transpose(data)
         upright.format = data.format  # of which a copy knows nothing, and `to_rgb` asks for it
-        return to_rgb(upright)
+        image = to_rgb(upright)
+        image.info.pop("exif", None)  # it may be damaged, and whoever opens the image again would read it
+        return image
     except DECODING_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise BadItem(key, f"not a readable image ({reason})") from error
@@ -108,7 +110,7 @@ def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixe
 
     Raises:
         TypeError: when it is something else.
-        ValueError: when it has no pixels or too many, or cannot be read.
+        ValueError: when it has no pixels or too many, is too long, or cannot be read.
     """
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
     if is_array and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
@@ -122,7 +124,8 @@ def as_input_image(image: Image.Image | np.ndarray | str | os.PathLike, max_pixe
             f"Open it with PIL.Image.open(path)."
         )
     try:
-        return decode_image(image, "the image" if isinstance(image, Image.Image) else str(image), max_pixels)
+        key = "the image" if isinstance(image, Image.Image) else str(image)
+        return decode_image(image, key, max_pixels, max_ratio=MAX_RATIO)
     except BadItem as error:
         raise ValueError(f"An image must be readable, with 1 to {max_pixels:,} pixels. Got {error}.") from error
 

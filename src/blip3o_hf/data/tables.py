@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import IterableDataset
+from yaml import YAMLError
 
 from ..checks import check_keys
+from ..reading import MAX_CARD_BYTES, read_bytes, read_json, read_text
+from ..yaml_text import parse_yaml
 from .images import decoded
 from .mixture import MixtureDataset
 from .paths import check_split, ending, expand_paths, find_file
@@ -69,7 +72,11 @@ class TableSource(TableReader, Source):
         return len(self.table)
 
     def _fields(self, shard: int, position: int):
-        return f"{self.settings.path}[{position}]", self.table[position].to_pylist()[0]
+        key = f"{self.settings.path}[{position}]"
+        try:
+            return key, self.table[position].to_pylist()[0]
+        except (ValueError, OverflowError) as error:  # texts that are no UTF-8, dates of no calendar
+            raise BadItem(key, f"not a readable row ({error})") from error
 
 
 class HubSource(TableSource):
@@ -103,6 +110,8 @@ class HubSource(TableSource):
                 raise FileNotFoundError(
                     f"A table is .parquet files. There is none in {settings.path}. Check the path."
                 )
+            for file in dict.fromkeys(path for paths in files.values() for path in paths):
+                _check_parquet(file)
             splits = list(files)
             names = {split: [escape(str(file)) for file in paths] for split, paths in files.items()}
             table = _of_split(settings, "parquet", data_files=names)
@@ -119,8 +128,17 @@ class HubSource(TableSource):
 def _saved(path: str, split: str) -> tuple["datasets.Dataset", list[str]]:
     """What `save_to_disk` wrote: a dataset, or the split of a `DatasetDict` and the names of all."""
     import datasets
+    from pyarrow import ArrowException
 
-    saved = datasets.load_from_disk(path)
+    _check_data_files(Path(path))
+    try:
+        saved = datasets.load_from_disk(path)
+    except (ArrowException, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"A saved dataset must be what `save_to_disk` wrote. {path} is not: {type(error).__name__}, {reason}. "
+            f"Save it again."
+        ) from error
     if isinstance(saved, datasets.DatasetDict):
         names = list(map(str, saved))
         check_split(split, names, path)
@@ -129,12 +147,36 @@ def _saved(path: str, split: str) -> tuple["datasets.Dataset", list[str]]:
     return saved, []
 
 
+def _check_data_files(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: when a saved dataset, or a split of it, names files outside of its folder.
+    """
+    for state in (*folder.glob("state.json"), *folder.glob("*/state.json")):
+        content = read_json(state)
+        files = content.get("_data_files") if isinstance(content, dict) else None
+        for entry in files if isinstance(files, list) else ():
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(name, str) or Path(name).name != name or not (state.parent / name).is_file():
+                raise ValueError(
+                    f"A saved dataset names files beside it. {state} names {name!r:.80}. Save or download it again."
+                )
+
+
 def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.Dataset":
     """The split of a dataset that `datasets.load_dataset` opens by these arguments."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
 
     try:
         return datasets.load_dataset(*name, **files, split=settings.split)
+    except (ArrowException, DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ValueError(
+            f"A table must be whole. The library `datasets` cannot read {settings.path}: {reason}. Save or download "
+            f"it again."
+        ) from error
     except ValueError as error:
         unknown = re.match(r"Unknown split .*Should be one of \[(.*)\]", str(error))
         if unknown is None:
@@ -143,18 +185,55 @@ def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.D
         raise
 
 
+def _check_parquet(file: Path) -> None:
+    """
+    Raises:
+        ValueError: naming a file whose table of contents is damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    if file.is_file() and ending(file) == "parquet":
+        try:
+            parquet.read_schema(file)
+        except (ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"A table must be parquet. {file} is not: {reason}. Save or download it again."
+            ) from error
+
+
 def _splits_of_folder(folder: Path, name: str | None) -> dict[str, list[Path]]:
     """The parquet files in a folder by their splits, as `datasets.load_dataset(folder, name)` finds them."""
     import datasets
 
     card = folder / "README.md"
-    if card.is_file() and re.search(rb"^configs:", card.read_bytes(), re.MULTILINE):
+    if card.is_file() and re.search(rb"^configs:", read_bytes(card, MAX_CARD_BYTES), re.MULTILINE):
+        if problem := _configs_problem(card):
+            raise ValueError(
+                f"`configs` of a card must name parquet files in the folder. {card} {problem}. Correct it."
+            )
         builder = datasets.load_dataset_builder(str(folder), name)
     else:
         builder = datasets.load_dataset_builder("parquet", data_dir=escape(str(folder)))
     splits = {str(split): map(Path, map(str, files)) for split, files in (builder.config.data_files or {}).items()}
     splits = {split: [file for file in files if ending(file) == "parquet"] for split, files in splits.items()}
     return {split: files for split, files in splits.items() if files}
+
+
+def _configs_problem(card: Path) -> str:
+    """Why the front matter of a card cannot be what `datasets` reads; empty where it can."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    block = REGEX_YAML_BLOCK.search(read_text(card, MAX_CARD_BYTES, errors="replace"))
+    try:
+        content = parse_yaml(block[2]) if block else {}
+    except (ValueError, YAMLError) as error:
+        return f"is no YAML ({' '.join(str(error).split())[:200]})"
+    configs = content.get("configs", []) if isinstance(content, dict) else None
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        return "holds no list of mappings there"
+    named = re.findall(r"'(\w+://[^']*|/[^']*|(?:[^']*/)?\.\.(?:/[^']*)?)'", str(configs))
+    return f"names {named[0]!r:.80}" if named else ""
 
 
 class TableStream(IterableDataset):

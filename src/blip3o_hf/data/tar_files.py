@@ -26,6 +26,9 @@ from .rows import SourceSettings
 from .sources import Source
 from .texts import decode_text, is_text, parse_json
 
+_BREAKS = (tarfile.TarError, OverflowError, ValueError)
+"""What `tarfile` raises where a tar is damaged: the last two for sizes that no file has."""
+
 
 class WebDatasetSource(Source):
     """
@@ -62,15 +65,16 @@ class WebDatasetSource(Source):
             path, starts, last = self.files[shard], [], None
             try:
                 with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                    with contextlib.suppress(tarfile.TarError):  # where it breaks off, an item cannot be read
+                    with contextlib.suppress(*_BREAKS):  # where it breaks off, an item cannot be read
                         for member in tar:
                             name = _split_name(member.name)[0]
                             if not _is_left_out(member):
                                 starts += [member.offset] if name != last else []
                                 last = name
-                    file.seek(tar.offset)
+                    rest = tar.offset if 0 <= tar.offset <= path.stat().st_size else path.stat().st_size
+                    file.seek(rest)
                     if any(file.read(tarfile.BLOCKSIZE)):
-                        starts.append(tar.offset)
+                        starts.append(rest)
             except tarfile.TarError as error:
                 raise ValueError(
                     f"A shard must be a plain tar, not compressed. {path} is not ({error}). Unpack or remove it."
@@ -84,7 +88,7 @@ class WebDatasetSource(Source):
     def _fields(self, shard: int, position: int):
         path, start = self.files[shard], int(self._index(shard)[position])
         key, members = None, {}
-        with open(path, "rb") as file, contextlib.suppress(tarfile.TarError):  # a break after it is the next item's
+        with open(path, "rb") as file, contextlib.suppress(*_BREAKS):  # a break after it is the next item's
             end = file.seek(0, os.SEEK_END)
             file.seek(start)
             with tarfile.open(fileobj=file, mode="r:") as tar:

@@ -19,6 +19,9 @@ def answer(
     """
     Greedy answers to one question about each image, or each list of images, as text: words alone, as
     [`~pipelines.chat.Blip3oChat.ask`] answers, and never empty.
+
+    Raises:
+        ValueError: when a question is longer than the backbone's context.
     """
     shown = [list(given) if isinstance(given, (list, tuple)) else [given] for given in images]
     conversations: list[list[dict[str, Any]]] = [
@@ -28,6 +31,12 @@ def answer(
     texts = [processor.apply_chat_template(c, add_generation_prompt=True) for c in conversations]
     flat = [image for pictures in shown for image in pictures]
     inputs = processor(text=texts, images=flat, padding=True, padding_side="left", return_tensors="pt")
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = inputs["input_ids"].shape[1]
+    if limit is not None and length >= limit:
+        raise ValueError(
+            f"A question with its images must fit the backbone's context, {limit} tokens. It has {length}. Ask less."
+        )
     inputs = inputs.to(model.device)
     inputs.pop("token_type_ids", None)
     drawing = processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)

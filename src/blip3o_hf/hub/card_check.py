@@ -237,7 +237,7 @@ def _tables(text: str) -> Iterator[tuple[str, str]]:
 
 def _entry_problems(result: EvalResult, tables: list[tuple[str, str]]) -> Iterator[str]:
     """Whether a result of the front matter is marked, and is in the text with the same mark and value."""
-    name, comma, origin = (result.metric_name or result.metric_type).rpartition(", ")
+    name, comma, origin = str(result.metric_name or result.metric_type).rpartition(", ")
     if not comma or origin not in ORIGINS:
         yield (
             f"Result '{result.metric_name or result.metric_type}' of {result.dataset_name} in `model-index` must be "

@@ -56,7 +56,7 @@ def has_secret(path: Path, name: str, token: str | None = None) -> bool:
     return any(
         _TOKENS.search(plain) is not None or (wanted is not None and wanted in plain)
         for text in (name.encode(), *_texts(path))
-        for plain in (text, text.replace(b"\0", b""))
+        for plain in {text, text.replace(b"\0", b"")}
     )
 
 

@@ -15,6 +15,7 @@ from .sampling_arguments import (
     SamplingSettings,
     as_number,
     check_callback_tensors,
+    check_finite_tensor,
     check_generators,
     check_latents,
     check_num_images_per_prompt,
@@ -38,6 +39,15 @@ def check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oPro
         )
 
 
+def check_unicode(texts: Sequence[Any], name: str) -> None:
+    """Raise `ValueError` when a text holds half a character, as names of files that are no UTF-8 do."""
+    for text in texts:
+        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(
+                f"`{name}` must be Unicode text. Got {text!r:.60}, with half a character. Read it as UTF-8."
+            )
+
+
 def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
     """
     The factor on LoRA adapters that `attention_kwargs` of a call holds, 1 without.
@@ -45,9 +55,11 @@ def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
     Raises:
         ValueError: when it holds anything else.
     """
-    scale = 1.0 if attention_kwargs is None else as_number(dict(attention_kwargs).get("scale", 1.0))
+    is_mapping = isinstance(attention_kwargs, Mapping)
+    scale = as_number(attention_kwargs.get("scale", 1.0)) if is_mapping else 1.0
     is_number = isinstance(scale, (int, float)) and math.isfinite(scale)
-    if not is_number or set(attention_kwargs or ()) - {"scale"}:
+    is_given = attention_kwargs is not None
+    if not is_number or is_mapping != is_given or set(attention_kwargs or ()) - {"scale"}:
         raise ValueError(
             f"`attention_kwargs` takes only the key 'scale', a factor on LoRA adapters. Got "
             f"{attention_kwargs!r:.80}. Choose an attention implementation with `transformer.set_attention_backend`."
@@ -94,6 +106,17 @@ class Blip3oInputChecksMixin(Base):
                 f"output_type={output_type!r}. Pass output_type='features', or load a repository with a decoder."
             )
         if image_features is not None and strength is None:
+            if not isinstance(image_features, torch.Tensor):
+                raise TypeError(
+                    f"`image_features` must be a tensor [N, {', '.join(map(str, self.feature_shape))}]. Got "
+                    f"{type(image_features).__name__}. `output_type='features'` makes them."
+                )
+            if not len(image_features.shape) or not len(image_features):
+                raise ValueError(
+                    f"`image_features` must be those of one image at least. Got {list(image_features.shape)}. "
+                    f"`output_type='features'` makes them."
+                )
+            check_finite_tensor(image_features, "image_features", "`output_type='features'` makes them.")
             return
         self._check_prompts(prompts, condition)
         sampling.check(self.default_sampling)
@@ -118,6 +141,7 @@ class Blip3oInputChecksMixin(Base):
                     f"`condition` must be a tensor of shape [batch, {', '.join(map(str, expected))}]. Got {received}. "
                     f"`encode_prompt` makes it."
                 )
+            check_finite_tensor(condition, "condition", "`encode_prompt` makes it.")
         elif not isinstance(prompts, (list, tuple)) or not prompts:
             raise TypeError(
                 f"`prompt` must be a string or a list of strings. Got {type(prompts).__name__} {prompts!r:.60}. "
@@ -128,6 +152,8 @@ class Blip3oInputChecksMixin(Base):
                 f"Only a processor can read a prompt. Got {prompts[0]!r:.60}, and this pipeline has none. Load it "
                 f"with processor=Blip3oProcessor.from_pretrained(...), or pass `condition`."
             )
+        else:
+            check_unicode(prompts, "prompt")
 
     def _check_start(self, image_features: Any, strength: Any) -> None:
         """Raise `ValueError` unless a flow can start from these features at this noise level."""
@@ -145,6 +171,8 @@ class Blip3oInputChecksMixin(Base):
                 f"`strength` asks for `image_features` of shape [batch, {', '.join(map(str, self.feature_shape))}] to "
                 f"start from. Got {received}. `Blip3oReconstructionPipeline.encode_images` makes them."
             )
+        way_out = "`Blip3oReconstructionPipeline.encode_images` makes them."
+        check_finite_tensor(image_features, "image_features", way_out)
 
     def check_negative_prompt(
         self,
@@ -168,6 +196,7 @@ class Blip3oInputChecksMixin(Base):
                 f"`negative_prompt` must be a string or a list of strings. Got {type(texts).__name__} {texts!r:.60}. "
                 f"Example: negative_prompt='a blue square'."
             )
+        check_unicode(texts, "negative_prompt")
         if not any(texts):
             return None
         reasons = {

@@ -53,6 +53,8 @@ class Blip3oPlansAndAttemptsMixin(Base):
 
     def _wants_plan(self, given: bool | None, prompts: Sequence[str] | None) -> bool:
         """Whether the backbone plans: the caller's choice `given`, or the pipeline's default."""
+        if given is not None and not isinstance(given, bool):
+            raise TypeError(f"`plan` must be True or False. Got {given!r:.60}. Leave it out for the model's default.")
         if prompts is None:
             if given:
                 raise ValueError("`plan=True` is for prompts in words. Got no prompt. Leave it out.")

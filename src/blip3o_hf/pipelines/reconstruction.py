@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,7 @@ class Blip3oReconstructionPipeline:
             sampling = {name: value for name, value in sampling.items() if name not in DECODED_WITHOUT}
             output = self.pipe(image_features=features, generator=generator, output_type="pt", **sampling)
         else:
-            given = [images] if isinstance(images, Image.Image) else list(images)
+            given = _listed(images)
             output = self.pipe(
                 [prompt] * len(given),
                 image=[[image] for image in given],
@@ -197,7 +197,7 @@ class Blip3oReconstructionPipeline:
 
     def _pixels(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
         """Images as the encoder sees them, `[N, 3, H, W]` in [0, 1]."""
-        given = [images] if isinstance(images, Image.Image) else list(images)
+        given = _listed(images)
         if not given:
             raise ValueError("There must be at least one image. Got an empty list. Pass one, or several.")
         return crop(self.image_processor, [as_input_image(image) for image in given])
@@ -209,6 +209,12 @@ class Blip3oReconstructionPipeline:
     @staticmethod
     def _pictures(images: torch.Tensor) -> list[Image.Image]:
         return [Image.fromarray(image) for image in (images * 255).round().byte().permute(0, 2, 3, 1).numpy()]
+
+
+def _listed(images: Any) -> list:
+    """Images as a list; what is no list of them as the only entry of one."""
+    is_one = isinstance(images, (Image.Image, str, os.PathLike)) or getattr(images, "ndim", 4) < 4
+    return [images] if is_one or not isinstance(images, Iterable) else list(images)
 
 
 def interpolate(first: torch.Tensor, second: torch.Tensor, num_steps: int) -> torch.Tensor:
@@ -224,12 +230,15 @@ def interpolate(first: torch.Tensor, second: torch.Tensor, num_steps: int) -> to
 
     Raises:
         ValueError: on two shapes, or fewer than 2 steps.
+        TypeError: when they are no tensors, or the steps are no whole number.
     """
-    if first.shape != second.shape or first.shape[0] != 1 or num_steps < 2:
-        raise ValueError(
-            f"Interpolation needs two tensors of the same shape [1, ...], and at least 2 steps. Got "
-            f"{list(first.shape)}, {list(second.shape)} and {num_steps}."
-        )
+    num_steps = as_number(num_steps)
+    contract = "Interpolation needs two tensors of the same shape [1, ...], and at least 2 steps. Got "
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor) or type(num_steps) is not int:
+        kinds = [type(value).__name__ for value in (first, second)]
+        raise TypeError(f"{contract}{kinds[0]}, {kinds[1]} and {num_steps!r:.60}.")
+    if first.shape != second.shape or first.shape[:1] != (1,) or num_steps < 2:
+        raise ValueError(f"{contract}{list(first.shape)}, {list(second.shape)} and {num_steps}.")
     shares = torch.linspace(0, 1, num_steps, device=first.device, dtype=first.dtype)
     return torch.cat([torch.lerp(first, second, share) for share in shares])
 
