@@ -10,6 +10,9 @@ from transformers.utils import CONFIG_NAME
 from .headers import StoredTensor
 
 _LAYERS = re.compile(r"^(?!max_).*layers$|^depth$|blocks$|^n_layer$")
+_COUNTS = re.compile(
+    r"^num_(hidden_)?layers$|^num_(attention_|key_value_)?heads$|^(hidden|vocab|intermediate)_size$|^dim$"
+)
 _POSITIONS = re.compile(r"position")
 _SIZES = re.compile(
     r"(^|_)(size|dim|channels|heads|experts|queries|rank|width|labels|state)$|vocab|hidden|intermediate|^d_|^n_embd$"
@@ -36,6 +39,13 @@ def check_config(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor]
     largest = max((side for tensor in stored.values() for side in tensor.shape), default=None)
     for key, value in _values(settings):
         name = key.rpartition(".")[2]
+        if _COUNTS.search(name) and (isinstance(value, bool) or not isinstance(value, int | None)):
+            raise ValueError(
+                f"{CONFIG_NAME} must describe the tensors beside it. `{key}` of {source} must be a whole number, and "
+                f"is {value!r:.60}. Use the config that was saved with these weights."
+            )
+        if isinstance(value, bool):
+            continue
         if isinstance(value, str):
             if _KERNELS.match(name) and not re.fullmatch(r"(paged\|)?\w+", value):
                 raise ValueError(
@@ -44,7 +54,8 @@ def check_config(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor]
                 )
             continue
         is_layers, is_positions = _LAYERS.search(name), _POSITIONS.search(name)
-        if largest is None or not (is_layers or is_positions or _SIZES.search(name)):
+        is_size = is_layers or is_positions or _SIZES.search(name)
+        if largest is None or not is_size or not isinstance(value, int):
             continue
         limit = len(stored) if is_layers else max(_FREE_POSITIONS if is_positions else _FREE_SIZE, _LARGER * largest)
         if not 0 <= value <= limit:
@@ -55,15 +66,15 @@ def check_config(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor]
             )
 
 
-def _values(settings: Any, before: str = "") -> Iterator[tuple[str, int | str]]:
-    """Whole numbers and texts by their keys, those of nested settings as `vision_config.depth`."""
-    if isinstance(settings, Mapping):
+def _values(settings: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Plain values by their keys, those of nested settings as `vision_config.depth`."""
+    if isinstance(settings, Mapping) and (settings or not before):
         for key, value in settings.items():
             yield from _values(value, f"{before}.{key}" if before else str(key))
     elif isinstance(settings, list):
         for value in settings:
             yield from _values(value, before)
-    elif isinstance(settings, (int, str)) and not isinstance(settings, bool):
+    else:
         yield before, settings
 
 

@@ -121,6 +121,14 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"blip3o-hf {arguments.command}: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except MemoryError:
+        model = f" {arguments.model}" if getattr(arguments, "model", None) else ""
+        print(
+            f"blip3o-hf {arguments.command}: this takes more memory than there is. Check the model{model} and the "
+            f"data, or do less at once.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as error:
         print(f"\ninterrupted: {error}" if str(error) else "\ninterrupted", file=sys.stderr)  # after a progress bar
         if str(error) and hasattr(arguments, "resume"):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from ..files import is_inside
 from .paths import IMAGE_ENDINGS, UNREAD_ENDINGS, ending, files_of_split, find_file, is_metadata, visible_files
 from .records import BadItem
 from .rows import SourceSettings, given
@@ -48,6 +49,11 @@ class FolderSource(Source):
 
     def _read_table(self, table: Path, known: dict[str, Path]) -> dict[Path, list[dict[str, Any]]]:
         """The rows of a metadata file by the images they are about; images that they name are noted in `_named`."""
+        if not table.is_file() or not (self.settings.allow_outside or is_inside(table, [self.folder])):
+            raise ValueError(
+                f"Metadata must be a file in the folder of its images. {table} leads out of {self.folder}, or is no "
+                f"file. Copy it there."
+            )
         found: dict[Path, list[dict[str, Any]]] = {}
         folders = [Path(folder) for folder in (self.settings.image_root, table.parent, self.folder) if folder]
 

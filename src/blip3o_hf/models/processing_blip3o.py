@@ -1,5 +1,6 @@
 """The processor: chat template, the paper's generation instruction, tokens by name, images."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,6 +72,11 @@ def message_images(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     return [item["image"] for content in contents for item in content if item["type"] == "image"]
 
 
+def _is_statistic(value: Any, is_deviation: bool) -> bool:
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    return is_number and (value > 0 or not is_deviation)
+
+
 class Blip3oProcessor(ProcessorMixin):
     r"""
     Prepares text and images for [`Blip3oForConditionalGeneration`].
@@ -135,6 +141,13 @@ class Blip3oProcessor(ProcessorMixin):
                 raise ValueError(
                     f"`{name}` must contain '{{caption}}', the place of the prompt. Got {given!r}. {usual}"
                 )
+        for name in ("image_mean", "image_std"):
+            values = getattr(image_processor, name, None)
+            if values is not None and not all(_is_statistic(value, name == "image_std") for value in values):
+                raise ValueError(
+                    f"`{name}` of the image processor must hold finite numbers{' above 0' * (name == 'image_std')}. "
+                    f"Got {values}. Use the settings that were saved with the model."
+                )
         if image_start_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer must know the token that starts an image. It has no {image_start_token!r}. Add it "
@@ -171,7 +184,11 @@ class Blip3oProcessor(ProcessorMixin):
         files = checkpoint_files(pretrained_model_name_or_path, **kwargs)
         if isinstance(files, LocalFiles):
             for path in filter(None, map(files.path, (*_TOKENIZER_FILES, _IMAGE_PROCESSOR_FILE))):
-                read_settings(path)
+                side = read_settings(path).get("padding_side", "left")
+                if side not in ("left", "right"):
+                    raise ValueError(
+                        f"`padding_side` must be 'left' or 'right'. {path} has {side!r:.40}. Save it again."
+                    )
         settings = published_settings(pretrained_model_name_or_path, **kwargs)
         if settings is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -271,14 +288,29 @@ class Blip3oProcessor(ProcessorMixin):
         """The placeholders of image `image_idx`, with the marks around them."""
         return image_text(self, image_inputs, image_idx)
 
+    def apply_chat_template(self, *args, **kwargs):
+        """
+        As in transformers, which runs the template where it can reach nothing but the messages.
+
+        Raises:
+            ValueError: when the template asks for more memory than there is.
+        """
+        try:
+            return super().apply_chat_template(*args, **kwargs)
+        except (MemoryError, OverflowError) as error:
+            reason = " ".join(str(error).split()) or "it takes more memory than there is"
+            raise ValueError(
+                f"A chat template must make a text of messages. That of this model (chat_template.jinja) does not: "
+                f"{reason:.200}. Use the one that was saved with the model."
+            ) from error
+
     def render_prompt(self, caption: str, num_images: int = 0, history: Sequence[Mapping[str, Any]] = ()) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""
         content = self.instruction.replace("{caption}", caption)
         if num_images:  # otherwise a plain string, which templates of text-only backbones read, too
             content = [*[{"type": "image"}] * num_images, {"type": "text", "text": content}]
         messages = [*history, {"role": "user", "content": content}]
-        # The library's type of a message has strings alone; contents may be lists.
-        return self.apply_chat_template(messages, add_generation_prompt=True)  # ty: ignore[invalid-argument-type]
+        return self.apply_chat_template(messages, add_generation_prompt=True)
 
     def _without_end(self, caption: str, num_tokens: int) -> str:
         """The caption without its last tokens; all of it where it has no more than these."""

@@ -1,6 +1,7 @@
 """A pipeline as a repository: how it is written, pushed to the Hub, and which classes it is opened with."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -169,6 +170,19 @@ class Blip3oRepositoryMixin(Base):
                 f"A {cls.config_name} names the class of its pipeline. {json_file} does not. Save or download it "
                 f"again."
             )
+        for name, value in settings.items():
+            is_number = isinstance(value, (bool, int, float)) and math.isfinite(value)
+            is_share = name == "plan_top_p"
+            if is_share and value is not None and not (is_number and 0 < value <= 1):
+                raise ValueError(
+                    f"`plan_top_p` of a pipeline must be a share in (0, 1]. That of {json_file} is {value!r:.60}. "
+                    f"Save or download it again."
+                )
+            if name.startswith("default_") and value is not None and not is_number:
+                raise ValueError(
+                    f"A default of a pipeline must be true, false or a finite number. `{name}` of {json_file} is "
+                    f"{value!r:.60}. Save or download it again."
+                )
         return settings
 
 

@@ -80,7 +80,7 @@ class Conversations:
         content = [*[{"type": "image"}] * len(record.images), {"type": "text", "text": question}]
         asked = {"role": "user", "content": content if record.images else question}
         messages = [*record.history, asked]
-        opening = self.processor.apply_chat_template(messages, add_generation_prompt=True)  # ty: ignore[invalid-argument-type]
+        opening = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         texts = opening.split(self.processor.image_token)
         opening = "".join(part for pair in zip(texts, [*slots, ""], strict=True) for part in pair)
         parts = [opening, answer + "<|im_end|>"]

@@ -27,6 +27,8 @@ def find_recipe(name: str | os.PathLike, kind: str = "recipe") -> Path:
     Raises:
         FileNotFoundError: when there is none, with what was looked for.
     """
+    if not str(name).strip():
+        raise FileNotFoundError(f"A {kind} is a YAML file, or the name of one. Got {str(name)!r}. Try tiny/decoder.")
     path = expanded(name)
     within = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
     candidates = [path, Path("recipes") / within]

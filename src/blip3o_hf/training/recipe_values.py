@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[int, int | None]] = {
     "learning_rate": (0, None),
     "muon_learning_rate": (0, None),
     "weight_decay": (0, None),
+    "max_skipped_steps": (0, None),
     "max_grad_norm": (0, None),
     "warmup_steps": (0, None),
     "per_device_train_batch_size": (1, None),
