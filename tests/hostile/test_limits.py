@@ -73,8 +73,16 @@ def test_the_front_matter_of_a_card_is_read_within_limits(tmp_path):
 
 
 def test_braces_stand_for_a_million_files_at_most():
-    with pytest.raises(ValueError, match=r"at most 1,000,000 files\. \{0\.\.999999999\} of .* stands for more"):
-        expand_paths("none/{0..999999999}.tar")
+    for pattern in ("none/{0..999999999}.tar", "none/{0..99999}{0..99999}.tar", f"none/{'{a,b}' * 30}.jsonl"):
+        with pytest.raises(ValueError, match=r"A pattern stands for at most 1,000,000 files\. .* stands for more\."):
+            expand_paths(pattern)
+
+
+def test_no_source_is_a_pipe_or_a_device(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for path in (tmp_path / "rows.jsonl", "/dev/zero"):
+        with pytest.raises(ValueError, match=f"A source must be files or folders. {path} is a pipe or a device."):
+            expand_paths(str(path))
 
 
 @pytest.mark.parametrize("text", ["x [", "[", "![", "<img ", "x ](a ", "```\n", "# \n", "`", "|", "("])

@@ -15,6 +15,7 @@ UNREAD_ENDINGS += ("ppm", "pgm", "pbm", "pnm", "pcx", "exr", "hdr", "dng", "cr2"
 """Kinds of images that are known and not read."""
 MAX_FILES = 1_000_000
 """That a pattern with braces may stand for."""
+_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -71,15 +72,35 @@ def expand_paths(path: str | list[str]) -> list[Path]:
         return [file for entry in path for file in expand_paths(entry)]
     folder, pattern = _existing_part(str(path))
     if not pattern:
-        return [Path(path)]
+        return [_no_pipe(Path(path))]
+    _check_number(pattern)
     files = []
     for name in _expand_braces(pattern):
         file = Path(folder, name)
         found = [file] if file.exists() else sorted(map(Path, glob(str(Path(escape(folder), name)), recursive=True)))
         if not found:
             raise FileNotFoundError(f"A source must be files that exist. There is none at {file}. Check the path.")
-        files += found
+        files += map(_no_pipe, found)
     return files
+
+
+def _no_pipe(path: Path) -> Path:
+    """Raise a `ValueError` for a pipe or a device: it would be waited for, or never end."""
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"A source must be files or folders. {path} is a pipe or a device. Write it to a file.")
+    return path
+
+
+def _check_number(pattern: str) -> None:
+    """Raise a `ValueError` when the braces of a pattern stand for more files than `MAX_FILES`."""
+    number = 1
+    for first, last, words in _BRACES.findall(pattern):
+        number *= len(words.split(",")) if words else max(1, int(last) - int(first) + 1)
+    if number > MAX_FILES:
+        raise ValueError(
+            f"A pattern stands for at most {MAX_FILES:,} files. {pattern:.80} stands for more. Name fewer, or a "
+            f"pattern with *."
+        )
 
 
 def _existing_part(path: str) -> tuple[str, str]:
@@ -94,16 +115,11 @@ def _existing_part(path: str) -> tuple[str, str]:
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    braces = _BRACES.search(pattern)
     if braces is None:
         return [pattern]
     first, last, words = braces.groups()
     if words is None:
-        if int(last) - int(first) >= MAX_FILES:
-            raise ValueError(
-                f"A pattern stands for at most {MAX_FILES:,} files. {braces[0]} of {pattern} stands for more. Name "
-                f"fewer, or a pattern with *."
-            )
         words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:
         words = words.split(",")
