@@ -1,7 +1,8 @@
-"""Errors for unknown names and keys: they always show the value, the nearest known name, and all known names."""
+"""Checks that every room needs: numbers, and names and keys, whose errors show the value and what is known."""
 
 import difflib
 import importlib
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 
@@ -88,3 +89,9 @@ def find_class(name: str, known: Mapping[str, str], where: str) -> type:
 def _guess(name: object, available: list[str]) -> str:
     near = difflib.get_close_matches(str(name), available, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def is_finite_number(value: object, above: float = -math.inf) -> bool:
+    """Whether a value is a number, not a truth value, neither NaN nor infinite, and larger than `above`."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value > above

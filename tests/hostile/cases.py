@@ -120,6 +120,16 @@ def packaged(folder: Path, name: str = "model") -> Path:
     return Path(shutil.copytree(linked, folder / name, copy_function=link_or_copy))
 
 
+def put_no_file(path: Path, kind: str) -> None:
+    """A `pipe`, `folder` or `device` in the place of a file, or, for a `loop`, a link to itself."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path.name}[kind])
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file whose old content may be linked elsewhere."""
     path.unlink(missing_ok=True)

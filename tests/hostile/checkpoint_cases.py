@@ -24,6 +24,7 @@ from .cases import (
     packaged,
     paths_in,
     pick,
+    put_no_file,
     replace_file,
     set_at,
 )
@@ -258,12 +259,8 @@ def other_weights(rng: np.random.Generator, folder: Path) -> Case:
         path.unlink()
         if kind == "pickle":
             path.write_bytes(pickle.dumps(Payload()))
-        elif kind == "pipe":
-            os.mkfifo(path)
-        elif kind == "folder":
-            path.mkdir()
-        elif kind == "device":
-            path.symlink_to("/dev/zero")
+        elif kind in ("pipe", "folder", "device"):
+            put_no_file(path, kind)
         elif kind == "link":
             path.symlink_to("../chat_template.jinja")
         else:

@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +10,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from .cases import BAD, EITHER, OUTSIDE, REFUSED, SECRET, Case, Maker, command, damaged, hostile_value, pick
+from .cases import (
+    BAD,
+    EITHER,
+    OUTSIDE,
+    REFUSED,
+    SECRET,
+    Case,
+    Maker,
+    command,
+    damaged,
+    hostile_value,
+    pick,
+    put_no_file,
+)
 from .image_cases import encoded
 
 CAPTIONS = ("a red circle", "two blue squares", "a green cross above a yellow triangle")
@@ -279,14 +291,8 @@ def not_files(rng: np.random.Generator, folder: Path) -> Case:
     name = pick(rng, ("rows.jsonl", "rows.json", "rows.tar", "rows.parquet", "metadata.jsonl", "x.png", "0.txt"))
     path = folder / name
     kind = pick(rng, ("pipe", "folder", "device", "loop", "broken link", "empty"))
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "loop":
-        path.symlink_to(name)
+    if kind in ("pipe", "folder", "device", "loop"):
+        put_no_file(path, kind)
     elif kind == "broken link":
         path.symlink_to("none")
     else:

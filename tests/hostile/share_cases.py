@@ -33,6 +33,7 @@ from .cases import (
     packaged,
     paths_in,
     pick,
+    put_no_file,
     set_at,
 )
 from .checkpoint_cases import Payload
@@ -389,16 +390,12 @@ def strange_card(rng: np.random.Generator, folder: Path) -> Case:
 def no_card(rng: np.random.Generator, folder: Path) -> Case:
     kind = pick(rng, ("pipe", "folder", "device", "missing", "large", "link", "empty"))
     path = folder / "card.md"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
+    if kind in ("pipe", "folder", "device"):
+        put_no_file(path, kind)
     elif kind == "large":
         path.write_bytes(b"---\nlicense: mit\n---\n" + b"x" * 5_000_000)
     elif kind == "link":
-        path.symlink_to(path.name)
+        put_no_file(path, "loop")
     elif kind == "empty":
         path.touch()
     expected = (COUNTED,) if kind == "empty" else BAD

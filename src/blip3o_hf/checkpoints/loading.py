@@ -51,8 +51,25 @@ def load_complete(
         ValueError: naming the tensors that are missing, unexpected or have the wrong shape, or the damage; or what in
             the config cannot be true of the files, before a model is built.
     """
-    if source is not None:
-        _check_config_of(checkpoint_files(source, **kwargs))
+    files = None if source is None else checkpoint_files(source, **kwargs)
+    if isinstance(files, LocalFiles):  # a download lies there, too, before parts of it are loaded
+        stored = {}
+        for path in weight_files(files.folder):
+            stored |= files.header(path.name) or {}
+        _check_config_of(files, stored)
+    settings = {**kwargs, "ignore_mismatched_sizes": ignore_mismatched_sizes, "may_hold_more": may_hold_more}
+    return _load_whole(load, source, *args, **settings)
+
+
+def _load_whole(
+    load: Callable[..., tuple[Any, dict]],
+    source,
+    *args,
+    ignore_mismatched_sizes: bool = False,
+    may_hold_more: bool = False,
+    **kwargs,
+) -> tuple[Any, dict]:
+    """`load_complete` once the config is checked."""
     try:
         model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
@@ -83,14 +100,9 @@ def load_complete(
     return model, info
 
 
-def _check_config_of(files: LocalFiles | HubFiles) -> None:
-    """Of a folder on this machine, where what a download brings lies, too, before parts of it are loaded."""
-    if not isinstance(files, LocalFiles) or (config := files.path(CONFIG_NAME)) is None:
-        return
-    stored = {}
-    for path in weight_files(files.folder):
-        stored |= files.header(path.name) or {}
-    check_config(read_settings(config), stored, str(files))
+def _check_config_of(files: LocalFiles | HubFiles, stored: Mapping[str, StoredTensor]) -> None:
+    if config := files.path(CONFIG_NAME):
+        check_config(read_settings(config), stored, str(files))
 
 
 def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike, *args, **kwargs) -> tuple[Any, dict]:
@@ -107,12 +119,11 @@ def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike,
         base = read_settings(adapter)["base_model_name_or_path"]
         files = checkpoint_files(base, **{**kwargs, "subfolder": None, "revision": None})
     stored = transformers_tensors(files, variant=kwargs.get("variant"))
-    if isinstance(files, HubFiles) and (config := files.path(CONFIG_NAME)):
-        check_config(read_settings(config), stored, str(files))
+    _check_config_of(files, stored)
     if kwargs.get("variant") and all(kwargs.get(name) in (None, "auto") for name in ("dtype", "torch_dtype")):
         kwargs = {name: value for name, value in kwargs.items() if name != "torch_dtype"}
         kwargs["dtype"] = _common_dtype(stored) or "auto"
-    model, info = load_complete(load, source, *args, **{**kwargs, "use_safetensors": True})
+    model, info = _load_whole(load, source, *args, **{**kwargs, "use_safetensors": True})
     if not getattr(model, "is_quantized", False):
         check_floating_point(stored, source)
     check_finite(model, source, partial(located, stored))

@@ -10,7 +10,6 @@ A pipeline imports this module, and must draw without PEFT: only functions for a
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -28,7 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, i
 
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.tensor_checks import listed
-from ..checks import unknown_name
+from ..checks import is_finite_number, unknown_name
 from ..files import expanded, written_whole
 from .configuration_blip3o import Blip3oConfig
 from .modeling_blip3o import Blip3oForConditionalGeneration, Blip3oQueries
@@ -453,7 +452,7 @@ def _check_numbers(part: str, tensors: Mapping[str, Any], alphas: Mapping[str, A
                 f"take one from before the training diverged."
             )
     for layer, value in alphas.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise ValueError(
                 f"A LoRA's alpha must be a finite number. That of {part}.{layer} in {source} is {value!r:.40}. Save "
                 f"it again."

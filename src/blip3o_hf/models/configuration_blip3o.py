@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from ..checkpoints.published_checkpoint import PublishedCheckpoint
 from ..checkpoints.published_config import PUBLISHED_MODEL_TYPES
 from ..checkpoints.settings import check_config_file
-from ..checks import check_name
+from ..checks import check_name, is_finite_number
 from ..objectives import check_objective, get_objective
 from .fitted_config import config_of
 
@@ -20,11 +20,6 @@ IMAGE_POSITIONS = ("backbone", "sequential")
 def has_vision(backbone_config: PreTrainedConfig) -> bool:
     """Whether a backbone of this config can read images."""
     return getattr(backbone_config, "vision_config", None) is not None
-
-
-def _is_statistic(value: Any, is_deviation: bool) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return is_number and (value > 0 or not is_deviation)
 
 
 class Blip3oConfig(PreTrainedConfig):
@@ -119,12 +114,12 @@ class Blip3oConfig(PreTrainedConfig):
                     f"`{name}` must hold one number per feature channel. Got {len(values)} numbers for "
                     f"feature_dim={self.feature_dim}. Leave it out to use the encoder's features as they are."
                 )
-            if values is not None and not all(_is_statistic(value, name == "feature_std") for value in values):
-                kind = "positive finite" if name == "feature_std" else "finite"
-                bad = next(value for value in values if not _is_statistic(value, name == "feature_std"))
+            kind, above = ("positive finite", 0.0) if name == "feature_std" else ("finite", -math.inf)
+            bad = [value for value in values or () if not is_finite_number(value, above)]
+            if bad:
                 raise ValueError(
-                    f"`{name}` must hold {kind} numbers, by which features are standardised. Got {bad!r:.40}. Use the "
-                    f"config that was saved with the weights."
+                    f"`{name}` must hold {kind} numbers, by which features are standardised. Got {bad[0]!r:.40}. Use "
+                    f"the config that was saved with the weights."
                 )
         self.tie_word_embeddings = bool(getattr(self.backbone_config, "tie_word_embeddings", False))
         if self.uses_transformer:

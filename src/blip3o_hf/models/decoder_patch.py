@@ -1,17 +1,15 @@
 """The embedded default's decoder: one small transformer from a grid of features to pixels, a patch per feature."""
 
-import functools
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..checkpoints.loading import check_finite, load_complete
-from .plain_weights import save_plain
+from .plain_weights import PlainModelMixin
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Blip3oPatchDecoderBlock(nn.Module):
         return hidden_states + self.fc2(F.gelu(self.fc1(self.norm2(hidden_states))))
 
 
-class Blip3oPatchDecoder(ModelMixin, ConfigMixin):
+class Blip3oPatchDecoder(PlainModelMixin, ConfigMixin):
     """
     Features to pixels, deterministic (the role of the paper's diffusion decoder, at toy scale).
 
@@ -85,18 +83,6 @@ class Blip3oPatchDecoder(ModelMixin, ConfigMixin):
         model, info = load_complete(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
         check_finite(model, pretrained_model_name_or_path, str)
         return (model, info) if wants_info else model
-
-    # Wrapped for its signature: a pipeline of diffusers hands on only what that names, `variant` among it.
-    @functools.wraps(ModelMixin.save_pretrained, assigned=())
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """
-        As in diffusers, with plain weights: compiled and data-parallel parts are saved as what was wrapped. Other
-        variants in the folder stay.
-
-        Raises:
-            ValueError: when adapters are loaded into it; they would be saved in the place of its weights.
-        """
-        save_plain(self, super().save_pretrained, *args, **kwargs)
 
     def forward(self, features: torch.Tensor, return_dict: bool = True):
         """

@@ -1,5 +1,6 @@
 """A model's plain weights, saved and found: no names of wrapped parts, no adapters, the folder that has them."""
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -119,6 +120,22 @@ def save_plain(model: nn.Module, save: Callable[..., None], *args: Any, **kwargs
         save(*call.args, **call.kwargs)
 
 
+class PlainModelMixin(ModelMixin):
+    """A model of diffusers that saves its plain weights."""
+
+    # Wrapped for its signature: a pipeline of diffusers hands on only what that names, `variant` among it.
+    @functools.wraps(ModelMixin.save_pretrained, assigned=())
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """
+        As in diffusers, with plain weights: compiled and data-parallel parts are saved as what was wrapped. Other
+        variants in the folder stay.
+
+        Raises:
+            ValueError: when adapters are loaded into it; they would be saved in the place of its weights.
+        """
+        save_plain(self, super().save_pretrained, *args, **kwargs)
+
+
 @contextmanager
 def plain_parts(parts: Mapping[str, Any], folder: str | os.PathLike, variant: str | None = None) -> Generator[None]:
     """
@@ -158,4 +175,4 @@ def folder_of_shards(source: str | os.PathLike | None, **kwargs: Any) -> dict[st
     return {"subfolder": folders.pop()} if len(folders) == 1 and folders != {"."} else {}
 
 
-__all__ = ["check_no_adapters", "folder_of_shards", "plain_parts", "save_plain", "unwrapped"]
+__all__ = ["PlainModelMixin", "check_no_adapters", "folder_of_shards", "plain_parts", "save_plain", "unwrapped"]

@@ -17,6 +17,7 @@ from transformers.processing_utils import ProcessorMixin
 from ..checkpoints.lookup import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, given_arguments
 from ..checkpoints.published_config import backbone_config, published_settings
 from ..checkpoints.settings import read_settings
+from ..checks import is_finite_number
 from .backbone_processors import UNREAD, fitted_template, image_text, image_token_of, tokens_per_tile
 from .configuration_blip3o import has_vision
 
@@ -70,11 +71,6 @@ def message_images(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The images in chat messages, in their order."""
     contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
     return [item["image"] for content in contents for item in content if item["type"] == "image"]
-
-
-def _is_statistic(value: Any, is_deviation: bool) -> bool:
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
-    return is_number and (value > 0 or not is_deviation)
 
 
 class Blip3oProcessor(ProcessorMixin):
@@ -143,7 +139,8 @@ class Blip3oProcessor(ProcessorMixin):
                 )
         for name in ("image_mean", "image_std"):
             values = getattr(image_processor, name, None)
-            if values is not None and not all(_is_statistic(value, name == "image_std") for value in values):
+            above = 0.0 if name == "image_std" else -math.inf
+            if values is not None and not all(is_finite_number(value, above) for value in values):
                 raise ValueError(
                     f"`{name}` of the image processor must hold finite numbers{' above 0' * (name == 'image_std')}. "
                     f"Got {values}. Use the settings that were saved with the model."

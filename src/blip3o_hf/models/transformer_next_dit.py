@@ -10,7 +10,6 @@ Shapes: B batch, S = (H / patch) * (W / patch) feature tokens, Q query tokens, D
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -23,13 +22,12 @@ from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from .condition_cache import Blip3oConditionCache
 from .feed_forward import feed_forward_dim
-from .plain_weights import save_plain
+from .plain_weights import PlainModelMixin
 
 TIME_FREQUENCY_DIM = 256
 ROPE_THETA = 10000.0
@@ -316,7 +314,7 @@ class Blip3oTransformerBlock(nn.Module):
         return hidden_states + gate_mlp.tanh() * self.ffn_norm2(transformed)
 
 
-class Blip3oTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin):
+class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin):
     """
     Next-DiT that predicts the velocity of noisy image features.
 
@@ -396,18 +394,6 @@ class Blip3oTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, CacheM
         )
         self.norm_out = Blip3oAdaptiveOutput(dim, embedding_dim, in_channels * patch_size**2)
         self.gradient_checkpointing = False
-
-    # Wrapped for its signature: a pipeline of diffusers hands on only what that names, `variant` among it.
-    @functools.wraps(ModelMixin.save_pretrained, assigned=())
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """
-        As in diffusers, with plain weights: compiled and data-parallel parts are saved as what was wrapped. Other
-        variants in the folder stay.
-
-        Raises:
-            ValueError: when adapters are loaded into it; they would be saved in the place of its weights.
-        """
-        save_plain(self, super().save_pretrained, *args, **kwargs)
 
     def enable_cache(self, config) -> None:
         """
