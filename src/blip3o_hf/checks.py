@@ -86,6 +86,28 @@ def find_class(name: str, known: Mapping[str, str], where: str) -> type:
     return getattr(module, class_name)
 
 
+def check_sizes(least: int = 1, /, **sizes: object) -> None:
+    """
+    Raises:
+        ValueError: when one of the sizes is no whole number of at least `least`.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            raise ValueError(f"`{name}` must be a whole number of at least {least}. Got {size!r:.40}. Change it.")
+
+
+def check_unicode(texts: Iterable[object], name: str) -> None:
+    """
+    Raises:
+        ValueError: when a text holds half a character, as names of files that are no UTF-8 do.
+    """
+    for text in texts:
+        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(
+                f"{name} must be Unicode text. Got {text!r:.60}, with half a character. Read it as UTF-8."
+            )
+
+
 def _guess(name: object, available: list[str]) -> str:
     near = difflib.get_close_matches(str(name), available, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

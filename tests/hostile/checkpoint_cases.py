@@ -91,7 +91,8 @@ def bad_size(rng: np.random.Generator, folder: Path) -> Case:
     part = pick(rng, list(SIZE_KEYS))
     key, value = pick(rng, SIZE_KEYS[part]), pick(rng, SIZES)
     change(model / part / "config.json", tuple(key.split(".")), value)
-    is_same = value in (None, "8")  # left out, or as good as a number
+    is_filled_in = key in ("transformer_config.in_channels", "transformer_config.condition_dim")  # from other sizes
+    is_same = is_filled_in or value in (None, "8")  # left out, or as good as a number
     what = f"{key} of {part} is {value!r}"
     return either_way(rng, what, key.rpartition(".")[2], expected=EITHER if is_same else (REFUSED,))
 

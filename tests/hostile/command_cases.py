@@ -1,5 +1,6 @@
 """Command lines with bad numbers, paths, seeds and sizes."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     CHECKING: {
         "--limit": (*WHOLE, "0"),
         "--max-bad-share": (*NUMBERS, "2"),
-        "--max-length": (*WHOLE, "0", "5"),
+        "--max-length": (*WHOLE, "0"),
         "--format": ("", "x", "os:system", "tar", "blip3o_hf.cli:main"),
         "--histogram": PATHS[1:],
         "--model": MODELS[1:],
@@ -124,6 +125,7 @@ def bad_option(rng: np.random.Generator, folder: Path) -> Case:
         option,
         value.rpartition("/")[0][:20] or value.partition(":")[0][:20] or "''",
         {"-n": "num", "-o": "output"}.get(option, "?"),
+        os.path.dirname(os.path.expanduser(value)) or "?",
     )
     more = ("--model", "blip3o-tiny") if words == CHECKING and option == "--max-length" else ()
     return Case(

@@ -190,7 +190,7 @@ def _run_child(case: Case, folder: Path, said: Path, temporary: Path) -> None:
         resource.setrlimit(kind, (limit, max(limit, 2 * limit if kind == resource.RLIMIT_CPU else limit)))
     tempfile.tempdir = str(temporary)
     os.chdir(folder)
-    (said / "typed").write_text(case.typed)
+    (said / "typed").write_bytes(case.typed.encode("utf-8", "surrogateescape"))
     for number, name, flags in (
         (0, "typed", os.O_RDONLY),
         (1, "stdout", os.O_WRONLY | os.O_CREAT),

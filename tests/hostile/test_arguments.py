@@ -1,12 +1,13 @@
 """Arguments that are no numbers, no text or far too large are refused by their name, before anything is computed."""
 
+import io
 import warnings
 
 import pytest
 import torch
 from PIL import Image
 
-from blip3o_hf import interpolate
+from blip3o_hf import Blip3oChat, interpolate
 from blip3o_hf.cli import main, one_line
 from blip3o_hf.cli.files import open_picture
 from blip3o_hf.data.images import as_input_image, decode_image
@@ -67,11 +68,53 @@ def test_features_to_decode_are_a_tensor(pipe):
         ("plan", "no", r"`plan` must be True or False\. Got 'no'\."),
         ("negative_prompt", "a \ud800", r"`negative_prompt` must be Unicode text\. Got 'a \\ud800', with half a char"),
         ("prompt", "a \ud800", r"`prompt` must be Unicode text\. Got 'a \\ud800', with half a character\."),
+        ("prompt", "a <|image_pad|>", r"A prompt must hold no '<.image_pad.>', which stands for an image\. Got 'a <"),
+        ("negative_prompt", "<|image_pad|>", r"A prompt must hold no '<.image_pad.>', which stands for an image\."),
+        ("num_attempts", 10**9, r"`num_attempts` must be an integer from 1 to 1,000\. Got 1000000000\."),
     ],
 )
 def test_arguments_are_of_their_kind_and_within_limits(pipe, name, value, message):
     with pytest.raises((TypeError, ValueError), match=message):
         pipe(**{"prompt": "a circle", "output_type": "features", name: value})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (5, r"Prompts must be a string or a list of strings\. Got int\."),
+        (object(), r"Prompts must be a string or a list of strings\. Got object\."),
+        (["a \ud800"], r"A prompt must be Unicode text\. Got 'a \\ud800', with half a character\."),
+        (["a", 5], r"A prompt must be a string\. Got int\."),
+    ],
+)
+def test_the_first_stage_alone_checks_its_prompts(pipe, prompt, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        pipe.encode_prompt(prompt)
+
+
+@pytest.mark.parametrize("value", [5, None, "x"])
+def test_a_conversation_is_a_list_of_messages(pipe, value):
+    with pytest.raises(TypeError, match=r"`messages` must be a list of chat messages\. Got "):
+        Blip3oChat(pipe, value)
+
+
+@pytest.mark.parametrize("value", [b"1", 0, -1, 1.5, [], None, True])
+def test_answers_have_a_length(pipe, value):
+    with pytest.raises(ValueError, match=r"`max_new_tokens` must be an integer of at least 1\. Got "):
+        Blip3oChat(pipe).ask("what is it?", max_new_tokens=value)
+
+
+def test_features_that_are_no_numbers_are_no_picture(pipe):
+    """As of a model in a precision of too small a range."""
+    condition = torch.full((1, pipe.model.config.num_queries, pipe.model.config.hidden_size), 1e38)
+    with pytest.raises(ValueError, match=r"Features must be finite numbers\. In torch.float32, the model made NaN or"):
+        pipe(condition=condition, num_inference_steps=1)
+
+
+def test_turns_by_a_pipe_are_text(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"/\xff\n"), encoding="utf-8"))
+    assert main(["chat"]) == 2
+    assert "A turn must be text in utf-8. Got b'/\\xff\\n'. Write it in that." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

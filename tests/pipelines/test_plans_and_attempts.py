@@ -304,8 +304,8 @@ def test_no_pixels_no_prompt_and_variations_are_not_looked_at(make_pipeline):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"num_attempts": 0}, ValueError, "`num_attempts` must be an integer of at least 1. Got 0."),
-        ({"num_attempts": 1.5}, ValueError, "`num_attempts` must be an integer of at least 1. Got 1.5."),
+        ({"num_attempts": 0}, ValueError, "`num_attempts` must be an integer from 1 to 1,000. Got 0."),
+        ({"num_attempts": 1.5}, ValueError, "`num_attempts` must be an integer from 1 to 1,000. Got 1.5."),
         ({"checker": "yes"}, TypeError, "`checker` must be a function of pictures and texts. Got str."),
         (
             {"num_attempts": 2, "output_type": "features"},

@@ -108,7 +108,7 @@ def test_what_a_stage_took_is_read_back(tmp_path):
         ("stages: []", "A chain lists its `stages`"),
         ("- a", "A chain lists its `stages`"),
         ("{folder: a, stages: [{recipe: b}], stage: c}", "Unknown key 'stage' in .*Did you mean 'stages'"),
-        ("{folder: a, stages: [{recip: b}]}", "Unknown key 'recip' in 'stages' of .*Did you mean 'recipe'"),
+        ("{folder: a, stages: [{recip: b}]}", r"Unknown key 'recip' in .stages.0.\. Did you mean 'recipe'"),
     ],
 )
 def test_what_is_no_chain_is_refused(tmp_path, content, message):

@@ -15,7 +15,7 @@ _COUNTS = re.compile(
 )
 _POSITIONS = re.compile(r"position")
 _SIZES = re.compile(
-    r"(^|_)(size|dim|channels|heads|experts|queries|rank|width|labels|state)$|vocab|hidden|intermediate|^d_|^n_embd$"
+    r"(^|_)(size|dim|multiple_of|channels|heads|experts|queries|rank|width|labels|state)$|vocab|hidden|intermediate|^d_|^n_embd$"
 )
 _KERNELS = re.compile(r"^_?(attn|experts)_implementation")
 _FREE_SIZE, _FREE_POSITIONS, _LARGER = 4096, 262_144, 8

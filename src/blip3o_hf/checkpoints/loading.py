@@ -1,16 +1,20 @@
 """Loading that refuses an incomplete or damaged checkpoint; the libraries would use random weights instead."""
 
+import contextlib
+import logging
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from .config_check import check_config
 from .headers import StoredTensor
@@ -22,6 +26,10 @@ from .weight_files import weight_files
 
 _ALIGNMENT = 64  # bytes
 _LARGEST_ALIGNED = 16 * 2**20  # bytes
+_REPORTERS = ("transformers.modeling_utils", "diffusers.models.modeling_utils")
+_REPORTS = re.compile("LOAD REPORT|weights of|An error occurred while trying to fetch")
+_BREAKS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
+"""What the libraries raise for settings that they cannot use."""
 # Types of weights, by the words of safetensors.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -52,13 +60,66 @@ def load_complete(
             the config cannot be true of the files, before a model is built.
     """
     files = None if source is None else checkpoint_files(source, **kwargs)
+    stored = {}
     if isinstance(files, LocalFiles):  # a download lies there, too, before parts of it are loaded
-        stored = {}
-        for path in weight_files(files.folder):
-            stored |= files.header(path.name) or {}
+        stored = tensors_in(files.folder)
         _check_config_of(files, stored)
     settings = {**kwargs, "ignore_mismatched_sizes": ignore_mismatched_sizes, "may_hold_more": may_hold_more}
-    return _load_whole(load, source, *args, **settings)
+    model, info = _load_whole(load, source, *args, **settings)
+    if not may_hold_more and not getattr(model, "is_quantized", False):
+        check_floating_point(stored, source)
+    return model, info
+
+
+def tensors_in(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of all safetensors files in a folder, by their names."""
+    files, stored = LocalFiles(folder), {}
+    for path in weight_files(folder):
+        stored |= files.header(path.name) or {}
+    return stored
+
+
+@contextlib.contextmanager
+def _without_reports() -> Generator[None]:
+    """Keep the libraries from printing, beside the error that is raised here, what of a checkpoint does not fit."""
+
+    def is_none(record: logging.LogRecord) -> bool:
+        return not _REPORTS.search(record.msg if isinstance(record.msg, str) else "")
+
+    loggers = [logging.getLogger(name) for name in _REPORTERS]
+    for logger in loggers:
+        logger.addFilter(is_none)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_none)
+
+
+@contextlib.contextmanager
+def named_errors(source: str | os.PathLike) -> Generator[None]:
+    """
+    Errors of the libraries about what a repository holds, as one error with its name; they seldom say which it was.
+
+    Args:
+        source: folder or Hub id.
+
+    Raises:
+        ValueError: in their place.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _BREAKS as error:
+        if str(source) in str(error):
+            raise
+        reason, way_out = " ".join(str(error).split()), ""
+        if type(error) is not ValueError:  # which says itself what to do
+            reason, way_out = f"{type(error).__name__}: {reason:.300}.", " Save or download it again."
+        raise ValueError(
+            f"{source} must be as `save_pretrained` wrote it. It cannot be opened: {reason}{way_out}"
+        ) from error
 
 
 def _load_whole(
@@ -71,7 +132,8 @@ def _load_whole(
 ) -> tuple[Any, dict]:
     """`load_complete` once the config is checked."""
     try:
-        model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        with _without_reports():
+            model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
         raise ValueError(
             f"A checkpoint must be readable safetensors files. Those of {source} are damaged ({error}). Save or "
@@ -120,6 +182,8 @@ def load_saved(load: Callable[..., tuple[Any, dict]], source: str | os.PathLike,
         files = checkpoint_files(base, **{**kwargs, "subfolder": None, "revision": None})
     stored = transformers_tensors(files, variant=kwargs.get("variant"))
     _check_config_of(files, stored)
+    if settings := files.path(GENERATION_CONFIG_NAME):
+        read_settings(settings)  # of one that it cannot read, transformers says nothing
     if kwargs.get("variant") and all(kwargs.get(name) in (None, "auto") for name in ("dtype", "torch_dtype")):
         kwargs = {name: value for name, value in kwargs.items() if name != "torch_dtype"}
         kwargs["dtype"] = _common_dtype(stored) or "auto"
@@ -178,4 +242,4 @@ def check_finite(model: nn.Module, source: str | os.PathLike, locate: Callable[[
             )
 
 
-__all__ = ["align", "check_finite", "load_complete", "load_saved"]
+__all__ = ["align", "check_finite", "load_complete", "load_saved", "named_errors", "tensors_in"]

@@ -71,7 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _lines(is_asked: bool):
     """What the user types, or what comes in by a pipe."""
     if not is_asked:
-        yield from sys.stdin
+        try:
+            yield from sys.stdin
+        except UnicodeDecodeError as error:
+            part = error.object[max(0, error.start - 20) : error.start + 20]
+            raise ValueError(f"A turn must be text in {error.encoding}. Got {part!r}. Write it in that.") from error
         return
     while True:
         try:

@@ -1,6 +1,7 @@
 """Images of unknown origin become upright RGB, or an error with the reason."""
 
 import io
+import logging
 import os
 import struct
 import warnings
@@ -17,6 +18,8 @@ MAX_PIXELS = 64_000_000
 MAX_RATIO = 200
 """How many times the longer side of an image may be the shorter one; Qwen2.5-VL reads no longer ones."""
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
+# Pillow says some of what is wrong with an image to its logger, too, which would print it.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
 DECODING_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
 

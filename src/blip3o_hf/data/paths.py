@@ -4,7 +4,8 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from glob import escape, glob
+from glob import escape, iglob
+from itertools import islice
 from pathlib import Path, PurePath
 
 from ..checks import unknown_name
@@ -72,20 +73,40 @@ def expand_paths(path: str | list[str]) -> list[Path]:
         return [file for entry in path for file in expand_paths(entry)]
     folder, pattern = _existing_part(str(path))
     if not pattern:
-        return [_no_pipe(Path(path))]
+        return [no_pipe(Path(path))]
     _check_number(pattern)
     files = []
     for name in _expand_braces(pattern):
         file = Path(folder, name)
-        found = [file] if file.exists() else sorted(map(Path, glob(str(Path(escape(folder), name)), recursive=True)))
+        found = [file] if file.exists() else _globbed(str(Path(escape(folder), name)))
         if not found:
             raise FileNotFoundError(f"A source must be files that exist. There is none at {file}. Check the path.")
-        files += map(_no_pipe, found)
+        files += map(no_pipe, found)
     return files
 
 
-def _no_pipe(path: Path) -> Path:
-    """Raise a `ValueError` for a pipe or a device: it would be waited for, or never end."""
+def _globbed(pattern: str) -> list[Path]:
+    """
+    The files that a glob stands for, sorted.
+
+    Raises:
+        ValueError: when these are more than `MAX_FILES`.
+    """
+    found = list(islice(iglob(pattern, recursive=True), MAX_FILES + 1))
+    if len(found) > MAX_FILES:
+        raise ValueError(
+            f"A pattern stands for at most {MAX_FILES:,} files. {pattern:.80} stands for more. Name fewer."
+        )
+    return sorted(map(Path, found))
+
+
+def no_pipe(path: Path) -> Path:
+    """
+    The path of a file or a folder as it is.
+
+    Raises:
+        ValueError: for a pipe or a device: it would be waited for, or never end.
+    """
     if not path.is_file() and not path.is_dir():
         raise ValueError(f"A source must be files or folders. {path} is a pipe or a device. Write it to a file.")
     return path
@@ -95,6 +116,8 @@ def _check_number(pattern: str) -> None:
     """Raise a `ValueError` when the braces of a pattern stand for more files than `MAX_FILES`."""
     number = 1
     for first, last, words in _BRACES.findall(pattern):
+        if not words and int(first) > int(last):
+            raise ValueError(f"Braces count up, as in {{0..9}}. Got {pattern:.80}. Exchange the two numbers.")
         number *= len(words.split(",")) if words else max(1, int(last) - int(first) + 1)
     if number > MAX_FILES:
         raise ValueError(

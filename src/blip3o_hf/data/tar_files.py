@@ -19,6 +19,7 @@ from .paths import (
     expand_paths,
     files_of_split,
     is_hidden,
+    no_pipe,
     visible_files,
 )
 from .records import BadItem
@@ -50,7 +51,7 @@ class WebDatasetSource(Source):
                 taken = files_of_split(tars, path, settings.split, is_in_name=True) if tars else []
                 if len(taken) < len(tars):
                     self.note(f"split={settings.split}: {len(taken)} of {len(tars)} tars, by their names")
-                self.files += taken
+                self.files += map(no_pipe, taken)
             else:
                 check_split(settings.split, ("train",), path)
                 self.files.append(path)

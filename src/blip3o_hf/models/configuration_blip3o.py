@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from ..checkpoints.published_checkpoint import PublishedCheckpoint
 from ..checkpoints.published_config import PUBLISHED_MODEL_TYPES
 from ..checkpoints.settings import check_config_file
-from ..checks import check_name, is_finite_number
+from ..checks import check_name, check_sizes, is_finite_number
 from ..objectives import check_objective, get_objective
 from .fitted_config import config_of
 
@@ -95,10 +95,7 @@ class Blip3oConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in ("num_queries", "feature_dim", "feature_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a whole number of at least 1. Got {value!r:.40}. Change it.")
+        check_sizes(num_queries=self.num_queries, feature_dim=self.feature_dim, feature_size=self.feature_size)
         check_objective(self.objective, where="key `objective` of Blip3oConfig")
         self.check_settings()
         if (self.feature_mean is None) != (self.feature_std is None):

@@ -9,6 +9,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..checkpoints.loading import check_finite, load_complete
+from ..checks import check_sizes
 from .plain_weights import PlainModelMixin
 
 
@@ -51,6 +52,9 @@ class Blip3oPatchDecoder(PlainModelMixin, ConfigMixin):
         sample_size: height and width of the grid of features.
         patch_size: height and width in pixels of the patch that each feature becomes.
         dim, num_layers, num_attention_heads: width, depth and heads of the transformer.
+
+    Raises:
+        ValueError: for a size that is no whole number of at least 1.
     """
 
     @register_to_config
@@ -64,6 +68,9 @@ class Blip3oPatchDecoder(PlainModelMixin, ConfigMixin):
         num_attention_heads: int = 4,
     ):
         super().__init__()
+        sizes = {"in_channels": in_channels, "sample_size": sample_size, "patch_size": patch_size, "dim": dim}
+        check_sizes(**sizes, num_attention_heads=num_attention_heads)
+        check_sizes(0, num_layers=num_layers)
         self.proj_in = nn.Linear(in_channels, dim)
         self.position = nn.Parameter(torch.randn(sample_size**2, dim) * 0.02)
         self.blocks = nn.ModuleList(Blip3oPatchDecoderBlock(dim, num_attention_heads) for _ in range(num_layers))

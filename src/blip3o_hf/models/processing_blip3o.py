@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from ..checkpoints.loading import named_errors
 from ..checkpoints.lookup import HUB_ARGUMENTS, HubFiles, LocalFiles, checkpoint_files, given_arguments
 from ..checkpoints.published_config import backbone_config, published_settings
 from ..checkpoints.settings import read_settings
-from ..checks import is_finite_number
+from ..checks import check_sizes, check_unicode, is_finite_number
 from .backbone_processors import UNREAD, fitted_template, image_text, image_token_of, tokens_per_tile
+from .chat_templates import rendered, try_template
 from .configuration_blip3o import has_vision
 
 GENERATION_INSTRUCTION = "Please generate image based on the following caption: {caption}"
@@ -133,9 +137,9 @@ class Blip3oProcessor(ProcessorMixin):
             ("plan_instruction", plan_instruction, f"By default it is {PLAN_INSTRUCTION!r}."),
             ("check_instruction", check_instruction, f"By default it is {CHECK_INSTRUCTION!r}."),
         ):
-            if "{caption}" not in given:
+            if not isinstance(given, str) or "{caption}" not in given:
                 raise ValueError(
-                    f"`{name}` must contain '{{caption}}', the place of the prompt. Got {given!r}. {usual}"
+                    f"`{name}` must contain '{{caption}}', the place of the prompt. Got {given!r:.80}. {usual}"
                 )
         for name in ("image_mean", "image_std"):
             values = getattr(image_processor, name, None)
@@ -145,6 +149,10 @@ class Blip3oProcessor(ProcessorMixin):
                     f"`{name}` of the image processor must hold finite numbers{' above 0' * (name == 'image_std')}. "
                     f"Got {values}. Use the settings that were saved with the model."
                 )
+        for name in ("size", "crop_size"):
+            sides = getattr(image_processor, name, None)
+            if isinstance(sides, (dict, SizeDict)):
+                check_sizes(**{f"{name}.{side}": number for side, number in dict(sides).items() if number is not None})
         if image_start_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer must know the token that starts an image. It has no {image_start_token!r}. Add it "
@@ -161,11 +169,14 @@ class Blip3oProcessor(ProcessorMixin):
         self.has_whole_words = has_whole_words
         self.max_prompt_length = max_prompt_length
         self.training_turn_end = training_turn_end
+        # `encode_prompts` refuses a prompt that is too long, in words of its own.
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         # What is generated follows the last token, whatever the tokenizer's files say.
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         if hasattr(image_processor, "return_row_col_info"):
             image_processor.return_row_col_info = True  # ty: ignore[invalid-assignment]  # `hasattr` is read as read-only
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
+        self._try_template()
 
     @classmethod
     def from_pretrained(  # ty: ignore[incompatible-method-override]  # arguments of the library go on by name
@@ -178,6 +189,11 @@ class Blip3oProcessor(ProcessorMixin):
         Raises:
             ValueError: when a file is damaged, or the vocabulary is missing.
         """
+        with named_errors(pretrained_model_name_or_path):
+            return cls._from_repository(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _from_repository(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         files = checkpoint_files(pretrained_model_name_or_path, **kwargs)
         if isinstance(files, LocalFiles):
             for path in filter(None, map(files.path, (*_TOKENIZER_FILES, _IMAGE_PROCESSOR_FILE))):
@@ -290,16 +306,14 @@ class Blip3oProcessor(ProcessorMixin):
         As in transformers, which runs the template where it can reach nothing but the messages.
 
         Raises:
-            ValueError: when the template asks for more memory than there is.
+            ValueError: when the template does not make a text of the messages.
         """
-        try:
-            return super().apply_chat_template(*args, **kwargs)
-        except (MemoryError, OverflowError) as error:
-            reason = " ".join(str(error).split()) or "it takes more memory than there is"
-            raise ValueError(
-                f"A chat template must make a text of messages. That of this model (chat_template.jinja) does not: "
-                f"{reason:.200}. Use the one that was saved with the model."
-            ) from error
+        return rendered(partial(super().apply_chat_template, *args, **kwargs))
+
+    def _try_template(self) -> None:
+        """Raise a `ValueError` unless the chat template makes a text of one message, and soon."""
+        if isinstance(self.chat_template, str):
+            try_template(self.chat_template, partial(super().apply_chat_template, add_generation_prompt=True))
 
     def render_prompt(self, caption: str, num_images: int = 0, history: Sequence[Mapping[str, Any]] = ()) -> str:
         """The chat text of one generation prompt, up to and without the token that starts the image."""
@@ -357,7 +371,7 @@ class Blip3oProcessor(ProcessorMixin):
             TypeError, ValueError: on a prompt that is not a string, is empty, or is longer than the context.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        _check_prompts(prompts, raw)
+        _check_prompts(prompts, raw, self.image_token)
         image_lists = [[] for _ in prompts]
         if images is not None:
             image_lists = [list(item) if isinstance(item, (list, tuple)) else [item] for item in images]
@@ -444,10 +458,13 @@ class Blip3oProcessor(ProcessorMixin):
         return self.post_process_image_text_to_text(generated_outputs, skip_special_tokens, **kwargs)
 
 
-def _check_prompts(prompts: Sequence[Any], raw: bool) -> None:
-    """Raise a `TypeError` or `ValueError` when one of them is no string or says nothing."""
+def _check_prompts(prompts: Sequence[Any], raw: bool, image_token: str) -> None:
+    """Raise a `TypeError` or `ValueError` when one of them is no string, says nothing, or stands for an image."""
+    if not isinstance(prompts, Sequence):
+        raise TypeError(f"Prompts must be a string or a list of strings. Got {type(prompts).__name__}. Pass a string.")
     if not prompts:
         raise ValueError("There must be at least one prompt. Got an empty list. Pass one string, or several.")
+    check_unicode(prompts, "A prompt")
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise TypeError(
@@ -455,6 +472,11 @@ def _check_prompts(prompts: Sequence[Any], raw: bool) -> None:
             )
         if not prompt.strip() and not raw:
             raise ValueError(f"A prompt must say something. Got {prompt!r}. Describe the image to draw.")
+        if image_token in prompt:
+            raise ValueError(
+                f"A prompt must hold no {image_token!r}, which stands for an image. Got {prompt!r:.60}. Leave it out; "
+                f"images are given beside the prompt."
+            )
 
 
 __all__ = ["CHAT_TEMPLATE", "GENERATION_INSTRUCTION", "Blip3oProcessor", "message_images"]

@@ -82,7 +82,14 @@ def load_target_encoder(
     if is_published(folder):
         encoder = EvaClipVisionModel.from_pretrained(folder, **settings)
         return encoder.eval().requires_grad_(False), load_image_processor(folder)
-    stored, _ = PreTrainedConfig.get_config_dict(folder, subfolder=subfolder)
+    try:
+        stored, _ = PreTrainedConfig.get_config_dict(folder, subfolder=subfolder)
+    except OSError as error:
+        where = f"{folder}/{subfolder}".rstrip("/")
+        raise OSError(
+            f"A target encoder is a folder here or a repository of the Hub. Got {where!r}, and found no config.json "
+            f"there: {str(error).splitlines()[0]}"
+        ) from error
     if stored.get("_class_name") == AutoencoderKL.__name__:
         vae, _ = load_complete(AutoencoderKL.from_pretrained, folder, subfolder=subfolder or None, **settings)
         return vae.eval().requires_grad_(False), square_image_processor(feature_size * vae_scale_factor(vae))

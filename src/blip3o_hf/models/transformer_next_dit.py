@@ -25,6 +25,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
+from ..checks import check_sizes
 from .condition_cache import Blip3oConditionCache
 from .feed_forward import feed_forward_dim
 from .plain_weights import PlainModelMixin
@@ -334,7 +335,8 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         gate_init (`float`): Initial cross-attention gate, before its tanh.
 
     Raises:
-        ValueError: If the heads do not divide the width, or the key-value heads do not divide the heads.
+        ValueError: If a size is no whole number of at least 1, the heads do not divide the width, or the key-value
+            heads do not divide the heads.
 
     Example:
 
@@ -367,6 +369,10 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         gate_init: float = 0.0,
     ):
         super().__init__()
+        sizes = {"in_channels": in_channels, "sample_size": sample_size, "patch_size": patch_size, "dim": dim}
+        sizes |= {"num_attention_heads": num_attention_heads, "condition_dim": condition_dim}
+        check_sizes(**sizes, multiple_of=multiple_of, **({} if ffn_dim is None else {"ffn_dim": ffn_dim}))
+        check_sizes(0, num_layers=num_layers)
         num_kv_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         if dim % num_attention_heads or (dim // num_attention_heads) % 4:
             raise ValueError(

@@ -19,6 +19,7 @@ from ..reading import read_json
 from .checking import ACCEPTED, BackboneChecker, check_num_attempts
 from .pipeline_blip3o import Blip3oPipeline
 from .planning import PLAN_TOKENS, sampled, spawn
+from .sampling_arguments import as_number
 from .sampling_runs import in_one_thread
 
 CONVERSATION = "conversation.json"
@@ -93,6 +94,11 @@ class Blip3oChat:
             raise ValueError(
                 "A conversation needs a processor, which reads the words. This pipeline has none. Load it with "
                 "processor=Blip3oProcessor.from_pretrained(...)."
+            )
+        if not isinstance(messages, (list, tuple)):
+            raise TypeError(
+                f"`messages` must be a list of chat messages. Got {type(messages).__name__}. Leave it out for a new "
+                f"conversation."
             )
         for message in messages:
             _check_message(message)
@@ -319,6 +325,9 @@ class Blip3oChat:
     ) -> tuple[str, bool]:
         """What the backbone answers, and whether it starts an image."""
         _check_arguments("answer", generation, OWN_GENERATION)
+        number = as_number(generation.get("max_new_tokens", 1))
+        if type(number) is not int or number < 1:
+            raise ValueError(f"`max_new_tokens` must be an integer of at least 1. Got {number!r:.60}. Leave it out.")
         processor, model = self.pipe.processor, self.pipe.model
         ids, positions, pixels = self._read([*self.messages, _user(text, images)], ending="", num_reserved=1)
         start = processor.tokenizer.convert_tokens_to_ids(processor.image_start_token)

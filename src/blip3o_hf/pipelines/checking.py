@@ -16,6 +16,8 @@ Checker = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
 Given pictures and what each should show, returns for each a number in [0, 1]; from `ACCEPTED` on it is shown.
 """
 ACCEPTED = 0.5
+MAX_ATTEMPTS = 1000
+"""From far fewer on, a model that is never content draws for hours."""
 _YES, _NO = (("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No"))
 
 
@@ -77,10 +79,11 @@ class BackboneChecker:
 
 
 def check_num_attempts(number: int) -> None:
-    """Raise `ValueError` unless `number` is an integer of at least 1."""
-    if type(as_number(number)) is not int or number < 1:
+    """Raise `ValueError` unless `number` is an integer from 1 to [`MAX_ATTEMPTS`]."""
+    if type(as_number(number)) is not int or not 1 <= number <= MAX_ATTEMPTS:
         raise ValueError(
-            f"`num_attempts` must be an integer of at least 1. Got {number!r}. With 1, pictures are not looked at."
+            f"`num_attempts` must be an integer from 1 to {MAX_ATTEMPTS:,}. Got {number!r:.60}. With 1, pictures are "
+            f"not looked at."
         )
 
 

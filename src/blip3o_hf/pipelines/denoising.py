@@ -124,7 +124,7 @@ class Blip3oDenoisingMixin(Base):
                 f"`prompt` must be given once, and `prompts` is another name of it. Got {len(given)} values. Example: "
                 f"pipe.encode_prompt('two red circles')."
             )
-        texts = [given[0]] if isinstance(given[0], str) else list(given[0])
+        texts = [given[0]] if isinstance(given[0], str) else given[0]
         self._load_offloaded_model()
         inputs = self.processor.encode_prompts(texts, images=images, raw=raw, truncation=truncation)
         condition = self.model.encode_condition(**inputs.to(self._execution_device))
@@ -162,6 +162,9 @@ class Blip3oDenoisingMixin(Base):
         `prepare_latents` and `denoise`, or in one pass where the model's objective has no noise. With `start_features`
         `[N, C, h, w]` the flow starts from these at the noise level `strength`. Guidance leads away from zeros, as the
         published model's does, or from `null_condition`.
+
+        Raises:
+            ValueError: when the features are not finite: no decoder could show them.
         """
         if self.model.objective.has_noise:
             if start_features is not None:
@@ -182,7 +185,14 @@ class Blip3oDenoisingMixin(Base):
         else:
             self._load_offloaded_model()
             features = self.model.regress_features(condition)
-        return self.model.denormalize_features(features)
+        features = self.model.denormalize_features(features)
+        if not features.is_meta and not features.isfinite().all():
+            raise ValueError(
+                f"Features must be finite numbers. In {features.dtype}, the model made NaN or infinity of this "
+                f"condition. Load it with a dtype of wider range (torch.bfloat16 or torch.float32), or give a "
+                f"condition that `encode_prompt` made."
+            )
+        return features
 
     def prepare_latents(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from PIL import Image
 
+from ..checks import check_unicode
 from ..data.images import as_input_image
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
@@ -37,15 +38,6 @@ def check_vocabulary(model: Blip3oForConditionalGeneration, processor: Blip3oPro
             f"The model must embed every token of the processor's tokenizer. The tokenizer's largest id is "
             f"{largest}, and the model has {size} embeddings. Use the tokenizer that was saved with the model."
         )
-
-
-def check_unicode(texts: Sequence[Any], name: str) -> None:
-    """Raise `ValueError` when a text holds half a character, as names of files that are no UTF-8 do."""
-    for text in texts:
-        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise ValueError(
-                f"`{name}` must be Unicode text. Got {text!r:.60}, with half a character. Read it as UTF-8."
-            )
 
 
 def check_attention_kwargs(attention_kwargs: Mapping[str, Any] | None) -> float:
@@ -153,7 +145,7 @@ class Blip3oInputChecksMixin(Base):
                 f"with processor=Blip3oProcessor.from_pretrained(...), or pass `condition`."
             )
         else:
-            check_unicode(prompts, "prompt")
+            check_unicode(prompts, "`prompt`")
 
     def _check_start(self, image_features: Any, strength: Any) -> None:
         """Raise `ValueError` unless a flow can start from these features at this noise level."""
@@ -196,7 +188,7 @@ class Blip3oInputChecksMixin(Base):
                 f"`negative_prompt` must be a string or a list of strings. Got {type(texts).__name__} {texts!r:.60}. "
                 f"Example: negative_prompt='a blue square'."
             )
-        check_unicode(texts, "negative_prompt")
+        check_unicode(texts, "`negative_prompt`")
         if not any(texts):
             return None
         reasons = {

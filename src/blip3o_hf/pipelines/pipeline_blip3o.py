@@ -4,6 +4,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from ..checkpoints.loading import align, check_finite
+from ..checkpoints.loading import align, check_finite, named_errors, tensors_in
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.published_config import is_published
+from ..checkpoints.tensor_checks import check_floating_point
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
@@ -222,7 +224,8 @@ class Blip3oPipeline(
             pipeline = cls(**load_published_parts(pretrained_model_name_or_path, names, **kwargs))
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
             return pipeline
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with named_errors(pretrained_model_name_or_path):
+            pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name, part in pipeline.components.items():
             if isinstance(part, ModelMixin) and not hasattr(part, "_hf_hook"):
                 absent = [key for key, parameter in part.named_parameters() if parameter.is_meta]
@@ -231,6 +234,9 @@ class Blip3oPipeline(
                         f"A checkpoint must hold every tensor of the model. {pretrained_model_name_or_path}/{name} "
                         f"lacks {len(absent)}, {absent[0]} among them. Save or download it again."
                     )
+                folder = part.config.get("_name_or_path") or ""
+                if os.path.isdir(folder) and not getattr(part, "is_quantized", False):
+                    check_floating_point(tensors_in(Path(folder)), folder)
                 align(part)
                 check_finite(part, f"{pretrained_model_name_or_path}/{name}", str)
         return pipeline

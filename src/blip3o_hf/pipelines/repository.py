@@ -1,7 +1,7 @@
 """A pipeline as a repository: how it is written, pushed to the Hub, and which classes it is opened with."""
 
+import inspect
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checkpoints.headers import read_header
 from ..checkpoints.weight_files import TRANSFORMERS_STEM, index_name, shard_index, weight_files
+from ..checks import is_finite_number
 from ..models.plain_weights import plain_parts
 
 if TYPE_CHECKING:
@@ -170,20 +171,29 @@ class Blip3oRepositoryMixin(Base):
                 f"A {cls.config_name} names the class of its pipeline. {json_file} does not. Save or download it "
                 f"again."
             )
+        parameters = inspect.signature(cls.__init__).parameters
         for name, value in settings.items():
-            is_number = isinstance(value, (bool, int, float)) and math.isfinite(value)
-            is_share = name == "plan_top_p"
-            if is_share and value is not None and not (is_number and 0 < value <= 1):
+            is_share = is_finite_number(value, 0) and value <= 1
+            if name == "plan_top_p" and value is not None and not is_share:
                 raise ValueError(
                     f"`plan_top_p` of a pipeline must be a share in (0, 1]. That of {json_file} is {value!r:.60}. "
                     f"Save or download it again."
                 )
-            if name.startswith("default_") and value is not None and not is_number:
-                raise ValueError(
-                    f"A default of a pipeline must be true, false or a finite number. `{name}` of {json_file} is "
-                    f"{value!r:.60}. Save or download it again."
-                )
+            if name.startswith("default_") and name in parameters:
+                settings[name] = _typed_default(name, value, type(parameters[name].default), json_file)
         return settings
+
+
+def _typed_default(name: str, value: Any, kind: type, json_file: str | os.PathLike) -> bool | int | float:
+    """A default of a pipeline as the type it has; a `ValueError` where it has another, or is not finite."""
+    is_fitting = is_finite_number(value) if kind is float else type(value) is kind
+    if not is_fitting:
+        words: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number"}
+        raise ValueError(
+            f"`{name}` of a pipeline must be {words[kind]}. That of {json_file} is {value!r:.60}. Save or download it "
+            f"again."
+        )
+    return kind(value)
 
 
 def forget_folders(root: str | os.PathLike) -> None:

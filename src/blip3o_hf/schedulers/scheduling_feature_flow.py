@@ -18,7 +18,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from ..checks import check_name
+from ..checks import check_name, is_finite_number
 
 SOLVERS = ("euler", "adams_bashforth2", "dpmsolver++2m")
 
@@ -71,8 +71,8 @@ class Blip3oFlowScheduler(SchedulerMixin, ConfigMixin):
         integer_timesteps: bool = True,
     ):
         check_name("solver", solver, SOLVERS)
-        if not shift > 0:
-            raise ValueError(f"`shift` must be positive, got {shift!r}. Use 1.0 for the unshifted schedule.")
+        if not is_finite_number(shift, 0):
+            raise ValueError(f"`shift` must be positive, got {shift!r:.60}. Use 1.0 for the unshifted schedule.")
         if not _is_count(num_train_timesteps):
             raise ValueError(
                 f"`num_train_timesteps` must be a positive integer, got {num_train_timesteps!r}. "

@@ -12,7 +12,7 @@ import yaml
 from ..checks import check_keys
 from ..files import expanded, written_whole
 from .recipe_files import find_recipe
-from .recipe_values import read_yaml
+from .recipe_values import hints_of, read_yaml, typed, typed_values
 from .recipes import Recipe, load_recipe
 
 SUMMARY = "summary.json"
@@ -150,14 +150,26 @@ def load_chain(path: str | os.PathLike) -> Chain:
     if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content["stages"]:
         raise ValueError(f"A chain lists its `stages`. {path} does not. See recipes/tiny/chain.yaml.")
     check_keys(content, ("folder", "stages"), str(path))
-    for stage in content["stages"]:
-        check_keys(stage, {field.name for field in fields(Link)}, f"'stages' of {path}")
-    return Chain(str(expanded(content["folder"])), tuple(map(_link, content["stages"])), path)
+    if "folder" not in content:
+        raise ValueError(
+            f"A chain must name the `folder` of its stages. {path} does not. See recipes/tiny/chain.yaml."
+        )
+    try:
+        folder = typed(content["folder"], str, "folder")
+        stages = typed(content["stages"], list[dict[str, Any]], "stages")
+        links = tuple(_link(stage, f"stages.{index}") for index, stage in enumerate(stages))
+    except ValueError as error:
+        raise ValueError(f"A chain must be one of recipes. {path} is not: {error}") from error
+    return Chain(str(expanded(folder)), links, path)
 
 
-def _link(settings: Mapping[str, Any]) -> Link:
-    """A stage as the file has it; its keys are known."""
-    given: dict[str, Any] = {**settings, "short": tuple(settings.get("short", ()))}
+def _link(settings: Mapping[str, Any], key: str) -> Link:
+    """A stage as the file has it; `key` is for errors."""
+    check_keys(settings, {field.name for field in fields(Link)}, f"`{key}`")
+    if "recipe" not in settings:
+        raise ValueError(f"`{key}` must name its `recipe`. Got {settings!r:.80}. Add it.")
+    given = typed_values(settings, {**hints_of(Link), "short": list[str]}, key)
+    given["short"] = tuple(given.get("short", ()))
     return Link(**given)
 
 

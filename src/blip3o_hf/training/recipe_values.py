@@ -40,16 +40,20 @@ _RANGES: dict[str, tuple[int, int | None]] = {
     "max_skipped_steps": (0, None),
     "max_grad_norm": (0, None),
     "warmup_steps": (0, None),
-    "per_device_train_batch_size": (1, None),
-    "per_device_eval_batch_size": (1, None),
-    "gradient_accumulation_steps": (1, None),
+    "learning_rates": (0, None),
+    "per_device_train_batch_size": (1, 2**20),
+    "per_device_eval_batch_size": (1, 2**20),
+    "gradient_accumulation_steps": (1, 2**20),
+    "global_batch_size": (1, 2**30),
+    "evaluation_steps": (0, None),
     "dataloader_num_workers": (0, 1024),
     "max_length": (1, None),
-    "max_input_pixels": (1, None),
+    "max_input_pixels": (1, 10**10),
+    "max_pixels": (1, 10**10),
     "num_queries": (1, None),
     "feature_size": (1, None),
 }
-"""What a number must be at least, and at most, by its key or the last part of it."""
+"""What a number must be at least, and at most, by its key, the last part of it, or that of the mapping it is in."""
 _POSITIVE = ("save_steps", "logging_steps", "eval_steps", "num_train_epochs")
 """What a number must be more than 0 for: steps, or a share of all."""
 
@@ -192,7 +196,8 @@ def _check_range(value: Any, key: str) -> None:
     """Raise a `ValueError` for a number that its key cannot have."""
     if key.rpartition(".")[2] in _POSITIVE and isinstance(value, int | float) and value <= 0:
         raise ValueError(f"`{key}` must be more than 0. Got {value!r}. Leave it out for the default.")
-    least, most = _RANGES.get(key) or _RANGES.get(key.rpartition(".")[2]) or (None, None)
+    *_, section, name = f".{key}".split(".")
+    least, most = _RANGES.get(key) or _RANGES.get(name) or _RANGES.get(section) or (None, None)
     if not isinstance(value, int | float) or least is None:
         return
     if value < least or (most is not None and value > most):
