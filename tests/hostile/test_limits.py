@@ -6,7 +6,10 @@ import time
 import pytest
 import yaml
 
+from blip3o_hf.data import paths
 from blip3o_hf.data.paths import expand_paths
+from blip3o_hf.data.rows import SourceSettings
+from blip3o_hf.data.tar_files import WebDatasetSource
 from blip3o_hf.hub.card_check import card_file_problems
 from blip3o_hf.reading import read_bytes, read_json, read_text
 from blip3o_hf.yaml_text import parse_yaml
@@ -76,6 +79,17 @@ def test_braces_stand_for_a_million_files_at_most():
     for pattern in ("none/{0..999999999}.tar", "none/{0..99999}{0..99999}.tar", f"none/{'{a,b}' * 30}.jsonl"):
         with pytest.raises(ValueError, match=r"A pattern stands for at most 1,000,000 files\. .* stands for more\."):
             expand_paths(pattern)
+    with pytest.raises(ValueError, match=r"Braces count up, as in \{0\.\.9\}\. Got none/\{9\.\.0\}\.tar\."):
+        expand_paths("none/{9..0}.tar")
+
+
+def test_globs_stand_for_a_million_files_at_most(tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.tar").touch()
+    monkeypatch.setattr(paths, "MAX_FILES", 2)
+    with pytest.raises(ValueError, match=r"A pattern stands for at most 2 files\. .*\.tar stands for more\."):
+        expand_paths(f"{tmp_path}/*.tar")
+    assert [path.name for path in expand_paths(f"{tmp_path}/[ab].tar")] == ["a.tar", "b.tar"]
 
 
 def test_no_source_is_a_pipe_or_a_device(tmp_path):
@@ -83,6 +97,9 @@ def test_no_source_is_a_pipe_or_a_device(tmp_path):
     for path in (tmp_path / "rows.jsonl", "/dev/zero"):
         with pytest.raises(ValueError, match=f"A source must be files or folders. {path} is a pipe or a device."):
             expand_paths(str(path))
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(ValueError, match=f"{tmp_path}/0.tar is a pipe or a device"):
+        WebDatasetSource(SourceSettings(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("text", ["x [", "[", "![", "<img ", "x ](a ", "```\n", "# \n", "`", "|", "("])

@@ -276,6 +276,10 @@ def test_a_recipe_that_is_no_plain_mapping_is_named(tmp_path, text, reason):
     ("key", "value", "contract"),
     [
         ("training.max_steps", -1, "must be at least 1"),
+        ("training.global_batch_size", -1, "must be from 1 to 1073741824"),
+        ("training.evaluation_steps", -1, "must be at least 0"),
+        ("training.per_device_train_batch_size", 10**30, "must be from 1 to 1048576"),
+        ("data.max_pixels", 10**99, "must be from 1 to 10000000000"),
         ("training.learning_rate", float("inf"), "must be a number"),
         ("training.muon_learning_rate", -1.0, "must be at least 0"),
         ("training.dataloader_num_workers", 10**6, "must be from 0 to 1024"),
@@ -288,3 +292,8 @@ def test_numbers_are_in_the_range_of_their_key(key, value, contract):
         typed(value, float, key)
     with pytest.raises(ValueError, match=f"`{key}` {contract}. Got"):
         read_value(str(value).replace("inf", ".inf"), float, key)
+
+
+def test_numbers_in_a_mapping_are_in_the_range_of_its_key():
+    with pytest.raises(ValueError, match=r"`training.learning_rates.queries` must be at least 0\. Got -1\."):
+        typed({"queries": -1}, dict[str, float], "training.learning_rates")
