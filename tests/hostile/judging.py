@@ -50,7 +50,7 @@ def judge(case: Case, outcome: Outcome) -> Verdict:
 def _result(case: Case, outcome: Outcome) -> str:
     if outcome.error is not None or outcome.code == 2 or outcome.end:
         return REFUSED
-    is_counting = case.arguments[:2] in (("data", "check"), ("card", "check"))
+    is_counting = case.arguments[:2] in (("data", "check"), ("card", "check")) or "--plan" in case.arguments
     if is_counting and (outcome.code == 1 or re.search(r"^bad +[1-9]", outcome.output, re.MULTILINE)):
         return COUNTED
     return RIGHT

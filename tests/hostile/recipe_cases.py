@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 from tests.processes import ROOT
 
-from .cases import EITHER, REFUSED, Case, Maker, command, damaged, hostile_value, paths_in, pick, set_at
+from .cases import BAD, EITHER, REFUSED, Case, Maker, command, damaged, hostile_value, paths_in, pick, set_at
 
 RECIPES = ("generation", "joint", "understanding", "decoder", "encoder", "dit_only", "diffusion_decoder", "vae")
 BAD_TRAINING = {
@@ -77,10 +77,10 @@ def bad_training(rng: np.random.Generator, folder: Path) -> Case:
     if rng.random() < 0.3 and not isinstance(value, dict):
         write(folder, content)
         written = str(value).lower() if isinstance(value, float) else str(value)
-        return planned(f"training.{key}={value!r}", f"training.{key}={written}", names=(key,), expected=(REFUSED,))
+        return planned(f"training.{key}={value!r}", f"training.{key}={written}", names=(key,), expected=BAD)
     content["training"][key] = value
     write(folder, content)
-    return planned(f"training.{key}: {value!r}", names=(key,), expected=(REFUSED,))
+    return planned(f"training.{key}: {value!r}", names=(key,), expected=BAD)
 
 
 def bad_section(rng: np.random.Generator, folder: Path) -> Case:
@@ -88,7 +88,7 @@ def bad_section(rng: np.random.Generator, folder: Path) -> Case:
     key = pick(rng, list(SECTIONS))
     content[key] = pick(rng, SECTIONS[key])
     write(folder, content)
-    return planned(f"{key}: {content[key]!r}", names=(key,), expected=(REFUSED,))
+    return planned(f"{key}: {content[key]!r}", names=(key,), expected=BAD)
 
 
 def bad_source(rng: np.random.Generator, folder: Path) -> Case:
@@ -163,7 +163,7 @@ def strange_yaml(rng: np.random.Generator, folder: Path) -> Case:
     text = kinds[what]
     (folder / "recipe.yaml").write_bytes(good.encode("utf-16")[:-1] if what == "UTF-16" else text.encode())
     is_fine = what in ("a merge", "a merge of itself", "five megabytes", "binary", "base sixty")
-    return planned(f"a recipe of {what}", names=("recipe", "training"), expected=EITHER if is_fine else (REFUSED,))
+    return planned(f"a recipe of {what}", names=("recipe", "training"), expected=EITHER if is_fine else BAD)
 
 
 def bad_override(rng: np.random.Generator, folder: Path) -> Case:
@@ -191,7 +191,7 @@ def bad_override(rng: np.random.Generator, folder: Path) -> Case:
         ),
     )
     return planned(
-        f"the override {text[:60]!r}", text, names=(re.split("[.=]", text)[0][:20], text[:20]), expected=(REFUSED,)
+        f"the override {text[:60]!r}", text, names=(re.split("[.=]", text)[0][:20], text[:20]), expected=BAD
     )
 
 

@@ -104,6 +104,12 @@ def test_answers_have_a_length(pipe, value):
         Blip3oChat(pipe).ask("what is it?", max_new_tokens=value)
 
 
+def test_a_turn_is_unicode(pipe):
+    for say in (Blip3oChat(pipe).ask, Blip3oChat(pipe).draw, Blip3oChat(pipe).send):
+        with pytest.raises(ValueError, match=r"A turn must be Unicode text\. Got 'a \\ud800', with half a character"):
+            say("a \ud800")
+
+
 def test_features_that_are_no_numbers_are_no_picture(pipe):
     """As of a model in a precision of too small a range."""
     condition = torch.full((1, pipe.model.config.num_queries, pipe.model.config.hidden_size), 1e38)
@@ -124,6 +130,7 @@ def test_turns_by_a_pipe_are_text(capsys, monkeypatch):
         (["generate", "a \udcff"], "The prompt must be text in UTF-8. Got 'a \\udcff'."),
         (["describe", "a\nb\x1b[31m.png"], "a b\\x1b[31m.png"),
         (["evaluate", "--per-family", "1", "--encoder", "none/at/all"], "none/at/all"),
+        (["evaluate", "--output", ""], "The output must be a file."),
     ],
 )
 def test_bad_input_ends_a_command_with_one_line(capsys, words, said):

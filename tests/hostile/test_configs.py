@@ -119,6 +119,7 @@ def test_a_backbone_that_is_not_described_is_no_default_one(folder):
             [],
             "`num_layers` must be a whole number of at least 0. Got [].",
         ),
+        ("processor/processor_config.json", "num_image_tokens", [5], "`num_image_tokens` must be a whole number"),
         ("processor/processor_config.json", "plan_instruction", 5, "`plan_instruction` must contain '{caption}'"),
         ("processor/processor_config.json", "image_processor", "x", "AttributeError: "),
         ("processor/processor_config.json", "image_processor.crop_size.height", "x", "`crop_size.height` must be a"),

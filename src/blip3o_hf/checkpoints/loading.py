@@ -26,8 +26,8 @@ from .weight_files import weight_files
 
 _ALIGNMENT = 64  # bytes
 _LARGEST_ALIGNED = 16 * 2**20  # bytes
-_REPORTERS = ("transformers.modeling_utils", "diffusers.models.modeling_utils")
-_REPORTS = re.compile("LOAD REPORT|weights of|An error occurred while trying to fetch")
+_REPORTERS = ("transformers.modeling_utils", "transformers.configuration_utils", "diffusers.models.modeling_utils")
+_REPORTS = re.compile("LOAD REPORT|weights of|An error occurred while|checkpoint seem corrupted|^Model config: ")
 _BREAKS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError)
 """What the libraries raise for settings that they cannot use."""
 # Types of weights, by the words of safetensors.

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target = check_writable(arguments.output) if arguments.output else None
+    target = None if arguments.output is None else check_writable(arguments.output)
     for name in ("pictures", "per_edit"):
         if getattr(arguments, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 0. Got {getattr(arguments, name)}.")

@@ -1,10 +1,11 @@
 """Results with all that is needed to measure them again: the file that an evaluation writes and a card includes."""
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,14 @@ class Evaluation:
             ValueError: when the file was not written by `write`.
             OSError: when it cannot be read.
         """
+        content = read_measured(path)
         try:
-            content = read_json(path)
+            if "schema" in content:  # of a manifest, which holds more
+                content = {each.name: content[each.name] for each in fields(cls)}
             scores = tuple(_score(**row) for row in content.pop("scores"))
             return cls(scores=scores, **content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"Results are read from a file that `blip3o-hf evaluate --output` wrote. {path} is not one "
-                f"({type(error).__name__}: {error}). Run that command."
-            ) from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(_no_results(path, f"{type(error).__name__}: {error}")) from error
 
     def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
         """Head and rows of a table for each task; a cell is empty where a row has nothing in that column."""
@@ -141,6 +141,41 @@ class Evaluation:
             )
             for score in self.scores
         ]
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """The sha256 of the content of a manifest, without the digest that it may hold."""
+    held = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def read_measured(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    The content of a file of results, or of a manifest, which must be as it was written.
+
+    Raises:
+        ValueError: when it is no mapping, or a manifest that was changed.
+        OSError: when it cannot be read.
+    """
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(_no_results(path, str(error))) from error
+    if not isinstance(content, dict):
+        raise ValueError(_no_results(path, f"it holds {type(content).__name__}"))
+    if "schema" in content and content.get("digest") != digest_of(content):
+        raise ValueError(
+            f"A manifest must be as it was written. {path} was changed afterwards: its digest is not that of its "
+            f"content. Measure it again."
+        )
+    return content
+
+
+def _no_results(path: str | os.PathLike, reason: str) -> str:
+    return (
+        f"Results are read from a file that `blip3o-hf evaluate --output` wrote. {path} is not one ({reason}). Run "
+        f"that command."
+    )
 
 
 def _score(figure: Mapping, beside: Mapping[str, Mapping], **rest) -> Score:

@@ -16,7 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from ..checkpoints.loading import load_complete
+from ..checkpoints.loading import load_complete, named_errors
 from ..checkpoints.published_config import is_published
 from ..objectives.latent_flow import scale_latents, vae_scale_factor
 from .image_processing_eva_clip import EvaClipImageProcessor
@@ -104,7 +104,8 @@ def load_image_processor(folder: str, subfolder: str = "") -> Any:
     """The image processor of a vision tower, as [`load_target_encoder`] finds it."""
     if is_published(folder):
         return EvaClipImageProcessor()
-    return AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
+    with named_errors(f"{folder}/{subfolder}".rstrip("/")):
+        return AutoImageProcessor.from_pretrained(folder, subfolder=subfolder, backend="pil")
 
 
 def square_image_processor(size: int) -> CLIPImageProcessorPil:

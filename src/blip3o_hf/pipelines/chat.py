@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from ..checks import check_unicode
 from ..data.images import as_input_image
 from ..files import written_whole
 from ..models.backbones import accepts, reading_model, token_cache
@@ -292,6 +293,7 @@ class Blip3oChat:
     def _checked(self, text: str, images) -> list[Image.Image]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"A turn must say something. Got {text!r}. Write a question, or what to draw.")
+        check_unicode([text], "A turn")
         images = list(images) if isinstance(images, (list, tuple)) else [images]
         if images:
             self.pipe.model.check_vision()
