@@ -1,13 +1,16 @@
-"""`blip3o-hf evaluate`: scores on the tiny world's held-out prompts, questions, pictures and edits."""
+"""`blip3o-hf evaluate`: a benchmark by its name, or all of the tiny world: drawing, questions, pictures and edits."""
 
 import argparse
 import shlex
 
+from .benchmark_runs import add_benchmark_arguments, run_benchmark
 from .files import check_writable
 from .models import add_model_argument, add_sampling_arguments, encoder_beside, load_pipeline, sampling_of
 
 EXAMPLES = """examples:
   blip3o-hf evaluate
+  blip3o-hf evaluate geneval --prompts geneval/prompts/evaluation_metadata.jsonl --output runs/geneval
+  accelerate launch --num_processes 2 -m blip3o_hf evaluate dpg --prompts dpg_bench/prompts --output runs/dpg
   blip3o-hf evaluate --attempts 1 --wordings
   blip3o-hf evaluate --per-family 100 --encoder runs/tiny/encoder --output results.json
   blip3o-hf card write runs/tiny/generation/pipeline --results results.json
@@ -15,6 +18,9 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "benchmark", nargs="?", default=None, help="name, or module:Class of your own (default: all of the tiny world)"
+    )
     parser.add_argument("--per-family", type=int, default=80, help="prompts per family (default: %(default)s)")
     parser.add_argument("--per-kind", type=int, default=100, help="questions per kind (default: %(default)s)")
     parser.add_argument(
@@ -25,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         default=None,
-        help="also write rates, intervals, settings and versions to this JSON file, for cards",
+        help="folder of a benchmark's run; of the tiny world, a JSON file: the manifest, for cards",
     )
     parser.add_argument(
         "--pictures",
@@ -45,9 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip-understanding", action="store_true", help="score generation only")
     add_model_argument(parser)
+    add_benchmark_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.benchmark is not None:
+        return run_benchmark(arguments)
+    started = _now()
     target = None if arguments.output is None else check_writable(arguments.output)
     for name in ("pictures", "per_edit"):
         if getattr(arguments, name) < 0:
@@ -76,7 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         about.append(ABOUT_WORDINGS)
     if target:
         settings = _settings(arguments, pipe)
-        benchmark.report(columns, answers, _command(arguments), settings, further, " ".join(about)).write(target)
+        words = _words(arguments)
+        command = shlex.join(["blip3o-hf", *words])
+        report = benchmark.report(columns, answers, command, settings, further, " ".join(about))
+        _manifest(arguments, pipe, report, words, started).write(target)
     return 0
 
 
@@ -213,8 +226,25 @@ def _score_wordings(arguments: argparse.Namespace, pipe, sees: bool) -> list:
     return rows
 
 
-def _command(arguments: argparse.Namespace) -> str:
-    """What measures the same again."""
+def _now() -> str:
+    from ..hub.provenance import now
+
+    return now()
+
+
+def _manifest(arguments: argparse.Namespace, pipe, report, words: list[str], started: str):
+    """What a report takes to be made again."""
+    from ..assets import resolve_model
+    from ..evaluation.manifests import Manifest, environment_of, folder_hash, model_hash
+
+    inputs = {"model": model_hash(resolve_model(arguments.model))}
+    if arguments.encoder:
+        inputs["encoder"] = folder_hash(arguments.encoder)
+    return Manifest(report, tuple(words), inputs, environment_of(pipe.device, pipe.model.dtype), started)
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """What measures the same again, without where it is written."""
     from ..hub.provenance import public_name
 
     options = {
@@ -233,7 +263,7 @@ def _command(arguments: argparse.Namespace) -> str:
     words = [str(word) for name, value in options.items() if value is not None for word in (name, value)]
     flags = [] if arguments.plan is None else ["--plan" if arguments.plan else "--no-plan"]
     flags += ["--wordings"] * arguments.wordings + ["--skip-understanding"] * arguments.skip_understanding
-    return shlex.join(["blip3o-hf", "evaluate", *words, *flags])
+    return ["evaluate", *words, *flags]
 
 
 def _settings(arguments: argparse.Namespace, pipe) -> dict:

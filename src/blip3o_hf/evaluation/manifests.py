@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
 from ..files import written_whole
@@ -171,8 +172,11 @@ def pixel_hash(image: Image.Image) -> str:
 
 def file_hash(path: str | os.PathLike) -> str:
     """The sha256 of a file."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def folder_hash(folder: str | os.PathLike) -> str:
@@ -181,6 +185,28 @@ def folder_hash(folder: str | os.PathLike) -> str:
     for path in _files(Path(folder)):
         digest.update(f"{path.relative_to(folder)}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
+
+
+def model_hash(model: str | os.PathLike) -> str:
+    """
+    The sha256 of a model's files.
+
+    Args:
+        model: folder, or Hub id of a repository that was loaded before.
+
+    Raises:
+        FileNotFoundError: when the repository is not on this machine.
+    """
+    if os.path.isdir(model):
+        return folder_hash(model)
+    cached = (try_to_load_from_cache(str(model), name) for name in ("model_index.json", "config.json"))
+    folders = [Path(path).parent for path in cached if isinstance(path, str)]
+    if not folders:
+        raise FileNotFoundError(
+            f"A manifest names the files of a model, which must be on this machine. There are none of {model}. Load "
+            f"it first."
+        )
+    return folder_hash(folders[0])
 
 
 def _files(folder: Path) -> Iterable[Path]:
@@ -215,5 +241,6 @@ __all__ = [
     "environment_of",
     "file_hash",
     "folder_hash",
+    "model_hash",
     "pixel_hash",
 ]

@@ -134,6 +134,16 @@ class PictureBenchmark:
         check_ids([item.id for item in items], prompts)
         self.items = items[:limit]
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of what is drawn, by name: of the prompts with their input images, and of the prompt file."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(json.dumps([item.id, item.prompt, dict(item.row)], sort_keys=True).encode())
+            for path in item.images:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return {"prompts": digest.hexdigest(), "prompt file": self.prompt_file.sha256}
+
     def read_items(self, path: Path) -> list[Item]:
         """All items of a prompt file or folder, in its order."""
         raise NotImplementedError
