@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	$(BIN)/blip3o-hf demo
 
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 style: $(VENV)/.dev
 	$(BIN)/ruff format .

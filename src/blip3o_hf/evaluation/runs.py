@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from PIL import Image
 from tqdm import tqdm
 
 from ..data.images import as_input_image
@@ -247,8 +246,8 @@ class DrawingRun:
     def _hashed(self) -> Iterator[Picture]:
         for batch in self._batches():
             for index, item, number in batch:
-                with Image.open(self.pictures.path(item, number)) as image:
-                    yield Picture(item.id, number, self.seed_of(index, number), pixel_hash(image))
+                digest = pixel_hash(self.pictures.open(item, number))
+                yield Picture(item.id, number, self.seed_of(index, number), digest)
 
     def _evaluation(self, scores: Sequence[Score], words: Sequence[str]) -> Evaluation:
         config, call = self.pipe.config, self.settings.call
