@@ -3,7 +3,8 @@
 import difflib
 import importlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str], where: str = "") -> str:
@@ -68,22 +69,61 @@ def find_class(name: str, known: Mapping[str, str], where: str) -> type:
     if ":" not in name:
         check_keys([name], known, where)
         name = known[name]
-    module_name, _, class_name = name.partition(":")
+    found = _named(name, "class", where)
+    if not isinstance(found, type):
+        raise ValueError(
+            f"A class of your own is written module:Class. Got {name!r} in {where}, which is no class. Correct the "
+            f"name."
+        )
+    return found
+
+
+def find_function(name: str, where: str) -> Callable[..., Any]:
+    """
+    The function that a name stands for.
+
+    Args:
+        name: `module:function`.
+        where: where the name came from, in words.
+
+    Raises:
+        ValueError: when there is no such name, module or function.
+
+    Example:
+        >>> find_function("math:fsum", "a doctest")([1, 2])
+        3.0
+    """
+    if ":" not in name:
+        raise ValueError(
+            f"A function of your own is written module:function. Got {name!r} in {where}, without a colon. Write both."
+        )
+    found = _named(name, "function", where)
+    if not callable(found):
+        raise ValueError(
+            f"A function of your own is written module:function. Got {name!r} in {where}, which cannot be called. "
+            f"Correct the name."
+        )
+    return found
+
+
+def _named(name: str, kind: str, where: str) -> Any:
+    """What `module:Name` is, a class or a function."""
+    written = f"A {kind} of your own is written module:{kind.capitalize() if kind == 'class' else kind}."
+    module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and something that it imports is not
         raise ValueError(
-            f"A class of your own is written module:Class. Got {name!r} in {where}, and Python finds no module "
-            f"{error.name!r}. Start the command with PYTHONPATH=FOLDER, the folder that holds it."
+            f"{written} Got {name!r} in {where}, and Python finds no module {error.name!r}. Start the command with "
+            f"PYTHONPATH=FOLDER, the folder that holds it."
         ) from error
-    if not isinstance(getattr(module, class_name, None), type):
+    if not hasattr(module, attribute):
         raise ValueError(
-            f"A class of your own is written module:Class. Got {name!r} in {where}, and {module.__file__} has no "
-            f"class {class_name!r}. Correct the name."
+            f"{written} Got {name!r} in {where}, and {module.__file__} has no {kind} {attribute!r}. Correct the name."
         )
-    return getattr(module, class_name)
+    return getattr(module, attribute)
 
 
 def check_sizes(least: int = 1, /, **sizes: object) -> None:

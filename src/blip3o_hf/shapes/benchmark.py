@@ -62,7 +62,7 @@ def held_out_prompts(
     ]
 
 
-def _by_family(prompts: Sequence[Prompt], passed: Sequence[bool]) -> dict[str, Rate]:
+def rates_by_family(prompts: Sequence[Prompt], passed: Sequence[bool]) -> dict[str, Rate]:
     rates: dict[str, Rate] = {}
     for prompt, ok in zip(prompts, passed, strict=True):
         rates[prompt.family] = rates.get(prompt.family, Rate(0, 0)) + Rate(int(ok), 1)
@@ -138,7 +138,7 @@ def score_generation(
     """Verifier pass rates by family, what was drawn, and which images pass."""
     drawing = draw(pipe, [prompt.text for prompt in prompts], seed, batch_size, **call)
     passed = [verify(image, prompt).passed for image, prompt in zip(drawing.images, prompts, strict=True)]
-    return _by_family(prompts, passed), drawing, passed
+    return rates_by_family(prompts, passed), drawing, passed
 
 
 def chance_rates(prompts: Sequence[Prompt], seed: int = 0) -> dict[str, Rate]:
@@ -152,7 +152,7 @@ def chance_rates(prompts: Sequence[Prompt], seed: int = 0) -> dict[str, Rate]:
         rng = np.random.default_rng((seed, 7, index))
         other = sample_example(rng, split="test", family=KINDS_OF_UNSEEN.get(prompt.family, prompt.family)).scene
         passed.append(verify(render(other), prompt).passed)
-    return _by_family(prompts, passed)
+    return rates_by_family(prompts, passed)
 
 
 def reconstruct(
@@ -182,7 +182,7 @@ def ceiling_rates(
             truths.append(render(sample_scene(prompt, np.random.default_rng((seed, 11, index)), split="test")))
         pictures = reconstruct(encoder, image_processor, decode, truths)
         passed += [verify(picture, prompt).passed for picture, prompt in zip(pictures, batch, strict=True)]
-    return _by_family(prompts, passed)
+    return rates_by_family(prompts, passed)
 
 
 def held_out_questions(kind: str, number: int, seed: int = 0) -> list[tuple[list[np.ndarray], Question]]:

@@ -4,7 +4,21 @@ from typing import Any
 
 from ...checks import find_class
 
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "dpg": f"{__name__}.dpg:DpgBenchmark",
+    "gedit": f"{__name__}.editing:GEditBenchmark",
+    "geneval": f"{__name__}.geneval:GenEvalBenchmark",
+    "geneval2": f"{__name__}.geneval2:GenEval2Benchmark",
+    "imgedit": f"{__name__}.editing:ImgEditBenchmark",
+    "mjhq": f"{__name__}.mjhq:MjhqBenchmark",
+    "ocr": f"{__name__}.ocr:OcrBenchmark",
+    "own": f"{__name__}.own:OwnBenchmark",
+    "shapes": "blip3o_hf.shapes.picture_benchmark:ShapesBenchmark",
+    "unigenbench-en": f"{__name__}.unigenbench:UniGenBenchmark",
+    "unigenbench-zh": f"{__name__}.unigenbench:UniGenChineseBenchmark",
+    "wise-legacy": f"{__name__}.wise:WiseLegacyBenchmark",
+    "wise-verified": f"{__name__}.wise:WiseVerifiedBenchmark",
+}
 """Classes by the names that commands take, as `module:Class`."""
 
 

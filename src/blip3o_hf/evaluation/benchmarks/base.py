@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from ...checks import check_sizes
 from ...data.images import as_input_image
 from ...hub.results import Score
-from ...reading import read_bytes
+from ...reading import read_bytes, read_text
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,19 @@ class PromptFile:
     A prompt file as a run read it.
 
     Args:
-        path: of the file, or of the folder of files.
-        sha256: of the bytes; of a folder, of all names and bytes, in the order of the names.
+        path: of the file, or of the folder of files; `None` where the benchmark makes its prompts itself.
+        sha256: of the bytes; of a folder, of all names and bytes, in the order of the names; without a file, of all
+            ids and prompts.
     """
 
-    path: Path
+    path: Path | None
     sha256: str
+
+    @classmethod
+    def of_items(cls, items: Sequence[Item]) -> "PromptFile":
+        """What stands for a prompt file where a benchmark makes its prompts itself: the same items, the same hash."""
+        content = json.dumps([[item.id, item.prompt] for item in items])
+        return cls(None, hashlib.sha256(content.encode()).hexdigest())
 
     @classmethod
     def read(cls, path: str | os.PathLike, pattern: str = "*") -> "PromptFile":
@@ -104,17 +114,29 @@ class Pictures:
         paths = (self.path(item, number) for item in self.items for number in range(self.number))
         return [path for path in paths if not path.is_file()]
 
+    def check_complete(self) -> None:
+        """
+        Raises:
+            ValueError: when pictures are missing, since a mean over the others would be one of another benchmark.
+        """
+        missing = self.missing()
+        if missing:
+            raise ValueError(
+                f"All {len(self.items) * self.number} pictures must be there. {len(missing)} are missing, the first "
+                f"is {missing[0]}. Draw them first."
+            )
+
 
 class PictureBenchmark:
     """
     Base of benchmarks of drawing and editing. Your own is named `module:Class`.
 
     Args:
-        prompts: the prompt file, or the folder of prompt files; by default the one that is shipped, if there is one.
+        prompts: the prompt file, or the folder of prompt files; not needed where the benchmark makes its prompts.
         limit: take only the first so many items.
 
     Raises:
-        ValueError: when ids are missing or there twice, or a row lacks what it must have.
+        ValueError: when ids are missing or there twice, a row lacks what it must have, or there are no prompts.
         FileNotFoundError: when the prompts are not there.
     """
 
@@ -127,11 +149,21 @@ class PictureBenchmark:
     pictures_per_prompt: ClassVar[int] = 1
     pattern: ClassVar[str] = "*"
     """Of the names of prompt files, where `prompts` is a folder."""
+    official: ClassVar[str] = ""
+    """How the official scorer is started on the folder that `lay_out` writes, and what to know of it."""
 
-    def __init__(self, prompts: str | os.PathLike, limit: int | None = None):
-        self.prompt_file = PromptFile.read(prompts, self.pattern)
-        items = self.read_items(self.prompt_file.path)
-        check_ids([item.id for item in items], prompts)
+    def __init__(self, prompts: str | os.PathLike | None = None, limit: int | None = None):
+        if prompts is None:
+            items = self.make_items()
+            self.prompt_file = PromptFile.of_items(items)
+        else:
+            self.prompt_file = PromptFile.read(prompts, self.pattern)
+            items = self.read_items(Path(prompts))
+        check_ids([item.id for item in items], self.title if prompts is None else prompts)
+        if not items:
+            raise ValueError(f"A benchmark must have a prompt. {prompts} has none. Check the file.")
+        if limit is not None:
+            check_sizes(limit=limit)
         self.items = items[:limit]
 
     @property
@@ -148,8 +180,47 @@ class PictureBenchmark:
         """All items of a prompt file or folder, in its order."""
         raise NotImplementedError
 
+    def make_items(self) -> list[Item]:
+        """All items of a benchmark that makes its prompts itself."""
+        raise ValueError(
+            f"{self.title} reads its prompts from a file. No file was given. Give the path of the benchmark's own "
+            f"prompts, which are not part of this package."
+        )
+
     def lay_out(self, pictures: Pictures, folder: Path) -> None:
-        """Write into an empty folder what the official scorer reads; nothing, where there is no such scorer."""
+        """
+        Write what the official scorer reads, whole or not at all; nothing, where there is no such scorer.
+
+        Args:
+            pictures: all of them.
+            folder: that is empty or not there.
+
+        Raises:
+            ValueError: when pictures are missing or cannot be laid out.
+            FileExistsError: when the folder holds something.
+        """
+        if type(self).write_layout is PictureBenchmark.write_layout:
+            return
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"A layout is written into an empty folder. {folder} is none. Choose another.")
+        if pictures.number != self.pictures_per_prompt:
+            raise ValueError(
+                f"{self.title} wants {self.pictures_per_prompt} pictures of each prompt. There are {pictures.number}. "
+                f"Draw as many as it wants."
+            )
+        pictures.check_complete()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".layout-"))
+        try:
+            self.write_layout(pictures, temporary)
+            temporary.chmod(0o755)
+            temporary.replace(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def write_layout(self, pictures: Pictures, folder: Path) -> None:
+        """Write what the official scorer reads into an empty folder; a subclass has this where there is a scorer."""
 
     def problems(self, folder: Path) -> list[str]:
         """
@@ -163,8 +234,11 @@ class PictureBenchmark:
         Scores that can honestly be given here; none by default.
 
         Args:
-            pictures: all of them; the caller has seen to it that none is missing.
+            pictures: all of them.
             judges: what the scores need, by the names that the class documents: a detector, a judge.
+
+        Raises:
+            ValueError: when pictures are missing: there is no mean over fewer pictures than the benchmark has.
         """
         return []
 
@@ -189,6 +263,19 @@ def check_ids(ids: Sequence[str], source: str | os.PathLike) -> None:
 _ID_SIGNS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
+def prompt_text(path: str | os.PathLike) -> str:
+    """
+    The text of a prompt file, in UTF-8.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    try:
+        return read_text(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"A prompt file must be UTF-8. {path} is not: {error}. Save it as UTF-8.") from error
+
+
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """
     The mappings in a file of one JSON a line.
@@ -197,7 +284,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
         ValueError: naming the line that is none.
     """
     rows = []
-    for number, line in enumerate(read_bytes(path).decode("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(prompt_text(path).split("\n"), start=1):  # other line ends may be in texts
         if not line.strip():
             continue
         try:
@@ -212,4 +299,22 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-__all__ = ["Item", "PictureBenchmark", "Pictures", "PromptFile", "check_ids", "json_lines"]
+def field_of(row: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """
+    A field of a row that must be there.
+
+    Args:
+        kind: what the value must be.
+        where: the row, in words, for the error.
+
+    Raises:
+        ValueError: when it is missing, empty, or something else.
+    """
+    value = row.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool) or value in ("", []):
+        kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{where} must have `{name}`, a {kinds}. It has {value!r:.60}. Correct the prompt file.")
+    return value
+
+
+__all__ = ["Item", "PictureBenchmark", "Pictures", "PromptFile", "check_ids", "field_of", "json_lines", "prompt_text"]
