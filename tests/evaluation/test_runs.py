@@ -26,7 +26,7 @@ class Brightness(PictureBenchmark):
     def read_items(self, path: Path) -> list[Item]:
         return [Item(str(row["id"]), row["prompt"], row) for row in json_lines(path)]
 
-    def lay_out(self, pictures, folder):
+    def write_layout(self, pictures, folder):
         for item in pictures.items:
             for number in range(pictures.number):
                 shutil.copy(pictures.path(item, number), folder / f"{item.id}_{number}.png")

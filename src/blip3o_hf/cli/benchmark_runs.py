@@ -3,23 +3,23 @@
 import argparse
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .models import load_pipeline, sampling_of
 
-MADE_OF = ("prompts", "variant", "limit", "per_family", "scorer")
+MADE_OF = ("prompts", "limit", "per_family")
 """Options that are arguments of a benchmark's class, where it takes them."""
-SAMPLING = ("steps", "guidance", "attempts")
-JUDGED_BY = ("detector", "judge")
+MODELS = ("detector", "colors", "judge")
 """Options that are models for its scores."""
+SAMPLING = ("steps", "guidance", "attempts")
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a run of a benchmark."""
     group = parser.add_argument_group("a benchmark by its name")
     group.add_argument("--prompts", default=None, help="prompt file or folder of the benchmark")
-    group.add_argument("--variant", default=None, help="of a benchmark that has several, such as legacy or verified")
     group.add_argument("--limit", type=int, default=None, help="take only the first so many prompts")
     group.add_argument("--batch-size", type=int, default=8, help="pictures at once (default: %(default)s)")
     group.add_argument(
@@ -29,9 +29,14 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         help="picture i has the seed + i, or each prompt begins at the seed again (default: %(default)s)",
     )
     group.add_argument("--truncate", action="store_true", help="cut prompts that are too long for the model")
-    group.add_argument("--detector", default=None, help="model that finds objects: folder or Hub id")
-    group.add_argument("--judge", default=None, help="model that answers questions about pictures: folder or Hub id")
-    group.add_argument("--scorer", default=None, help="your own function of pictures and rows, as module:function")
+    group.add_argument("--detector", default=None, help="geneval: model that finds objects, folder or Hub id")
+    group.add_argument("--colors", default=None, help="geneval: a CLIP that names colours, folder or Hub id")
+    group.add_argument(
+        "--judge", default=None, help="geneval2: chat model that answers questions about pictures, folder or Hub id"
+    )
+    group.add_argument("--verdicts", default=None, help="wise: JSON with `judge`, `verdicts` and perhaps `categories`")
+    group.add_argument("--reference", default=None, help="mjhq: folder of the benchmark's own pictures")
+    group.add_argument("--scorer", default=None, help="own: function of pictures and rows, as module:function")
 
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
@@ -46,34 +51,41 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     kind = find_benchmark(arguments.benchmark)
     made_of = _settings(arguments, kind)
     benchmark = kind(**made_of)
+    judged_by = {name: getattr(arguments, name) for name in JUDGED_BY if getattr(arguments, name) is not None}
+    judges = {}
+    for name, given in judged_by.items():
+        judges |= JUDGED_BY[name](given)
     pipe = load_pipeline(arguments.model)
 
     from accelerate import PartialState
 
     from ..assets import resolve_model
-    from ..evaluation.manifests import model_hash
+    from ..evaluation.manifests import file_hash, model_hash
     from ..evaluation.runs import DrawingRun, DrawingSettings
 
-    state = PartialState(cpu=pipe.device.type == "cpu")
+    PartialState(cpu=pipe.device.type == "cpu")
     settings = DrawingSettings(
         arguments.seed, arguments.seed_rule, arguments.batch_size, sampling_of(arguments), arguments.truncate
     )
     inputs = {"model": model_hash(resolve_model(arguments.model))}
-    judges = {name: getattr(arguments, name) for name in JUDGED_BY if getattr(arguments, name) is not None}
-    inputs |= {name: model_hash(resolve_model(judge)) for name, judge in judges.items()}
+    inputs |= {name: model_hash(resolve_model(judged_by[name])) for name in MODELS if name in judged_by}
+    if arguments.verdicts is not None:
+        inputs["verdicts"] = file_hash(arguments.verdicts)
     run = DrawingRun(benchmark, pipe, arguments.output, settings, inputs)
-    manifest = run.run(_words(arguments, {**made_of, **judges}), **judges)
-    if manifest is None:
-        return 0
-    assert state.is_main_process
+    manifest = run.run(_words(arguments, {**made_of, **judged_by}), **judges)
+    if manifest is not None:
+        _print(manifest, Path(arguments.output))
+    return 0
+
+
+def _print(manifest: Any, folder: Path) -> None:
     for head, rows in manifest.evaluation.tables().values():
         widths = [max(len(str(row[column])) for row in (head, *rows)) for column in range(len(head))]
         for row in (head, *rows):
             print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"{len(manifest.pictures)} pictures, and the manifest: {Path(arguments.output, 'manifest.json')}")
+    print(f"{len(manifest.pictures)} pictures, and the manifest: {folder / 'manifest.json'}")
     if not manifest.evaluation.scores:
-        print(f"no score is given here; the official scorer reads {Path(arguments.output, 'layout')}", file=sys.stderr)
-    return 0
+        print(f"no score without a judge; for the official scorer: {folder / 'layout'}", file=sys.stderr)
 
 
 def _words(arguments: argparse.Namespace, given: dict[str, Any]) -> list[str]:
@@ -90,24 +102,71 @@ def _words(arguments: argparse.Namespace, given: dict[str, Any]) -> list[str]:
 
 
 def _settings(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """The options that a benchmark's class takes."""
+    """The options that a benchmark's class takes; the seed of its prompts is that of the noise."""
     taken = inspect.signature(kind).parameters
     given = {name: getattr(arguments, name) for name in MADE_OF}
     given = {name: value for name, value in given.items() if value is not None}
-    given = {name: value for name, value in given.items() if name in taken or name != "per_family"}
-    unknown = [name for name in given if name not in taken]
-    if unknown:
-        option = f"--{unknown[0].replace('_', '-')}"
-        raise ValueError(
-            f"An option must be one of the benchmark. {arguments.benchmark} takes no {option}. Leave it out."
-        )
-    needed = [name for name, one in taken.items() if one.default is one.empty and name not in given]
-    if needed:
-        raise ValueError(
-            f"{arguments.benchmark} needs --{needed[0].replace('_', '-')}. Got none. Name the benchmark's own "
-            f"file (docs/evaluation.md)."
-        )
+    if "per_family" not in taken:
+        del given["per_family"]
+    if "seed" in taken:
+        given["seed"] = arguments.seed
     return given
+
+
+def _detector(name: str) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    from ..assets import resolve_model
+    from ..evaluation.benchmarks.detectors import SegmentationDetector, ZeroShotDetector
+
+    folder = resolve_model(name)
+    has_masks = "former" in AutoConfig.from_pretrained(folder).model_type
+    return {"detector": (SegmentationDetector if has_masks else ZeroShotDetector).from_pretrained(folder)}
+
+
+def _colors(name: str) -> dict[str, Any]:
+    from ..assets import resolve_model
+    from ..evaluation.benchmarks.detectors import ClipColors
+
+    return {"colors": ClipColors.from_pretrained(resolve_model(name))}
+
+
+def _judge(name: str) -> dict[str, Any]:
+    from ..assets import resolve_model
+    from ..evaluation.benchmarks.judges import VlmJudge
+
+    return {"judge": VlmJudge.from_pretrained(resolve_model(name))}
+
+
+def _verdicts(path: str) -> dict[str, Any]:
+    from ..checks import check_keys
+    from ..reading import read_json
+
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("verdicts"), dict):
+        raise ValueError(
+            f"Verdicts are a JSON mapping with `judge`, its name, and `verdicts`, by prompt id. {path} is none. Write "
+            f"one."
+        )
+    check_keys(content, ("judge", "verdicts", "categories"), str(path))
+    return content
+
+
+def _reference(folder: str) -> dict[str, Any]:
+    from ..evaluation.set_distances import PictureDistance
+
+    return {"reference": folder, "distance": PictureDistance()}
+
+
+JUDGED_BY: dict[str, Callable[[str], dict[str, Any]]] = {
+    "detector": _detector,
+    "colors": _colors,
+    "judge": _judge,
+    "verdicts": _verdicts,
+    "reference": _reference,
+    "scorer": lambda name: {"scorer": name},
+}
+"""Options that scores are made with, and how each becomes what a benchmark takes."""
 
 
 __all__ = ["add_benchmark_arguments", "run_benchmark"]

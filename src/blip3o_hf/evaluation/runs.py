@@ -203,12 +203,7 @@ class DrawingRun:
                 image.save(temporary)
 
     def _finish(self, words: Sequence[str], judges: Mapping[str, Any]) -> Manifest:
-        missing = self.pictures.missing()
-        if missing:
-            raise ValueError(
-                f"A score needs all pictures of a run. {len(missing)} are missing, {missing[0]} among them. Start the "
-                f"command again."
-            )
+        self.pictures.check_complete()
         for folder in (self.folder / PICTURES).iterdir():
             delete_partial(folder)  # what killed processes left
         self._lay_out()
@@ -229,9 +224,8 @@ class DrawingRun:
         target = self.folder / LAYOUT
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".partial-") as temporary:
             made = Path(temporary, LAYOUT)
-            made.mkdir()
             self.benchmark.lay_out(self.pictures, made)
-            if not any(made.iterdir()):
+            if not made.exists():  # there is no official scorer
                 return
             problems = self.benchmark.problems(made)
             if problems:
