@@ -47,6 +47,15 @@ def test_alpha_of_a_lora_is_a_number(saved, alpha):
         from_peft(tensors, LoraConfig(lora_alpha=alpha), "it")
 
 
+def test_a_config_that_peft_cannot_read_is_named(pipe, tmp_path):
+    save_file(
+        {"base_model.model.transformer.x.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": true}')
+    with pytest.raises(ValueError, match=rf"{tmp_path} must be as `save_pretrained` wrote it\. .* KeyError: True"):
+        pipe.load_lora_weights(tmp_path)
+
+
 @pytest.mark.parametrize("pattern", ["(([a-z0-9._])+)+!", "(a|a)*b", "a" * 501, ".*.*.*.*x", "(x+){9}"])
 def test_no_pattern_of_a_lora_takes_long(saved, pattern):
     tensors = {f"base_model.model.{k}": v for k, v in load_file(saved / LORA_WEIGHT_NAME_SAFE).items()}

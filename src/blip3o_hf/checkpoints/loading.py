@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -90,7 +91,9 @@ def _without_reports() -> Generator[None]:
     for logger in loggers:
         logger.addFilter(is_none)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            yield
     finally:
         for logger in loggers:
             logger.removeFilter(is_none)

@@ -20,7 +20,7 @@ MAX_RATIO = 200
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # rasters only: EPS would start Ghostscript
 # Pillow says some of what is wrong with an image to its logger, too, which would print it.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError)
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, RuntimeError)
 DECODING_ERRORS += (struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -73,22 +73,26 @@ def decode_image(
                 raise BadItem(key, f"no image file at {str(data)[:200]}")  # a pipe would wait for a writer for ever
             if not isinstance(data, Image.Image):
                 data = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
-        width, height = data.size
-        if width * height > max_pixels:
-            raise BadItem(key, f"image of {width} x {height} pixels, more than max_pixels {max_pixels}")
-        if min(width, height) < min_size:
-            raise BadItem(key, f"image of {width} x {height} pixels, less than min_size {min_size}")
-        if max_ratio is not None and max(width, height) > max_ratio * min(width, height):
-            raise BadItem(key, f"image of {width} x {height} pixels, one side more than {max_ratio} times the other")
-        data.load()
-        upright = ImageOps.exif_transpose(data)
-        upright.format = data.format  # of which a copy knows nothing, and `to_rgb` asks for it
-        image = to_rgb(upright)
+            _check_size(data.size, key, max_pixels, min_size, max_ratio)
+            data.load()
+            upright = ImageOps.exif_transpose(data)
+            upright.format = data.format  # of which a copy knows nothing, and `to_rgb` asks for it
+            image = to_rgb(upright)
         image.info.pop("exif", None)  # it may be damaged, and whoever opens the image again would read it
         return image
     except DECODING_ERRORS as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise BadItem(key, f"not a readable image ({reason})") from error
+
+
+def _check_size(size: tuple[int, int], key: str, max_pixels: int, min_size: int, max_ratio: float | None) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise BadItem(key, f"image of {width} x {height} pixels, more than max_pixels {max_pixels}")
+    if min(width, height) < min_size:
+        raise BadItem(key, f"image of {width} x {height} pixels, less than min_size {min_size}")
+    if max_ratio is not None and max(width, height) > max_ratio * min(width, height):
+        raise BadItem(key, f"image of {width} x {height} pixels, one side more than {max_ratio} times the other")
 
 
 def image_texts(path: str | os.PathLike) -> list[str]:

@@ -75,8 +75,13 @@ class SourceSettings:
         if not 0 <= self.short_caption_rate <= 1:
             raise ValueError(f"`short_caption_rate` must be in [0, 1]. Got {self.short_caption_rate}. Example: 0.1.")
         if self.prompt_template is not None:
-            names = {name for _, name, _, _ in string.Formatter().parse(self.prompt_template) if name is not None}
-            if not names or not names <= {"caption", "folder"}:
+            try:
+                parsed = list(string.Formatter().parse(self.prompt_template))
+            except ValueError:  # an open brace
+                parsed = []
+            names = {name for _, name, _, _ in parsed if name is not None}
+            is_plain = not any(width or conversion for _, _, width, conversion in parsed)
+            if not names or not names <= {"caption", "folder"} or not is_plain:
                 raise ValueError(
                     "`prompt_template` must hold {caption} or {folder} and nothing else in braces. "
                     f"Got {self.prompt_template!r}. Example: 'a photo: {{caption}}'."

@@ -1,5 +1,6 @@
 """Items in tables of the library `datasets`: of the Hub, in parquet files, saved on disk, in memory, or a stream."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -169,6 +170,9 @@ def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.D
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
 
+    # It logs what is wrong with a file, too, which would be printed beside the error.
+    reader = logging.getLogger("datasets.packaged_modules.parquet.parquet")
+    was_on, reader.disabled = not reader.disabled, True
     try:
         return datasets.load_dataset(*name, **files, split=settings.split)
     except (ArrowException, DatasetGenerationError) as error:
@@ -183,6 +187,8 @@ def _of_split(settings: SourceSettings, *name: Any, **files: Any) -> "datasets.D
             raise
         check_split(settings.split, re.findall(r"'([^']*)'", unknown[1]), settings.path)
         raise
+    finally:
+        reader.disabled = not was_on
 
 
 def _check_parquet(file: Path) -> None:

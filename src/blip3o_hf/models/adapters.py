@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, is_peft_available
 
+from ..checkpoints.loading import named_errors
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.tensor_checks import listed
 from ..checks import is_finite_number, unknown_name
@@ -275,7 +276,9 @@ def read_lora(
             f"PEFT keeps rank and alpha in {ADAPTER_CONFIG_NAME}, beside {ADAPTER_SAFE_WEIGHTS_NAME}. {files} has "
             f"none. Copy it from where the adapter was saved."
         )
-    return from_peft(tensors, LoraConfig.from_pretrained(str(config.parent)), str(path))
+    with named_errors(config.parent):
+        settings = LoraConfig.from_pretrained(str(config.parent))
+    return from_peft(tensors, settings, str(path))
 
 
 def _no_pickle(name: str) -> str:

@@ -153,8 +153,9 @@ class Blip3oProcessor(ProcessorMixin):
             sides = getattr(image_processor, name, None)
             if isinstance(sides, (dict, SizeDict)):
                 check_sizes(**{f"{name}.{side}": number for side, number in dict(sides).items() if number is not None})
-        if num_image_tokens is not None:
-            check_sizes(num_image_tokens=num_image_tokens)
+        for name, number in (("num_image_tokens", num_image_tokens), ("max_prompt_length", max_prompt_length)):
+            if number is not None:
+                check_sizes(**{name: number})
         if image_start_token not in tokenizer.get_vocab():
             raise ValueError(
                 f"The tokenizer must know the token that starts an image. It has no {image_start_token!r}. Add it "

@@ -18,6 +18,7 @@ from PIL import Image
 from ..checkpoints.loading import align, check_finite, named_errors, tensors_in
 from ..checkpoints.lookup import checkpoint_files
 from ..checkpoints.published_config import is_published
+from ..checkpoints.settings import read_settings
 from ..checkpoints.tensor_checks import check_floating_point
 from ..models.decoder_patch import Blip3oPatchDecoder
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
@@ -224,6 +225,8 @@ class Blip3oPipeline(
             pipeline = cls(**load_published_parts(pretrained_model_name_or_path, names, **kwargs))
             pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
             return pipeline
+        for settings in Path(pretrained_model_name_or_path).glob("*/*config.json"):  # of a folder on this machine
+            read_settings(settings)  # of which diffusers takes a list for the name of a repository
         with named_errors(pretrained_model_name_or_path):
             pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         for name, part in pipeline.components.items():

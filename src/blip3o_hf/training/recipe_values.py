@@ -50,6 +50,7 @@ _RANGES: dict[str, tuple[int, int | None]] = {
     "max_length": (1, None),
     "max_input_pixels": (1, 10**10),
     "max_pixels": (1, 10**10),
+    "min_size": (1, None),
     "num_queries": (1, None),
     "feature_size": (1, None),
 }
