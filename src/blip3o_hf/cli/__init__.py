@@ -23,6 +23,8 @@ COMMANDS = {
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on a benchmark, or on all that the tiny world asks",
     "regenerate": "make a result again from its manifest, and say whether it is the same",
+    "distance": "compare the pictures of a folder with those of a reference: Frechet distance, KID, CMMD",
+    "compare-backbone": "run tasks of lmms-eval on a model and on its bare backbone, and compare each answer",
     "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
     "export": "write a pipeline for shipping: weights rounded, or with the code to open it without this package",
@@ -33,7 +35,7 @@ COMMANDS = {
 
 # Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
 PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
-PATHS += ("recipe", "results", "save", "sheet", "source", "target")
+PATHS += ("backbone", "include_path", "recipe", "reference", "results", "save", "sheet", "source", "target")
 
 # Arguments that a model reads.
 TEXTS = ("prompt", "negative_prompt", "instruction", "question")
@@ -93,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"blip3o-hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        module = import_module(f".{name}", __name__)
+        module = import_module(f".{name.replace('-', '_')}", __name__)
         command = commands.add_parser(
             name,
             help=summary,

@@ -95,6 +95,24 @@ def _check_size(size: tuple[int, int], key: str, max_pixels: int, min_size: int,
         raise BadItem(key, f"image of {width} x {height} pixels, one side more than {max_ratio} times the other")
 
 
+def image_header(path: str | os.PathLike) -> tuple[str, tuple[int, int]]:
+    """
+    The format of an image file, such as `JPEG`, and its width and height in pixels; its pixels are not read.
+
+    Raises:
+        BadItem: when the file is no image of a known format.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not os.path.isfile(path):
+                raise BadItem(str(path), "no file")
+            with Image.open(path, formats=FORMATS) as image:
+                return str(image.format), image.size
+    except DECODING_ERRORS as error:
+        raise BadItem(str(path), "not a readable image") from error
+
+
 def image_texts(path: str | os.PathLike) -> list[str]:
     """What an image file says beside its pixels, where that is compressed; nothing where it is no image."""
     try:
