@@ -21,6 +21,8 @@ COMMANDS = {
     "chain": "train all stages of a model, one after another",
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
+    "collect": "make training data: prompts, and pictures from a teacher, as shards with manifests",
+    "recaption": "write long and short captions for pictures that you have",
     "evaluate": "score a model on the tiny world's held-out prompts, questions, pictures and edits",
     "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
@@ -31,8 +33,23 @@ COMMANDS = {
 
 
 # Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
-PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
-PATHS += ("recipe", "results", "save", "sheet", "source", "target")
+PATHS = (
+    "batch_in",
+    "batch_out",
+    "categories",
+    "chain",
+    "data",
+    "encoder",
+    "folder",
+    "histogram",
+    "image",
+    "images",
+    "model",
+    "open",
+    "output",
+    "path",
+)
+PATHS += ("exclude", "out", "prompts", "recipe", "results", "save", "sheet", "source", "target")
 
 # Arguments that a model reads.
 TEXTS = ("prompt", "negative_prompt", "instruction", "question")
