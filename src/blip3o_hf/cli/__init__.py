@@ -21,6 +21,8 @@ COMMANDS = {
     "chain": "train all stages of a model, one after another",
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
+    "collect": "make training data: prompts, and pictures from a teacher, as shards with manifests",
+    "recaption": "write long and short captions for pictures that you have",
     "evaluate": "score a model on a benchmark, or on all that the tiny world asks",
     "regenerate": "make a result again from its manifest, and say whether it is the same",
     "distance": "compare the pictures of a folder with those of a reference: Frechet distance, KID, CMMD",
@@ -34,8 +36,20 @@ COMMANDS = {
 
 
 # Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
-PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
-PATHS += ("backbone", "include_path", "recipe", "reference", "results", "save", "sheet", "source", "target")
+PATHS = (
+    "backbone",
+    "batch_in",
+    "batch_out",
+    "categories",
+    "chain",
+    "data",
+    "encoder",
+    "exclude",
+    "folder",
+    "histogram",
+)
+PATHS += ("image", "images", "include_path", "manifest", "model", "open", "out", "output", "path", "prompts", "recipe")
+PATHS += ("reference", "results", "save", "sheet", "source", "target", "verdicts")
 
 # Arguments that a model reads.
 TEXTS = ("prompt", "negative_prompt", "instruction", "question")

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..data.sources import open_source
     from ..data.survey import survey
 
-    settings = _settings(arguments)
+    settings = source_settings(arguments.path, arguments.format, arguments.overrides)
     source = open_source(settings)
     check = None if arguments.model is None else _model_check(arguments.model, arguments.max_length)
     num_cut = {"answers": 0, "captions": 0}
@@ -91,13 +92,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if is_good else 1
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+def source_settings(path: str, format: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """
+    The settings of a source from words of a command line, `key=value`.
+
+    Raises:
+        ValueError: when one is written otherwise, or its value is not of the key's type.
+    """
     from ..data.rows import SourceSettings
     from ..training.recipe_values import read_value
 
     hints = get_type_hints(SourceSettings)
-    settings: dict[str, Any] = {"path": arguments.path, "format": arguments.format}
-    for override in arguments.overrides:
+    settings: dict[str, Any] = {"path": path, "format": format}
+    for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"A setting must be written key=value. Got {override!r}. Example: caption=text.")

@@ -113,6 +113,19 @@ def image_header(path: str | os.PathLike) -> tuple[str, tuple[int, int]]:
         raise BadItem(str(path), "not a readable image") from error
 
 
+def image_kind(data: bytes) -> str | None:
+    """
+    The usual ending of an encoded image by what it begins with, such as `jpg`; `None` where it is of no kind that is
+    read. It may still be damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            kind = (image.format or "").lower()
+    except DECODING_ERRORS:
+        return None
+    return {"jpeg": "jpg", "tiff": "tif"}.get(kind, kind)
+
+
 def image_texts(path: str | os.PathLike) -> list[str]:
     """What an image file says beside its pixels, where that is compressed; nothing where it is no image."""
     try:

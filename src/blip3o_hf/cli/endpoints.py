@@ -1,0 +1,56 @@
+"""OpenAI-compatible endpoints of the commands: their options, and what is opened by them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..collection.endpoint import Endpoint
+
+PREFIX = "openai:"
+"""Before the name of a model that is behind an endpoint."""
+
+
+def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-url", metavar="URL", help="OpenAI-compatible endpoint, such as http://localhost:8000/v1"
+    )
+    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds its key")
+    parser.add_argument("--at-once", type=int, default=8, help="requests or pictures at a time (default: %(default)s)")
+
+
+def check_at_least_one(arguments: argparse.Namespace, *names: str) -> None:
+    """
+    Raises:
+        ValueError: when one of these arguments is given and below 1.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1. Got {value}. Use a larger one.")
+
+
+def endpoint_model(name: str, option: str) -> str:
+    """
+    The model of `openai:MODEL`.
+
+    Raises:
+        ValueError: when it is written otherwise.
+    """
+    prefix, _, model = name.partition(":")
+    if f"{prefix}:" != PREFIX or not model:
+        raise ValueError(f"{option} must be written {PREFIX}MODEL. Got {name!r}. Example: {PREFIX}my-model.")
+    return model
+
+
+def open_endpoint(arguments: argparse.Namespace, option: str) -> "Endpoint":
+    """
+    The endpoint of `--base-url`.
+
+    Raises:
+        ValueError: when there is none, and so nothing for `option` to ask.
+    """
+    from ..collection.endpoint import Endpoint, read_key
+
+    if arguments.base_url is None:
+        raise ValueError(f"{option} needs an endpoint. There is no --base-url. Add it.")
+    return Endpoint(arguments.base_url, read_key(arguments.key_env))
