@@ -35,7 +35,6 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge", default=None, help="geneval2: chat model that answers questions about pictures, folder or Hub id"
     )
     group.add_argument("--verdicts", default=None, help="wise: JSON with `judge`, `verdicts` and perhaps `categories`")
-    group.add_argument("--reference", default=None, help="mjhq: folder of the benchmark's own pictures")
     group.add_argument("--scorer", default=None, help="own: function of pictures and rows, as module:function")
 
 
@@ -152,18 +151,11 @@ def _verdicts(path: str) -> dict[str, Any]:
     return content
 
 
-def _reference(folder: str) -> dict[str, Any]:
-    from ..evaluation.set_distances import PictureDistance
-
-    return {"reference": folder, "distance": PictureDistance()}
-
-
 JUDGED_BY: dict[str, Callable[[str], dict[str, Any]]] = {
     "detector": _detector,
     "colors": _colors,
     "judge": _judge,
     "verdicts": _verdicts,
-    "reference": _reference,
     "scorer": lambda name: {"scorer": name},
 }
 """Options that scores are made with, and how each becomes what a benchmark takes."""

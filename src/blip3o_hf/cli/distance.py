@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from .files import check_writable
 from .models import DEFAULT_MODEL, encoder_beside
@@ -65,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.extractors import load_extractor
     from ..evaluation.folders import PictureFolder, Preparation
     from ..evaluation.set_distances import SetComparison
+    from ..hub.provenance import now
 
+    started = now()
     transformers_logging.disable_progress_bar()
     prepare = Preparation(arguments.size, arguments.resize)
     extractor = load_extractor(arguments.extractor, _encoder(arguments))
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{comparison.extractor.about}; {dim} dimensions; pictures {prepare}")
     _print_table(comparison.metric_names(), distances)
     if target:
-        comparison.report(distances, dim, _command(arguments)).write(target)
+        _manifest(comparison, distances, dim, _words(arguments), started).write(target)
         print(target)
     return 0
 
@@ -123,14 +124,26 @@ def _print_table(names: tuple[str, str, str], distances: list) -> None:
     print(f"+-: standard deviation over {distances[0].kernel.subsets} subsets of {sizes} pictures")
 
 
-def _command(arguments: argparse.Namespace) -> str:
+def _manifest(comparison, distances: list, dim: int, words: list[str], started: str):
+    """The distances, with all that it takes to measure them again."""
+    import torch
+
+    from ..evaluation.manifests import Manifest, environment_of
+
+    report = comparison.report(distances, dim, shlex.join(["blip3o-hf", *words]))
+    inputs = {"pictures": comparison.pictures.sha256, "reference": comparison.reference.sha256}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Manifest(report, tuple(words), inputs, environment_of(device, torch.float32), started)
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """A command that does the same, without where it writes."""
     from ..hub.provenance import public_name
 
-    words = ["blip3o-hf", "distance", *(public_name(path) for path in (arguments.folder, arguments.reference))]
+    words = ["distance", *(public_name(path) for path in (arguments.folder, arguments.reference))]
     for name in ("extractor", "model", "encoder", "size", "resize", "subsets", "subset_size", "seed"):
         value = getattr(arguments, name)
         if value is not None:
             is_path = name in ("model", "encoder")
             words += [f"--{name.replace('_', '-')}", public_name(value) if is_path else str(value)]
-    words += ["--by-folder"] * arguments.by_folder
-    return shlex.join([*words, "--output", Path(arguments.output).name])
+    return [*words, *["--by-folder"] * arguments.by_folder]

@@ -77,13 +77,17 @@ def _run_again(words: list[str]) -> None:
 
 def _words(words: tuple[str, ...], arguments: argparse.Namespace) -> list[str]:
     """The words of the command, with folders as they are here."""
-    if not words or words[0] != "evaluate" or "--output" in words:
+    if not words or words[0] not in ("evaluate", "distance") or "--output" in words:
         raise ValueError(
             f"A manifest holds the words of an evaluation. That of {arguments.manifest} begins with "
             f"{' '.join(words[:2]) or 'none'!r:.40}. Measure it again."
         )
     found = list(words)
-    code = [word for word in found if ":" in word and (word == found[1] or found[found.index(word) - 1] == "--scorer")]
+    named = (
+        found[1],
+        *(found[place + 1] for place, word in enumerate(found[:-1]) if word in ("--scorer", "--extractor")),
+    )
+    code = [word for word in named if ":" in word]
     if code and not arguments.own_code:
         raise ValueError(
             f"A manifest from elsewhere runs no code of its own choice. That of {arguments.manifest} names "
