@@ -147,7 +147,7 @@ def test_readme_snippets_use_names_that_exist():
     names = {name.strip() for line in re.findall(r"from blip3o_hf import (.+)", text) for name in line.split(",")}
     assert names and names <= set(blip3o_hf.__all__)
     cli = importlib.import_module("blip3o_hf.cli")
-    assert set(re.findall(r"^blip3o-hf (\w+)", text, re.MULTILINE)) <= set(cli.COMMANDS)
+    assert set(re.findall(r"^blip3o-hf ([\w-]+)", text, re.MULTILINE)) <= set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

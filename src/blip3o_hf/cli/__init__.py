@@ -22,6 +22,7 @@ COMMANDS = {
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "evaluate": "score a model on the tiny world's held-out prompts, questions, pictures and edits",
+    "human-study": "let people compare pictures of several systems, blind, and analyse their answers",
     "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
     "export": "write a pipeline for shipping: weights rounded, or with the code to open it without this package",
@@ -31,8 +32,8 @@ COMMANDS = {
 
 
 # Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
-PATHS = ("chain", "data", "encoder", "folder", "histogram", "image", "images", "model", "open", "output", "path")
-PATHS += ("recipe", "results", "save", "sheet", "source", "target")
+PATHS = ("answers", "chain", "criteria", "data", "encoder", "folder", "histogram", "image", "images", "model", "open")
+PATHS += ("output", "path", "prompts", "recipe", "results", "save", "sheet", "source", "study", "target")
 
 # Arguments that a model reads.
 TEXTS = ("prompt", "negative_prompt", "instruction", "question")
@@ -92,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"blip3o-hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        module = import_module(f".{name}", __name__)
+        module = import_module(f".{name.replace('-', '_')}", __name__)
         command = commands.add_parser(
             name,
             help=summary,
