@@ -53,25 +53,37 @@ class HostGuard:
 
     def reason(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request with these headers is refused; `None` where it is not."""
-        said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
-        host = said.get("host", "")
-        if not self.allows(_name(host)):
-            return (
-                f"This app answers requests for this machine. The request was for the host {host!r}. "
-                f"To allow it, start the app with --allow-host {_name(host) or 'NAME'}."
-            )
-        origin = said.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return f"This app answers its own pages. The request came from a page of {origin!r}."
-        return None
+        return refusal(headers, self.hosts)
 
-    def allows(self, name: str) -> bool:
-        """Whether a host may be asked for: one of the names, or an address made of numbers."""
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return any(name == host or (host.startswith(".") and name.endswith(host)) for host in self.hosts)
-        return True
+
+def refusal(headers: Iterable[tuple[bytes, bytes]], hosts: Iterable[str]) -> str | None:
+    """
+    Why a request is refused; `None` where it is not. For servers of any kind.
+
+    Args:
+        headers: of the request, names and values.
+        hosts: names that are allowed, as [`hosts_of_machine`] has them.
+    """
+    said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+    host = said.get("host", "")
+    if not _allows(_name(host), hosts):
+        return (
+            f"This app answers requests for this machine. The request was for the host {host!r}. "
+            f"To allow it, start the app with --allow-host {_name(host) or 'NAME'}."
+        )
+    origin = said.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return f"This app answers its own pages. The request came from a page of {origin!r}."
+    return None
+
+
+def _allows(name: str, hosts: Iterable[str]) -> bool:
+    """Whether a host may be asked for: one of the names, or an address made of numbers."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return any(name == host or (host.startswith(".") and name.endswith(host)) for host in hosts)
+    return True
 
 
 def _name(host: str) -> str:

@@ -27,6 +27,7 @@ COMMANDS = {
     "regenerate": "make a result again from its manifest, and say whether it is the same",
     "distance": "compare the pictures of a folder with those of a reference: Frechet distance, KID, CMMD",
     "compare-backbone": "run tasks of lmms-eval on a model and on its bare backbone, and compare each answer",
+    "human-study": "let people compare pictures of several systems, blind, and analyse their answers",
     "card": "check a model card before it is published, or write one",
     "convert": "write a published checkpoint in our layout",
     "export": "write a pipeline for shipping: weights rounded, or with the code to open it without this package",
@@ -36,20 +37,10 @@ COMMANDS = {
 
 
 # Arguments that are paths: `--output=~/runs` comes as it is, since shells replace `~` only at the beginning of a word.
-PATHS = (
-    "backbone",
-    "batch_in",
-    "batch_out",
-    "categories",
-    "chain",
-    "data",
-    "encoder",
-    "exclude",
-    "folder",
-    "histogram",
-)
-PATHS += ("image", "images", "include_path", "manifest", "model", "open", "out", "output", "path", "prompts", "recipe")
-PATHS += ("reference", "results", "save", "sheet", "source", "target", "verdicts")
+PATHS = ("answers", "backbone", "batch_in", "batch_out", "categories", "chain", "criteria", "data", "encoder")
+PATHS += ("exclude", "folder", "histogram", "image", "images", "include_path", "manifest", "model", "open", "out")
+PATHS += ("output", "path", "prompts", "recipe", "reference", "results", "save", "sheet", "source", "study")
+PATHS += ("target", "verdicts")
 
 # Arguments that a model reads.
 TEXTS = ("prompt", "negative_prompt", "instruction", "question")
