@@ -140,11 +140,11 @@ def classes(out: Path) -> dict:
     pipe = Blip3oPipeline.from_pretrained(out / "first")
     results = {"local": drawn(pipe)}
     results["refused"] = [
-        refusal(lambda: pipe.push_to_hub("tester/refused")),
-        refusal(lambda: pipe.save_pretrained(out / "refused", push_to_hub=True, repo_id="tester/refused")),
-        refusal(lambda: pipe.push_to_hub("tester/refused", create_pr=True, license="mit")),
+        refusal(lambda: pipe.push_to_hub("tester/unlicensed")),
+        refusal(lambda: pipe.save_pretrained(out / "refused", push_to_hub=True, repo_id="tester/unlicensed")),
+        refusal(lambda: pipe.push_to_hub("tester/unlicensed", create_pr=True, license="mit")),
     ]
-    results["of refused"] = API.repo_exists("tester/refused")
+    results["of refused"] = API.repo_exists("tester/unlicensed")
     results["url"] = pipe.push_to_hub("pipe", private=True, license="apache-2.0")
     results["card"] = card_of("tester/pipe")
     write_own_card(out / "own", "tester/pipe")

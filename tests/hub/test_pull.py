@@ -39,7 +39,7 @@ def test_push_to_hub_of_a_pipeline_wants_a_licence_and_sends_nothing_without(res
     found = results["classes"]
     for message in found["refused"][:2]:
         assert message.startswith("A pushed model needs a card that says under which licence others may use it.")
-        assert "None is stated for tester/refused. Pass it (`license='apache-2.0'`)" in message
+        assert "None is stated for tester/unlicensed. Pass it (`license='apache-2.0'`)" in message
     assert found["refused"][2].startswith("A licence is stated in a card that this package writes")
     assert found["of refused"] is False
 
