@@ -65,7 +65,7 @@ def test_without_a_judge_the_official_folder_is_left(tmp_path, capsys):
         str(tmp_path / "run"),
     ]
     assert main(words) == 0
-    assert f"no score without a judge; for the official scorer: {tmp_path}/run/layout" in capsys.readouterr().err
+    assert f"for the official scorer: {tmp_path}/run/layout" in capsys.readouterr().err
     assert len(list((tmp_path / "run" / "layout" / "00000" / "samples").iterdir())) == 4
 
 

@@ -84,7 +84,9 @@ def _print(manifest: Any, folder: Path) -> None:
             print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"{len(manifest.pictures)} pictures, and the manifest: {folder / 'manifest.json'}")
     if not manifest.evaluation.scores:
-        print(f"no score without a judge; for the official scorer: {folder / 'layout'}", file=sys.stderr)
+        layout = folder / "layout"
+        ways = ["docs/evaluation.md says what scores it here", f"for the official scorer: {layout}"]
+        print(f"note: no score; {'; '.join(ways[: 1 + layout.is_dir()])}", file=sys.stderr)
 
 
 def _words(arguments: argparse.Namespace, given: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from .models import add_model_argument, add_sampling_arguments, encoder_beside, 
 EXAMPLES = """examples:
   blip3o-hf evaluate
   blip3o-hf evaluate geneval --prompts geneval/prompts/evaluation_metadata.jsonl --output runs/geneval
-  accelerate launch --num_processes 2 -m blip3o_hf evaluate dpg --prompts dpg_bench/prompts --output runs/dpg
+  accelerate launch --num_processes 2 -m blip3o_hf.cli evaluate dpg --prompts dpg_bench/prompts --output runs/dpg
   blip3o-hf evaluate --attempts 1 --wordings
   blip3o-hf evaluate --per-family 100 --encoder runs/tiny/encoder --output results.json
   blip3o-hf card write runs/tiny/generation/pipeline --results results.json
