@@ -65,7 +65,9 @@ def test_without_a_judge_the_official_folder_is_left(tmp_path, capsys):
         str(tmp_path / "run"),
     ]
     assert main(words) == 0
-    assert f"for the official scorer: {tmp_path}/run/layout" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "note: no score" in printed.err and f"for the official scorer: {tmp_path}/run/layout" in printed.out
+    assert f"evaluate_images.py {tmp_path}/run/layout" in printed.out
     assert len(list((tmp_path / "run" / "layout" / "00000" / "samples").iterdir())) == 4
 
 
@@ -93,11 +95,31 @@ def test_verdicts_of_a_judge_are_scored(tmp_path, capsys):
         (["shapes", "--prompts", "p", "--output", "{}/x"], "The tiny world makes its prompts itself."),
         (["shapes", "--batch-size", "0", "--output", "{}/x"], "`batch_size` must be an integer of at least 1. Got 0."),
         (["own", "--prompts", "{}/none", "--output", "{}/x"], "A benchmark needs its prompt file"),
-        (["shapes", "--verdicts", "{}", "--output", "{}/x"], "There is no file"),
-        (["shapes", "--judge", "none", "--output", "{}/x"], "No model found at 'none'."),
+        (["shapes", "--verdicts", "v", "--output", "{}/x"], "--verdicts is not for shapes. Got 'v'. Leave it out."),
+        (["shapes", "--judge", "none", "--output", "{}/x"], "--judge is not for shapes."),
+        (["shapes", "--wordings", "--output", "{}/x"], "--wordings is for all of the tiny world, without a name."),
+        (["--limit", "3"], "--limit is for a benchmark that is named. Got 3. Leave it out."),
     ],
 )
 def test_bad_options_are_named_and_leave_nothing(tmp_path, capsys, words, message):
     assert main(["evaluate", *(word.format(tmp_path) for word in words)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_score_needs_is_looked_for_before_anything_is_drawn(tmp_path, prompts, capsys):
+    run = tmp_path / "run"
+    words = ["evaluate", "own", "--prompts", str(prompts), "--output", str(run), *FAST]
+    assert main([*words, "--scorer", "nomodule:f"]) == 2
+    assert "Python finds no module 'nomodule'" in capsys.readouterr().err and not run.exists()
+    rows = [{"prompt_id": 1, "Prompt": "a red circle", "Category": "time"}]
+    (tmp_path / "wise.json").write_text(json.dumps(rows))
+    (tmp_path / "v.json").write_text(json.dumps({"judge": "me", "verdicts": {}}))
+    words = ["evaluate", "wise-verified", "--prompts", str(tmp_path / "wise.json"), "--output", str(run), *FAST]
+    assert main([*words, "--verdicts", str(tmp_path / "v.json")]) == 2
+    assert "needs a verdict on each picture. 1 are missing" in capsys.readouterr().err and not run.exists()
+    rows = [{"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a red dog"}]
+    (tmp_path / "meta.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["evaluate", "geneval", "--prompts", str(tmp_path / "meta.jsonl"), "--output", str(run), *FAST]
+    assert main([*words, "--detector", "blip3o-tiny"]) == 2
+    assert "need a colour classifier. Got none. Give `colors`" in capsys.readouterr().err and not run.exists()

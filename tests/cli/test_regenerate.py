@@ -50,9 +50,17 @@ def test_what_differs_is_said_with_what_else_is_not_the_same(report, tmp_path, c
     [
         ((), "A manifest holds the words of an evaluation. That of "),
         (("push", "a"), "begins with 'push a'. Measure it again."),
-        (("evaluate", "--output", "/etc/x"), "A manifest holds the words of an evaluation."),
+        (("evaluate", "--nonsense"), "A manifest holds a command of this version. 'evaluate --nonsense' is none."),
         (("evaluate", "os:system"), "names 'os:system'. Add --own-code if you trust it."),
+        (("evaluate", "--limit", "1", "os:system"), "names 'os:system'. Add --own-code if you trust it."),
         (("evaluate", "own", "--scorer", "os:system"), "names 'os:system'. Add --own-code if you trust it."),
+        (("evaluate", "own", "--scorer=os:system"), "names 'os:system'. Add --own-code if you trust it."),
+        (("evaluate", "own", "--scor", "os:system"), "names 'os:system'. Add --own-code if you trust it."),
+        (("distance", "a", "b", "--extractor=os:system"), "names 'os:system'. Add --own-code if you trust it."),
+        (
+            ("evaluate", "own", "--prompts", "none.jsonl"),
+            "There is none at none.jsonl for prompts. Add --prompts PATH.",
+        ),
     ],
 )
 def test_a_manifest_runs_no_command_and_no_code_of_its_choice(report, tmp_path, capsys, words, message):
@@ -64,7 +72,7 @@ def test_a_manifest_runs_no_command_and_no_code_of_its_choice(report, tmp_path, 
 def test_bad_arguments_are_named(report, tmp_path, capsys):
     for words, message in (
         ([str(report), "--tolerance", "-1"], "--tolerance must be a finite number of at least 0. Got -1.0."),
-        ([str(report), "--prompts", "x"], "The manifest's command has no --prompts. Got 'x'. Leave it out."),
+        ([str(report), "--prompts", "x"], "The manifest's command has no prompts. Got 'x'. Leave it out."),
         ([str(report), "--output", str(tmp_path)], f"--output must be a new folder. {tmp_path} is there."),
         ([str(tmp_path / "none")], "There is no file"),
     ):

@@ -99,10 +99,22 @@ def test_what_differs_is_said_and_why_it_may(manifest):
 
 
 def test_a_tolerance_is_for_scores_and_the_pixels_behind_them(manifest):
-    later = dataclasses.replace(with_scores(manifest, 0.5, 0.3), pictures=(manifest.pictures[0],))
+    later = dataclasses.replace(
+        with_scores(manifest, 0.5, 0.3), pictures=(manifest.pictures[0], Picture("a", 1, 8, "d" * 64))
+    )
     assert compare(manifest, later, tolerance=0.04).verdict == "differs"
     found = compare(manifest, later, tolerance=0.06)
     assert found.verdict == "differs within tolerance" and len(found.tolerated) == 2 and not found.differences
+
+
+def test_no_tolerance_is_for_other_pictures_or_for_pixels_without_a_score(manifest):
+    found = compare(manifest, dataclasses.replace(manifest, pictures=(manifest.pictures[0],)), tolerance=1.0)
+    assert found.differences == ["pictures: 1 missing, a/1 among them"]
+    found = compare(manifest, dataclasses.replace(manifest, pictures=(Picture("b", 0, 7, "f" * 64),)), tolerance=1.0)
+    assert found.differences == ["pictures: 2 missing, a/0 among them", "pictures: 1 new, b/0 among them"]
+    unscored = dataclasses.replace(manifest, evaluation=dataclasses.replace(manifest.evaluation, scores=()))
+    changed = dataclasses.replace(unscored, pictures=(manifest.pictures[0], Picture("a", 1, 8, "d" * 64)))
+    assert compare(unscored, changed, tolerance=1.0).verdict == "differs"
 
 
 def test_scores_over_other_numbers_of_prompts_are_never_equal(manifest):

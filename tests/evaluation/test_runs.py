@@ -72,7 +72,9 @@ def test_a_run_leaves_pictures_the_official_folder_and_a_manifest(prompts, pipe,
     assert manifest.evaluation.command == "blip3o-hf evaluate tests.evaluation.test_runs:Brightness"
     assert set(manifest.inputs) == {"model", "prompts", "prompt file"}
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"run.json", "pictures", "layout", "manifest.json", ".lock"}
+    assert names == {"run.json", "prompts.jsonl", "pictures", "layout", "manifest.json", ".lock"}
+    prompts = [json.loads(line) for line in (tmp_path / "run" / "prompts.jsonl").read_text().splitlines()]
+    assert prompts[1] == {"id": "p1", "prompt": "a red circle x"}
 
 
 def test_each_picture_is_that_of_its_prompt_and_seed(prompts, pipe, tmp_path):
@@ -132,6 +134,8 @@ def test_two_processes_equal_one(prompts, pipe, tmp_path):
         ({"seed": 1}, r"`seed` in .*run\.json is 0, and now 1\. Name another folder\."),
         ({"batch_size": 2}, r"`batch_size` in .* is 3, and now 2\."),
         ({"call": {"num_inference_steps": 2}}, r"`num_inference_steps` in .* is 1, and now 2\."),
+        ({"call": {}}, r"`num_inference_steps` in .* is 1, and now None\."),
+        ({"call": {"num_inference_steps": 1, "plan": False}}, r"`plan` in .* is None, and now False\."),
     ],
 )
 def test_a_run_goes_on_with_its_own_settings_alone(prompts, pipe, tmp_path, change, message):
@@ -145,6 +149,49 @@ def test_a_prompt_file_of_another_version_is_another_run(prompts, pipe, tmp_path
     prompts.write_text(prompts.read_text().replace("red", "blue"))
     with pytest.raises(ValueError, match=r"`sha256 of prompts` in .* is '[0-9a-f]{64}', and now "):
         started(prompts, pipe, tmp_path / "run").run()
+
+
+@pytest.mark.parametrize("name", ["device", "dtype", "versions"])
+def test_a_run_goes_on_with_the_same_machine_and_code(prompts, pipe, tmp_path, name):
+    run = started(prompts, pipe, tmp_path / "run")
+    run.run()
+    path = tmp_path / "run" / "run.json"
+    content = json.loads(path.read_text())
+    content[name] = "another"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"`{name}` in .* is 'another', and now "):
+        started(prompts, pipe, tmp_path / "run").run()
+
+
+def test_a_run_that_goes_on_began_when_it_began(prompts, pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("blip3o_hf.evaluation.runs.now", lambda: "2026-01-31T12:00:00Z")
+    started(prompts, pipe, tmp_path / "run").run()
+    monkeypatch.setattr("blip3o_hf.evaluation.runs.now", lambda: "2026-02-01T12:00:00Z")
+    manifest = started(prompts, pipe, tmp_path / "run").run()
+    assert (manifest.started, manifest.evaluation.date) == ("2026-01-31T12:00:00Z", "2026-02-01T12:00:00Z")
+
+
+def test_fewer_prompts_than_all_are_in_the_name(prompts, pipe, tmp_path):
+    run = started(prompts, pipe, tmp_path / "run")
+    run.benchmark = Brightness(prompts, limit=3)
+    run = DrawingRun(run.benchmark, pipe, tmp_path / "few", run.settings, {"model": "0" * 64})
+    assert run.run().evaluation.benchmark == "Brightness, first 3 of 5 prompts"
+
+
+def test_what_judges_is_made_once_all_is_drawn_and_never_for_nothing(prompts, pipe, tmp_path):
+    seen = []
+
+    def judges():
+        seen.append(len(pictures_of(tmp_path / "run")))
+        return {"judge": 5}
+
+    class Judged(Brightness):
+        def score(self, pictures, judge):
+            return [Score("text-to-image", "judged", Figure(judge), 1)]
+
+    settings = DrawingSettings(batch_size=3, call={"num_inference_steps": 1})
+    run = DrawingRun(Judged(prompts), pipe, tmp_path / "run", settings, {"model": "0" * 64})
+    assert run.run(judges=judges).evaluation.scores[0].figure.value == 5 and seen == [10]
 
 
 def test_one_process_at_a_time_writes_a_run(prompts, pipe, tmp_path):

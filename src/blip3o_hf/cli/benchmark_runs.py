@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ MADE_OF = ("prompts", "limit", "per_family")
 MODELS = ("detector", "colors", "judge")
 """Options that are models for its scores."""
 SAMPLING = ("steps", "guidance", "attempts")
+OF_RUNS = (*MADE_OF, "batch_size", "seed_rule", "truncate", *MODELS, "verdicts", "scorer")
+OF_THE_WORLD = ("per_kind", "pictures", "per_edit", "encoder", "wordings", "checker", "skip_understanding")
+"""Options of runs of benchmarks alone, and of the whole evaluation of the tiny world alone."""
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +41,27 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scorer", default=None, help="own: function of pictures and rows, as module:function")
 
 
+def check_options(arguments: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: for an option that is given and would do nothing.
+    """
+    unread = OF_RUNS if arguments.benchmark is None else OF_THE_WORLD
+    for name in unread:
+        if name != "per_family" and getattr(arguments, name) != defaults[name]:
+            what = (
+                "a benchmark that is named" if arguments.benchmark is None else "all of the tiny world, without a name"
+            )
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for {what}. Got {getattr(arguments, name)!r:.60}. Leave it out."
+            )
+
+
 def run_benchmark(arguments: argparse.Namespace) -> int:
     """Draw, lay out and score."""
+    from ..assets import resolve_model
     from ..evaluation.benchmarks import find_benchmark
+    from ..evaluation.manifests import file_hash, model_hash
 
     if arguments.output is None:
         raise ValueError(
@@ -51,15 +72,16 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     made_of = _settings(arguments, kind)
     benchmark = kind(**made_of)
     judged_by = {name: getattr(arguments, name) for name in JUDGED_BY if getattr(arguments, name) is not None}
-    judges = {}
-    for name, given in judged_by.items():
-        judges |= JUDGED_BY[name](given)
+    for name in judged_by:
+        if name not in benchmark.judged_by:
+            raise ValueError(f"--{name} is not for {arguments.benchmark}. Got {judged_by[name]!r:.60}. Leave it out.")
+    read = _verdicts(arguments.verdicts) if arguments.verdicts is not None else {}
+    benchmark.check_judges(**{**judged_by, **read})  # before hours of drawing
+    hashes = {name: model_hash(resolve_model(judged_by[name])) for name in MODELS if name in judged_by}
     pipe = load_pipeline(arguments.model)
 
     from accelerate import PartialState
 
-    from ..assets import resolve_model
-    from ..evaluation.manifests import file_hash, model_hash
     from ..evaluation.runs import DrawingRun, DrawingSettings
 
     PartialState(cpu=pipe.device.type == "cpu")
@@ -67,26 +89,34 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
         arguments.seed, arguments.seed_rule, arguments.batch_size, sampling_of(arguments), arguments.truncate
     )
     inputs = {"model": model_hash(resolve_model(arguments.model))}
-    inputs |= {name: model_hash(resolve_model(judged_by[name])) for name in MODELS if name in judged_by}
+    inputs |= hashes
     if arguments.verdicts is not None:
         inputs["verdicts"] = file_hash(arguments.verdicts)
     run = DrawingRun(benchmark, pipe, arguments.output, settings, inputs)
-    manifest = run.run(_words(arguments, {**made_of, **judged_by}), **judges)
+
+    def judges() -> dict[str, Any]:
+        made = dict(read)
+        for name in judged_by.keys() - {"verdicts"}:
+            made |= JUDGED_BY[name](judged_by[name], pipe.device)
+        return made
+
+    manifest = run.run(_words(arguments, {**made_of, **judged_by}), judges)
     if manifest is not None:
-        _print(manifest, Path(arguments.output))
+        _print(manifest, Path(arguments.output), benchmark.official)
     return 0
 
 
-def _print(manifest: Any, folder: Path) -> None:
+def _print(manifest: Any, folder: Path, official: str) -> None:
     for head, rows in manifest.evaluation.tables().values():
         widths = [max(len(str(row[column])) for row in (head, *rows)) for column in range(len(head))]
         for row in (head, *rows):
             print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"{len(manifest.pictures)} pictures, and the manifest: {folder / 'manifest.json'}")
     if not manifest.evaluation.scores:
-        layout = folder / "layout"
-        ways = ["docs/evaluation.md says what scores it here", f"for the official scorer: {layout}"]
-        print(f"note: no score; {'; '.join(ways[: 1 + layout.is_dir()])}", file=sys.stderr)
+        print("note: no score; docs/evaluation.md says what scores it here", file=sys.stderr)
+    if (folder / "layout").is_dir():
+        print(f"for the official scorer: {folder / 'layout'}")
+        print(official.replace("FOLDER", str(folder / "layout")))
 
 
 def _words(arguments: argparse.Namespace, given: dict[str, Any]) -> list[str]:
@@ -114,7 +144,7 @@ def _settings(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
     return given
 
 
-def _detector(name: str) -> dict[str, Any]:
+def _detector(name: str, device: Any) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from ..assets import resolve_model
@@ -122,21 +152,21 @@ def _detector(name: str) -> dict[str, Any]:
 
     folder = resolve_model(name)
     has_masks = "former" in AutoConfig.from_pretrained(folder).model_type
-    return {"detector": (SegmentationDetector if has_masks else ZeroShotDetector).from_pretrained(folder)}
+    return {"detector": (SegmentationDetector if has_masks else ZeroShotDetector).from_pretrained(folder, device)}
 
 
-def _colors(name: str) -> dict[str, Any]:
+def _colors(name: str, device: Any) -> dict[str, Any]:
     from ..assets import resolve_model
     from ..evaluation.benchmarks.detectors import ClipColors
 
-    return {"colors": ClipColors.from_pretrained(resolve_model(name))}
+    return {"colors": ClipColors.from_pretrained(resolve_model(name), device)}
 
 
-def _judge(name: str) -> dict[str, Any]:
+def _judge(name: str, device: Any) -> dict[str, Any]:
     from ..assets import resolve_model
     from ..evaluation.benchmarks.judges import VlmJudge
 
-    return {"judge": VlmJudge.from_pretrained(resolve_model(name))}
+    return {"judge": VlmJudge.from_pretrained(resolve_model(name), device)}
 
 
 def _verdicts(path: str) -> dict[str, Any]:
@@ -153,14 +183,14 @@ def _verdicts(path: str) -> dict[str, Any]:
     return content
 
 
-JUDGED_BY: dict[str, Callable[[str], dict[str, Any]]] = {
+JUDGED_BY: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "detector": _detector,
     "colors": _colors,
     "judge": _judge,
-    "verdicts": _verdicts,
-    "scorer": lambda name: {"scorer": name},
+    "verdicts": lambda path, device: _verdicts(path),
+    "scorer": lambda name, device: {"scorer": name},
 }
-"""Options that scores are made with, and how each becomes what a benchmark takes."""
+"""Options that scores are made with, and how each becomes what a benchmark takes, on a device."""
 
 
 __all__ = ["add_benchmark_arguments", "run_benchmark"]

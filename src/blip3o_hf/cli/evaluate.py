@@ -3,7 +3,7 @@
 import argparse
 import shlex
 
-from .benchmark_runs import add_benchmark_arguments, run_benchmark
+from .benchmark_runs import add_benchmark_arguments, check_options, run_benchmark
 from .files import check_writable
 from .models import add_model_argument, add_sampling_arguments, encoder_beside, load_pipeline, sampling_of
 
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_options(arguments, _defaults())
     if arguments.benchmark is not None:
         return run_benchmark(arguments)
     started = _now()
@@ -224,6 +225,13 @@ def _score_wordings(arguments: argparse.Namespace, pipe, sees: bool) -> list:
         task = "text-to-image" if name.startswith("prompts") else "visual-question-answering"
         rows.append(benchmark.score(task, name, rate))
     return rows
+
+
+def _defaults() -> dict:
+    """What the options are when nothing is given."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return vars(parser.parse_args([]))
 
 
 def _now() -> str:

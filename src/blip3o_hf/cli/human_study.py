@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..evaluation.human_study.analysis import Analysis
 
 EXAMPLES = """examples:
-  blip3o-hf human-study make study --system ours=runs/a --system theirs=runs/b --prompts prompts.jsonl --seed 7
+  blip3o-hf human-study make study --system ours=runs/a --system theirs=runs/b --prompts runs/a/prompts.jsonl --seed 7
   blip3o-hf human-study serve study
   blip3o-hf human-study page study study.html
   blip3o-hf human-study analyse study --output report

@@ -12,8 +12,12 @@ EXAMPLES = """examples:
   blip3o-hf regenerate runs/dpg/manifest.json --model ~/models/blip3o-4b --prompts ~/ELLA/dpg_bench/prompts
 """
 
-AGAIN = ("model", "prompts", "encoder", "detector", "judge")
-"""Options of the command in a manifest whose folders may lie elsewhere here."""
+AGAIN = ("model", "prompts", "encoder", "detector", "colors", "judge", "verdicts", "folder", "reference")
+"""Arguments of the command in a manifest whose folders may lie elsewhere here."""
+FILES = ("prompts", "verdicts", "encoder", "folder", "reference")
+"""Those that name files, and never a repository of the Hub."""
+CODE = ("benchmark", "scorer", "extractor")
+"""Those that may name code outside of this package."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--tolerance must be a finite number of at least 0. Got {arguments.tolerance}. Try 0.01.")
     path = Path(arguments.manifest)
     before = Manifest.read(path / MANIFEST if path.is_dir() else path)
-    words = _words(before.words, arguments)
+    again = _parsed(before.words, arguments)
     output = None if arguments.output is None else Path(arguments.output)
     if output is not None and output.exists():
         raise FileExistsError(f"--output must be a new folder. {output} is there. Name another one.")
@@ -47,8 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
         made = Path(temporary, "again")
         if not before.pictures:  # of a report, which is one file
             made = made.with_suffix(".json")
-        print(f"blip3o-hf {' '.join(words)}", file=sys.stderr)
-        _run_again([*words, "--output", str(made)])
+        print(before.evaluation.command, file=sys.stderr)
+        again.output = str(made)
+        if code := again.run(again):
+            raise ValueError(
+                f"A manifest holds a command that works. That of {path} ended with {code}. Measure again."
+            )
         after = Manifest.read(made / MANIFEST if made.is_dir() else made)
         if output is not None:
             shutil.move(made, output)
@@ -62,42 +70,39 @@ def run(arguments: argparse.Namespace) -> int:
     return int(found.verdict == "differs")
 
 
-def _run_again(words: list[str]) -> None:
-    """
-    Raises:
-        ValueError: when the command fails.
-    """
-    from . import build_parser
+def _parsed(words: tuple[str, ...], arguments: argparse.Namespace) -> argparse.Namespace:
+    """The command of a manifest, with folders as they are here; it is parsed first, since options have many forms."""
+    from . import build_parser, expand_home
 
-    arguments = build_parser().parse_args(words)
-    code = arguments.run(arguments)
-    if code:
-        raise ValueError(f"A manifest holds a command that works. `blip3o-hf {' '.join(words)}` ended with {code}.")
-
-
-def _words(words: tuple[str, ...], arguments: argparse.Namespace) -> list[str]:
-    """The words of the command, with folders as they are here."""
-    if not words or words[0] not in ("evaluate", "distance") or "--output" in words:
+    if not words or words[0] not in ("evaluate", "distance"):
         raise ValueError(
             f"A manifest holds the words of an evaluation. That of {arguments.manifest} begins with "
             f"{' '.join(words[:2]) or 'none'!r:.40}. Measure it again."
         )
-    found = list(words)
-    named = (
-        found[1],
-        *(found[place + 1] for place, word in enumerate(found[:-1]) if word in ("--scorer", "--extractor")),
-    )
-    code = [word for word in named if ":" in word]
+    try:
+        again = build_parser().parse_args(words)
+    except SystemExit as error:
+        raise ValueError(
+            f"A manifest holds a command of this version. {' '.join(words)!r:.200} is none. Measure it again."
+        ) from error
+    for name in AGAIN:
+        given = getattr(arguments, name)
+        if given is not None and getattr(again, name, None) is None:
+            raise ValueError(f"The manifest's command has no {name}. Got {given!r:.60}. Leave it out.")
+        if given is not None:
+            setattr(again, name, given)
+    expand_home(again)
+    code = [value for name in CODE if ":" in (value := getattr(again, name, None) or "")]
     if code and not arguments.own_code:
         raise ValueError(
             f"A manifest from elsewhere runs no code of its own choice. That of {arguments.manifest} names "
             f"{code[0]!r:.80}. Add --own-code if you trust it."
         )
-    for name in AGAIN:
-        given, option = getattr(arguments, name), f"--{name}"
-        if given is None:
-            continue
-        if option not in found:
-            raise ValueError(f"The manifest's command has no {option}. Got {given!r}. Leave it out.")
-        found[found.index(option) + 1] = given
-    return found
+    for name in FILES:
+        value = getattr(again, name, None)
+        if value is not None and not Path(value).exists():
+            raise FileNotFoundError(
+                f"A manifest does not say where files lie on this machine. There is none at {value} for {name}. Add "
+                f"--{name} PATH."
+            )
+    return again

@@ -116,11 +116,10 @@ def compare(before: Manifest, after: Manifest, tolerance: float = 0.0) -> Compar
 
     Args:
         before, after: the two.
-        tolerance: largest difference of a score that is tolerated; pictures may then differ, too.
+        tolerance: largest difference of a score that is tolerated; pixels behind scores may then differ, too.
     """
     found = Comparison()
-    results = found.tolerated if tolerance else found.differences
-    _compare_pictures(before, after, results)
+    _compare_pictures(before, after, tolerance > 0 and bool(before.evaluation.scores), found)
     _compare_scores(before.evaluation.scores, after.evaluation.scores, tolerance, found)
     for name in ("settings", "versions"):
         _note_changes(name, getattr(before.evaluation, name), getattr(after.evaluation, name), found.causes)
@@ -129,13 +128,17 @@ def compare(before: Manifest, after: Manifest, tolerance: float = 0.0) -> Compar
     return found
 
 
-def _compare_pictures(before: Manifest, after: Manifest, results: list[str]) -> None:
+def _compare_pictures(before: Manifest, after: Manifest, is_tolerated: bool, found: Comparison) -> None:
+    """Other pixels may be tolerated where scores of the pictures are compared; other pictures never."""
     old, new = ({(p.id, p.number): p for p in manifest.pictures} for manifest in (before, after))
-    if old.keys() != new.keys():
-        results.append(f"pictures: {len(old)} before, {len(new)} now")
+    for text, keys in (("missing", old.keys() - new.keys()), ("new", new.keys() - old.keys())):
+        if keys:
+            name, number = min(keys)
+            found.differences.append(f"pictures: {len(keys)} {text}, {name}/{number} among them")
     changed = [key for key in old.keys() & new.keys() if old[key].sha256 != new[key].sha256]
     if changed:
         name, number = min(changed)
+        results = found.tolerated if is_tolerated else found.differences
         results.append(f"pictures: {len(changed)} of {len(old)} have other pixels, {name}/{number} among them")
 
 

@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from ..hub.provenance import now, versions
 from ..hub.results import Evaluation, Score
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..reading import read_json
-from .benchmarks.base import Item, PictureBenchmark, Pictures
+from .benchmarks.base import RUN_PICTURES, RUN_SETTINGS, Item, PictureBenchmark, Pictures
 from .manifests import MANIFEST, Manifest, Picture, environment_of, pixel_hash
 
-SETTINGS, PICTURES, LAYOUT = "run.json", "pictures", "layout"
-"""What a run leaves in its folder, beside the manifest."""
+PROMPTS, LAYOUT = "prompts.jsonl", "layout"
+"""What else a run leaves in its folder, beside the manifest."""
 SEED_RULES = ("picture", "prompt")
 
 
@@ -84,17 +84,18 @@ class DrawingRun:
         self.benchmark, self.pipe, self.settings = benchmark, pipe, settings
         self.folder, self.started = Path(folder), now()
         self.inputs = {**inputs, **benchmark.hashes}
+        self.environment = environment_of(pipe.device, pipe.model.dtype)
         self.state = PartialState()
-        self.pictures = Pictures(self.folder / PICTURES, benchmark.items, benchmark.pictures_per_prompt)
+        self.pictures = Pictures(self.folder / RUN_PICTURES, benchmark.items, benchmark.pictures_per_prompt)
         self.prompts, self.cut = self._fitting_prompts()
 
-    def run(self, words: Sequence[str] = (), **judges: Any) -> Manifest | None:
+    def run(self, words: Sequence[str] = (), judges: Callable[[], Mapping[str, Any]] = dict) -> Manifest | None:
         """
         Draw what is missing, lay it out, check it, score it, and write the manifest.
 
         Args:
             words: of the command that does the same, for the manifest.
-            judges: what the benchmark's scores need.
+            judges: makes what the benchmark's scores need; called on the main process once all is drawn.
 
         Returns:
             The manifest on the main process, `None` on the others.
@@ -113,23 +114,30 @@ class DrawingRun:
             self.state.wait_for_everyone()
             self._draw()
             self.state.wait_for_everyone()
-            return self._finish(words, judges)
+            return self._finish(words, judges())
 
     def _begin(self) -> None:
         """Note the settings of the run, or compare them with those of the run that is there."""
-        path, own = self.folder / SETTINGS, self._content()
+        path, own = self.folder / RUN_SETTINGS, self._content()
         if path.is_file():
             before = read_json(path)
-            changed = [name for name in own if not isinstance(before, dict) or before.get(name) != own[name]]
+            if not isinstance(before, dict) or not isinstance(before.pop("started", None), str):
+                raise ValueError(f"{path} must hold the settings of a run. It does not. Name another folder.")
+            changed = [name for name in {**own, **before} if before.get(name) != own.get(name)]
             if changed:
-                held = before.get(changed[0]) if isinstance(before, dict) else before
                 raise ValueError(
-                    f"A run goes on with the settings it began with. `{changed[0]}` in {path} is {held!r:.80}, and "
-                    f"now {own[changed[0]]!r:.80}. Name another folder."
+                    f"A run goes on with the settings it began with. `{changed[0]}` in {path} is "
+                    f"{before.get(changed[0])!r:.80}, and now {own.get(changed[0])!r:.80}. Name another folder."
                 )
+            self.started = read_json(path)["started"]
+            for leftover in self.folder.glob(".partial-*"):  # what killed processes left of a layout
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             return
+        prompts = (json.dumps({"id": item.id, "prompt": item.prompt}) for item in self.benchmark.items)
+        with written_whole(self.folder / PROMPTS) as temporary:
+            temporary.write_text("\n".join(prompts) + "\n")
         with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(own, indent=1) + "\n")
+            temporary.write_text(json.dumps({**own, "started": self.started}, indent=1) + "\n")
 
     def _content(self) -> dict[str, Any]:
         settings = {name: value for name, value in asdict(self.settings).items() if name != "call"}
@@ -137,8 +145,10 @@ class DrawingRun:
             "benchmark": self.benchmark.name,
             "prompts": len(self.benchmark.items),
             **settings,
-            **{name: value for name, value in self.settings.call.items() if value is not None},
+            **self.settings.call,
             **{f"sha256 of {name}": value for name, value in self.inputs.items()},
+            **{name: self.environment[name] for name in ("device", "machine", "dtype")},
+            "versions": versions(),
         }
         return json.loads(json.dumps(content))
 
@@ -204,7 +214,7 @@ class DrawingRun:
 
     def _finish(self, words: Sequence[str], judges: Mapping[str, Any]) -> Manifest:
         self.pictures.check_complete()
-        for folder in (self.folder / PICTURES).iterdir():
+        for folder in (self.folder / RUN_PICTURES).iterdir():
             delete_partial(folder)  # what killed processes left
         self._lay_out()
         scores = self.benchmark.score(self.pictures, **judges)
@@ -212,7 +222,7 @@ class DrawingRun:
             evaluation=self._evaluation(scores, words),
             words=tuple(words),
             inputs=self.inputs,
-            environment=environment_of(self.pipe.device, self.pipe.model.dtype),
+            environment=self.environment,
             started=self.started,
             pictures=tuple(self._hashed()),
         )
@@ -270,8 +280,11 @@ class DrawingRun:
             settings["decoder steps"] = config.default_decoder_num_inference_steps
             settings["decoder guidance"] = config.default_decoder_guidance_scale
         settings = json.loads(json.dumps(settings, default=str))
+        title, number = self.benchmark.title, len(self.benchmark.items)
+        if number < self.benchmark.number_of_all:
+            title += f", first {number} of {self.benchmark.number_of_all} prompts"
         return Evaluation(
-            self.benchmark.title,
+            title,
             self.benchmark.about,
             shlex.join(["blip3o-hf", *words]),
             now(),
@@ -295,4 +308,4 @@ def _locked(folder: Path) -> AcquireReturnProxy:
         ) from error
 
 
-__all__ = ["LAYOUT", "MANIFEST", "PICTURES", "DrawingRun", "DrawingSettings"]
+__all__ = ["LAYOUT", "MANIFEST", "PROMPTS", "DrawingRun", "DrawingSettings"]

@@ -169,3 +169,18 @@ def test_mjhq_distances_are_taken_by_category(tmp_path, draw):
 def test_edits_that_are_none_are_refused(tmp_path, settings, error, text):
     with pytest.raises(error, match=text):
         edits(tmp_path, GEditBenchmark, **settings)
+
+
+def test_a_comma_too_many_and_a_task_that_leads_out_are_named(tmp_path):
+    path = tmp_path / "prompts.csv"
+    path.write_text("index,prompt,sub_dims\n1,a cat,{},more\n")
+    with pytest.raises(
+        ValueError, match=r"A comma in a prompt needs quotes\. .*prompts\.csv, line 2 has \['more'\] too"
+    ):
+        UniGenBenchmark(path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "in.png")
+    row = {"key": "k", "edit_task": "..", "instruction": "make it red", "image": "in.png", "language": "en"}
+    path = tmp_path / "edits.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"a key and an edit_task that can name files\. .* 'k' and '\.\.'\."):
+        GEditBenchmark(path)

@@ -55,6 +55,32 @@ def test_an_answer_sent_twice_is_written_once(study, rows):
     assert len(files.path("ann").read_text().splitlines()) == 2
 
 
+def test_a_torn_line_that_could_not_be_cut_off_takes_no_answer_with_it(study, rows, monkeypatch):
+    files = AnswerFiles(study)
+    for row in rows[:2]:
+        files.append(row)
+    path = files.path("ann")
+    path.write_bytes(path.read_bytes()[:-20])
+
+    def fail(path, torn):
+        raise OSError("no space left")
+
+    again = AnswerFiles(study)
+    with monkeypatch.context() as patched:
+        patched.setattr("blip3o_hf.evaluation.human_study.answer_files._mend", fail)
+        with pytest.raises(OSError, match="no space left"):
+            again.of("ann")
+    assert again.append(rows[1]) == 2
+    assert [answer.choice for answer in AnswerFiles(study).of("ann")] == [row["choice"] for row in rows[:2]]
+
+
+def test_names_that_are_only_asked_for_are_not_kept(study):
+    files = AnswerFiles(study)
+    for number in range(100):
+        assert files.of(f"rater-{number}") == []
+    assert not files._stand
+
+
 def test_a_torn_last_line_is_dropped_and_said_at_every_byte(study, rows, caplog):
     files = AnswerFiles(study)
     for row in rows[:3]:

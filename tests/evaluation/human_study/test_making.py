@@ -110,6 +110,26 @@ def test_numbered_pictures_of_runs_are_found(tmp_path, sources):
     assert make_study(tmp_path / "after", folders, prompts)[0].id == before.id
 
 
+def test_the_folder_of_a_run_is_that_of_its_pictures(tmp_path, sources):
+    folders, prompts = sources
+    run = tmp_path / "run"
+    for path in folders[SYSTEMS[0]].iterdir():
+        (run / "pictures" / path.stem).mkdir(parents=True)
+        (run / "pictures" / path.stem / "0.png").write_bytes(path.read_bytes())
+    (run / "run.json").write_text("{}")
+    study, _ = make_study(tmp_path / "study", {SYSTEMS[0]: run, SYSTEMS[1]: folders[SYSTEMS[1]]}, prompts)[:2]
+    assert len(study.pairs) >= 6
+
+
+def test_lines_of_prompts_end_where_files_say(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\u2028still one\r\ntwo\n")
+    assert [(item.id, item.prompt) for item in read_prompts(path)] == [
+        ("00000", "one\u2028still one"),
+        ("00001", "two"),
+    ]
+
+
 def test_missing_pictures_are_counted_and_named_or_left_out_on_request(tmp_path, sources):
     folders, prompts = sources
     (folders[SYSTEMS[0]] / "001.png").unlink()

@@ -14,6 +14,7 @@ from blip3o_hf.evaluation.human_study.statistics import (
     krippendorff_alpha,
     sign_flip_p,
 )
+from blip3o_hf.evaluation.statistics import wilson
 
 
 def simulated(seed, share, prompts=1000, raters=3, spread=0.3):
@@ -85,9 +86,16 @@ def test_the_bootstrap_covers_the_truth():
 
 
 def test_the_bootstrap_repeats_and_knows_its_borders():
-    assert cluster_interval([1, 0, 2], [2, 2, 2], seed=4) == cluster_interval([1, 0, 2], [2, 2, 2], seed=4)
-    assert cluster_interval([2, 2], [2, 2]) == (1.0, 1.0)
+    sums, counts = [number % 3 for number in range(30)], [2] * 30
+    assert cluster_interval(sums, counts, seed=4) == cluster_interval(sums, counts, seed=4)
+    low, high = cluster_interval(sums, counts)
+    assert 0.3 < low < 0.5 < high < 0.7
     assert all(map(math.isnan, cluster_interval([], [])))
+
+
+def test_of_few_prompts_and_of_prompts_that_agree_the_interval_is_no_point():
+    assert cluster_interval([2] * 40, [2] * 40) == wilson(1.0, 40) != (1.0, 1.0)
+    assert cluster_interval([1, 0, 2], [2, 2, 2]) == wilson(0.5, 3)
 
 
 def test_holm_keeps_the_order_and_never_lowers():

@@ -17,6 +17,9 @@ from ...data.images import as_input_image
 from ...hub.results import Score
 from ...reading import read_bytes, read_text
 
+RUN_SETTINGS, RUN_PICTURES = "run.json", "pictures"
+"""In the folder of a run: the settings with which it goes on, and the pictures."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -149,6 +152,8 @@ class PictureBenchmark:
     pictures_per_prompt: ClassVar[int] = 1
     pattern: ClassVar[str] = "*"
     """Of the names of prompt files, where `prompts` is a folder."""
+    judged_by: ClassVar[tuple[str, ...]] = ()
+    """Options of the command that `score` takes."""
     official: ClassVar[str] = ""
     """How the official scorer is started on the folder that `lay_out` writes, and what to know of it."""
 
@@ -164,7 +169,7 @@ class PictureBenchmark:
             raise ValueError(f"A benchmark must have a prompt. {prompts} has none. Check the file.")
         if limit is not None:
             check_sizes(limit=limit)
-        self.items = items[:limit]
+        self.items, self.number_of_all = items[:limit], len(items)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -228,6 +233,17 @@ class PictureBenchmark:
         many, of the wrong size or damaged, and prompts that are not those of the benchmark.
         """
         return []
+
+    def check_judges(self, **given: Any) -> None:
+        """
+        See before anything is drawn whether scores can be given afterwards.
+
+        Args:
+            given: what `score` will get, by its names: files as they were read, and names of models and functions.
+
+        Raises:
+            ValueError: when something is missing that belongs to it, or is no such thing.
+        """
 
     def score(self, pictures: Pictures, **judges: Any) -> list[Score]:
         """

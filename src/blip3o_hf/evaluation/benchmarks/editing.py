@@ -68,6 +68,10 @@ class ImgEditBenchmark(EditBenchmark):
         return f"{item.id}.png"
 
 
+def _is_no_name(name: str) -> bool:
+    return Path(name).name != name or name.startswith(".")
+
+
 class GEditBenchmark(EditBenchmark):
     """
     GEdit-Bench: one picture for each key and language, scored by VIEScore; no score is given here.
@@ -83,7 +87,7 @@ class GEditBenchmark(EditBenchmark):
     def item(self, row, where, folder):
         item = super().item(row, where, folder)
         names = (item.row["edit_task"], item.id)
-        if row.get("language") not in LANGUAGES or any(Path(name).name != name for name in names):
+        if row.get("language") not in LANGUAGES or any(map(_is_no_name, names)):
             raise ValueError(
                 f"An edit of GEdit-Bench must have a language ({', '.join(LANGUAGES)}), a key and an edit_task that "
                 f"can name files. {where} has {row.get('language')!r:.20}, {names[1]!r:.40} and {names[0]!r:.40}. "

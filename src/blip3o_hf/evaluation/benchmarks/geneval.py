@@ -34,6 +34,7 @@ class GenEvalBenchmark(PictureBenchmark):
         "which one picture passes. Numbers of another detector than GenEval's own are not GenEval scores."
     )
     pictures_per_prompt = 4
+    judged_by = ("detector", "colors")
     official = (
         "python evaluation/evaluate_images.py FOLDER --outfile results.jsonl --model-path DETECTOR; "
         "python evaluation/summary_scores.py results.jsonl. It needs CUDA and mmdet 2."
@@ -64,6 +65,14 @@ class GenEvalBenchmark(PictureBenchmark):
             problems += _sample_problems(folder / item.id, set(names))
         return problems + _folder_problems(folder, {item.id for item in self.items})
 
+    def check_judges(self, **given: Any) -> None:
+        has_colors = any("color" in entry for item in self.items for entry in item.row["include"])
+        if "detector" in given and "colors" not in given and has_colors:
+            raise ValueError(
+                "GenEval's prompts on colours need a colour classifier. Got none. Give `colors`, a CLIP such as "
+                "openai/clip-vit-large-patch14."
+            )
+
     def score(self, pictures: Pictures, **judges: Any) -> list[Score]:
         """
         Args:
@@ -75,11 +84,7 @@ class GenEvalBenchmark(PictureBenchmark):
         if detector is None:
             return []
         pictures.check_complete()
-        if colors is None and any("color" in entry for item in pictures.items for entry in item.row["include"]):
-            raise ValueError(
-                "GenEval's prompts on colours need a colour classifier. Got none. Give `colors`, such as "
-                "`ClipColors.from_pretrained('openai/clip-vit-large-patch14')`."
-            )
+        self.check_judges(**{name: judge for name, judge in judges.items() if judge is not None})
         judgements = {
             item.id: [
                 judge_picture(item.row, pictures.open(item, number), detector, colors)

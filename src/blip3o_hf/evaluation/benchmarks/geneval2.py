@@ -78,6 +78,7 @@ class GenEval2Benchmark(PictureBenchmark):
         "is the probability of yes to the whole prompt. Official numbers are those of Qwen3-VL-8B-Instruct."
     )
     pattern = "geneval2_data.jsonl"
+    judged_by = ("judge",)
     official = (
         f"The scorer of the checkout, on FOLDER/{HAND_OFF}, with --method and one of soft_tifa_am, soft_tifa_gm, "
         f"tifa, vqascore."

@@ -52,6 +52,7 @@ class MjhqBenchmark(PictureBenchmark):
         "that made it, and the extractor: compare only numbers of the same protocol."
     )
     pattern = "meta_data.json"
+    judged_by = ("distance", "reference")
 
     def read_items(self, path):
         if path.is_dir():

@@ -29,10 +29,15 @@ class OcrBenchmark(PictureBenchmark):
         "nothing else can be read."
     )
     pattern = "*.jsonl"
+    judged_by = ("reader",)
 
     def read_items(self, path):
         rows = [(f"Line {number} of {path}", row) for number, row in enumerate(json_lines(path), start=1)]
         return [_item(row, where) for where, row in rows]
+
+    def check_judges(self, **given: Any) -> None:
+        if given.get("reader") is None:
+            RapidOcrReader()  # which says how to get it
 
     def score(self, pictures: Pictures, **judges: Any) -> list[Score]:
         """

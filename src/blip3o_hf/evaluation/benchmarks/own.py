@@ -29,9 +29,14 @@ class OwnBenchmark(PictureBenchmark):
     title = "Own benchmark"
     about = "Own prompts and an own scorer, a function that judges each picture."
     pattern = "*.jsonl"
+    judged_by = ("scorer",)
 
     def read_items(self, path):
         return [_item(row, f"Line {number} of {path}") for number, row in enumerate(json_lines(path), start=1)]
+
+    def check_judges(self, **given: Any) -> None:
+        if isinstance(given.get("scorer"), str):
+            find_function(given["scorer"], "the scorer")
 
     def score(self, pictures: Pictures, **judges: Any) -> list[Score]:
         """

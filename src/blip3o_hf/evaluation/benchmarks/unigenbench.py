@@ -62,6 +62,9 @@ class UniGenChineseBenchmark(UniGenBenchmark):
 
 
 def _item(row: dict[str, Any], where: str) -> Item:
+    further = [value for name, value in row.items() if name not in COLUMNS]
+    if further:
+        raise ValueError(f"A comma in a prompt needs quotes. {where} has {further[0]!r:.60} too many. Add quotes.")
     try:
         sub_dims = json.loads(row["sub_dims"] or "")
     except (ValueError, RecursionError) as error:

@@ -83,6 +83,7 @@ class _Wise(PictureBenchmark):
     score_of: ClassVar[Callable[[Any], float]]
     """Of one picture, from what the judge said of it."""
     pattern = "*.json"
+    judged_by = ("verdicts",)  # which come with the judge's name, and perhaps with categories
 
     def read_items(self, path):
         files = sorted(path.glob(self.pattern)) if path.is_dir() else [path]
@@ -110,18 +111,26 @@ class _Wise(PictureBenchmark):
         if not isinstance(judge, str) or not judge:
             raise ValueError(f"A score of {self.title} names its judge. Got {judge!r:.40}. Give `judge`.")
         pictures.check_complete()
-        missing = [item.id for item in pictures.items if item.id not in verdicts]
+        return self._rows(self._values(verdicts, judges.get("categories") or {}), f"{self.title}, judge {judge}")
+
+    def check_judges(self, **given: Any) -> None:
+        if given.get("verdicts") is not None:
+            self._values(given["verdicts"], given.get("categories") or {})
+
+    def _values(self, verdicts: Mapping[str, Any], categories: Mapping[str, str]) -> dict[str, list[float]]:
+        """Scores of all pictures by category."""
+        missing = [item.id for item in self.items if item.id not in verdicts]
         if missing:
             raise ValueError(
                 f"{self.title} needs a verdict on each picture. {len(missing)} are missing, the first is that of "
                 f"{missing[0]}. Judge them, too."
             )
-        given, values = judges.get("categories") or {}, {}
-        for item in pictures.items:
-            category = given[item.id] if item.id in given else category_of(item)
+        values: dict[str, list[float]] = {}
+        for item in self.items:
+            category = categories[item.id] if item.id in categories else category_of(item)
             check_name("category of WISE", category, CATEGORIES)
             values.setdefault(category, []).append(type(self).score_of(verdicts[item.id]))
-        return self._rows(values, f"{self.title}, judge {judge}")
+        return values
 
     def _rows(self, values: Mapping[str, Sequence[float]], label: str) -> list[Score]:
         means = {name: math.fsum(values[name]) / len(values[name]) for name in CATEGORIES if name in values}

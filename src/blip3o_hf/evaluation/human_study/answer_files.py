@@ -57,7 +57,7 @@ class AnswerFiles:
         """
         answer = as_answer({**row, "time": now()}, self.study)
         with self._lock:
-            stand = self._opened(answer.rater)
+            stand = self._opened(answer.rater, is_writing=True)
             before = stand.get(answer.question)
             if (answer.left, answer.right) != sides_of(self.study, answer.rater, answer.question):
                 raise ValueError("The pictures must stand as the study has them. They do not. Load the page again.")
@@ -74,17 +74,19 @@ class AnswerFiles:
                 stand[answer.question] = answer
             return len(stand)
 
-    def _opened(self, rater: str) -> dict[Question, Answer]:
+    def _opened(self, rater: str, is_writing: bool = False) -> dict[Question, Answer]:
         path = self.path(rater)
         if rater not in self._stand:
             lines, torn = read_lines(path, self.study) if path.exists() else ([], 0)
             if any(answer.rater != rater for answer in lines):
                 raise ValueError(f"{path} must hold the answers of {rater}. It has those of others. Restore it.")
-            self._stand[rater] = standing(lines, str(path))
-            if path.exists():
-                _mend(path, torn)
+            stand = standing(lines, str(path))
+            if not path.exists():
+                return self._stand.setdefault(rater, stand) if is_writing else stand
+            _mend(path, torn)  # before it is known: what follows a torn line would be lost with it
             if torn:
                 logger.warning("%s: %s", path, TORN)
+            self._stand[rater] = stand
         return self._stand[rater]
 
 

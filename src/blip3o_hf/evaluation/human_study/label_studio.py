@@ -8,7 +8,7 @@ from xml.sax.saxutils import quoteattr
 
 from ...files import check_can_write, written_whole
 from ...reading import read_json
-from .answers import MAX_ANSWERS_BYTES, Answer, as_answer, check_rater, now, standing
+from .answers import MAX_ANSWERS_BYTES, MAX_MS, Answer, as_answer, check_rater, now, standing
 from .order import questions_of, sides_of
 from .study import ANSWERS, Question, Study, write_json
 
@@ -135,7 +135,7 @@ def _answers(study: Study, data: Mapping[str, Any], annotation: Mapping[str, Any
         row = {"study": data["study"], "rater": rater, "pair": data["pair"], "criterion": criterion.id}
         row |= {"round": data["round"], "left": data["left_name"], "right": data["right_name"]}
         seconds = annotation.get("lead_time") or 0
-        row |= {"choice": ours[picked[0]], "ms": round(1000 * seconds / len(study.criteria))}
+        row |= {"choice": ours[picked[0]], "ms": min(MAX_MS, max(0, round(1000 * seconds / len(study.criteria))))}
         answer = as_answer({**row, "time": annotation.get("created_at") or now()}, study)
         if (answer.left, answer.right) != sides_of(
             study, ORDER, Question(answer.pair, study.criteria[0].id, answer.round)

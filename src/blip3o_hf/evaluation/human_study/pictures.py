@@ -11,7 +11,7 @@ from ...checks import check_unicode
 from ...data.images import as_input_image
 from ...files import expanded
 from ...reading import read_text
-from ..benchmarks.base import Item, check_ids, json_lines
+from ..benchmarks.base import RUN_PICTURES, RUN_SETTINGS, Item, check_ids, json_lines
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 SHOWN = 5
@@ -59,7 +59,7 @@ def _item(row: Mapping) -> Item:
 
 
 def _lines(path: Path) -> list[Item]:
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).split("\n")]
     filled = [line for line in lines if line]
     named = [line.partition("\t") for line in filled if "\t" in line]
     if named and len(named) < len(filled):
@@ -92,7 +92,8 @@ class SystemPictures:
         """
         Args:
             name: of the system.
-            folder: with `<id>.png` (or another kind of picture), or `<id>/<number>.png`, of which the first is taken.
+            folder: with `<id>.png` (or another kind of picture), or `<id>/<number>.png`, of which the first is taken;
+                or the folder of a run of `blip3o-hf evaluate`.
             ids: of the prompts.
 
         Raises:
@@ -104,6 +105,8 @@ class SystemPictures:
             raise NotADirectoryError(
                 f"A system needs a folder of pictures. {name} has {folder}, which is none. Check it."
             )
+        if (folder / RUN_SETTINGS).is_file():
+            folder /= RUN_PICTURES
         found: dict[str, Path] = {}
         for path in sorted(folder.iterdir()):
             picture = _first(path) if path.is_dir() else path if path.suffix.lower() in ENDINGS else None

@@ -6,7 +6,10 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ..statistics import wilson
+
 BOOTSTRAP_SAMPLES = 10_000
+FEW_PROMPTS = 20
 _CHUNK = 500
 _MAX_STEPS = 10_000
 
@@ -76,7 +79,8 @@ def cluster_interval(
     sums: Sequence[float], counts: Sequence[int], seed: int = 0, samples: int = BOOTSTRAP_SAMPLES
 ) -> tuple[float, float]:
     """
-    95 % percentile interval of `sum(sums) / sum(counts)`, by a bootstrap that draws whole prompts.
+    95 % percentile interval of `sum(sums) / sum(counts)`, by a bootstrap that draws whole prompts. Of fewer than
+    `FEW_PROMPTS`, or where all agree, a bootstrap knows too little: then Wilson's, with as many judgments as prompts.
 
     Args:
         sums: points of a system for each prompt, 1 for a judgment in its favour and one half for a tie.
@@ -87,6 +91,8 @@ def cluster_interval(
     if not len(sums):
         return (math.nan, math.nan)
     points, numbers = np.asarray(sums, float), np.asarray(counts, float)
+    if len(points) < FEW_PROMPTS or len(set((points / numbers).tolist())) == 1:
+        return wilson(float(points.sum() / numbers.sum()), len(points))
     generator, shares = np.random.default_rng(seed), []
     for first in range(0, samples, _CHUNK):
         size = (min(_CHUNK, samples - first), len(points))
