@@ -86,7 +86,7 @@ def test_notes_say_what_spoils_a_comparison(write):
     Image.open(drawn / "001.png").resize((80, 80)).save(drawn / "001.png")
     notes = " ".join(compare(drawn, reference).notes(12))
     for text in (
-        "6 pictures are no more than the 12 dimensions",
+        "6 pictures (overall) are no more than the 12 dimensions",
         "the folder has 6 pictures and the reference 21",
         "holds PNG and the reference JPEG and PNG",
         "the same file 1 times",
@@ -236,7 +236,7 @@ def test_the_command_prints_distances_and_writes_how_they_were_measured(two, tmp
     assert main(call) == 0
     printed = capsys.readouterr()
     assert "overall" in printed.out and "128 dimensions; pictures bicubic to 64 x 64" in printed.out
-    assert "note: 12 pictures are no more than the 128 dimensions" in printed.err
+    assert "note: 12 pictures (overall) are no more than the 128 dimensions" in printed.err
     evaluation = Evaluation.read(target)
     settings = evaluation.settings
     assert settings["resolution"] == 64 and settings["resize"] == "bicubic"
@@ -260,3 +260,18 @@ def test_the_command_refuses_bad_input_before_it_works(two, tmp_path, capsys):
     fails(capsys, [drawn, reference, "--subsets", "0"], "`subsets` must be a whole number of at least 1. Got 0")
     fails(capsys, [drawn, reference, "--output", tmp_path / "no" / "a.json"], "folder must exist")
     fails(capsys, [drawn, reference, "--batch-size", "0"], "`batch_size` must be a whole number")
+
+
+def test_notes_are_of_every_group_and_none_is_called_as_all(write, tmp_path):
+    for name in ("first", "second"):
+        write(f"{name}/few", 3)
+        write(f"{name}/many", 20, seed=2)
+    notes = compare(tmp_path / "first", tmp_path / "second", by_folder=True).notes(12)
+    assert notes[0].startswith("3 pictures (few) are no more than the 12 dimensions of a feature")
+    assert notes[1].startswith("with 23 pictures the Frechet distance has a bias upwards")
+    with pytest.raises(ValueError, match=r"`seed` must be a whole number of at least 0\. Got -1"):
+        compare(tmp_path / "first", tmp_path / "second", seed=-1)
+    for name in ("first", "second"):
+        (tmp_path / name / "few").rename(tmp_path / name / "overall")
+    with pytest.raises(ValueError, match=r"The row of all pictures is called 'overall'\. .*first has a subfolder of"):
+        compare(tmp_path / "first", tmp_path / "second", by_folder=True)

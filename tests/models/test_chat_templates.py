@@ -32,7 +32,12 @@ def with_template(saved, template):
         ("{{ 9 ** 9 ** 9 }}", r"it holds 9 \*\* 9"),
         ("{{ 'x' * 9999999999 }}", r"it holds 'x' \* 9999999999"),
         ("{% for a in range(9) %}{{ 9 * 'x' }}{% endfor %}", r"it holds 9 \* 'x'"),
-        ("{% set a = 'x' %}{{ a * 10000000000000000 }}", "it takes more memory than there is"),
+        ("{% set a = 'x' %}{{ a * 10000000000000000 }}", "it holds the number 10000000000000000, and at most"),
+        ("{{ 'a'|center(1500000000) }}", "it holds the number 1500000000, and at most 1,000,000 is read"),
+        (
+            "{% set n = namespace(s='x' ~ messages) %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "it takes more than 500 MB",
+        ),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
         ("a" * (MAX_CHARACTERS + 1), "it has 200,001 characters, and at most 200,000 are read"),
         ("a", "it leaves out what is said"),

@@ -7,10 +7,20 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from ..assets import resolve_model
+from ..checkpoints.loading import load_saved
 from ..models.backbones import accepts, token_types, vision_or_text_model
-from ..models.configuration_blip3o import has_vision
+from ..models.configuration_blip3o import Blip3oConfig, has_vision
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor, message_images
+
+
+def _generation_config(path: str) -> GenerationConfig:
+    """Of a BLIP3-o; where it has none, the one that its model makes of its config."""
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:
+        return GenerationConfig.from_model_config(Blip3oConfig.from_pretrained(path))
+
 
 SETTINGS = frozenset(GenerationConfig().to_dict()) - {"transformers_version"}
 MAX_NEW_TOKENS = 128
@@ -55,16 +65,21 @@ class ChatAnswerer:
         Args:
             pretrained, dtype, device: as in `load`.
             weights: folder or Hub id of the backbone as it was before, such as `Qwen/Qwen2.5-VL-7B-Instruct`; by
-                default the one in the BLIP3-o.
+                default the one in the BLIP3-o. It answers with the generation config of the BLIP3-o.
+
+        Raises:
+            ValueError: when the weights are incomplete or damaged.
         """
         if weights is None:
             whole = cls.load(pretrained, dtype, device)
             backbone = whole.model.backbone
             backbone.generation_config = whole.model.generation_config
             return cls(backbone, whole.processor)
+        path = resolve_model(pretrained)
         model_class = vision_or_text_model(AutoConfig.from_pretrained(weights))
-        backbone = model_class.from_pretrained(weights, dtype=dtype).to(device)
-        return cls(backbone, Blip3oProcessor.from_pretrained(resolve_model(pretrained)))
+        backbone, _ = load_saved(model_class.from_pretrained, weights, dtype=dtype)
+        backbone.generation_config = _generation_config(path)  # its own may have penalties, which are no weights
+        return cls(backbone.to(device), Blip3oProcessor.from_pretrained(path))
 
     @torch.no_grad()
     def __call__(self, conversations: Sequence[Sequence[Mapping[str, Any]]], **settings: Any) -> list[str]:

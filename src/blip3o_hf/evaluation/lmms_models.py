@@ -242,9 +242,12 @@ def _warn_left_out(name: str) -> None:
 
 
 def cut_at(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of the words at which a task stops an answer."""
+    """
+    The text before the first of the words at which a task stops an answer. lmms-eval adds an empty line to tasks that
+    name none; its own models of chat do not stop there, so that answers of several paragraphs stay whole.
+    """
     words = [until] if isinstance(until, str) else list(until or ())
-    ends = [position for word in words if word and (position := text.find(word)) >= 0]
+    ends = [position for word in words if word.strip("\n") and (position := text.find(word)) >= 0]
     return text[: min(ends)].rstrip() if ends else text
 
 

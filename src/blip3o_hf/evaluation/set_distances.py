@@ -81,6 +81,7 @@ class SetComparison:
 
     def __post_init__(self):
         check_sizes(subsets=self.subsets)
+        check_sizes(0, seed=self.seed)
         self._check_sizes()
         for name, numbers, reference_numbers in self._groups():
             if min(len(numbers), len(reference_numbers)) < 2:
@@ -107,6 +108,11 @@ class SetComparison:
                 raise ValueError(
                     f"By folder, both must have the same subfolders. Only one of {self.pictures.folder} and "
                     f"{self.reference.folder} has {', '.join(alone[:10])}. Add what is missing."
+                )
+            if OVERALL in groups:
+                raise ValueError(
+                    f"The row of all pictures is called {OVERALL!r}. {self.pictures.folder} has a subfolder of that "
+                    f"name. Rename it."
                 )
             yield from ((name, groups[name], others[name]) for name in sorted(groups))
         yield OVERALL, range(len(self.pictures.files)), range(len(self.reference.files))
@@ -155,12 +161,15 @@ class SetComparison:
         """
         counts = [len(folder.files) for folder in (self.pictures, self.reference)]
         notes = []
-        if min(counts) <= dim:
+        fewest = {name: min(len(numbers), len(others)) for name, numbers, others in self._groups()}
+        singular = [name for name, number in fewest.items() if number <= dim]
+        if singular:
             notes.append(
-                f"{min(counts):,} pictures are no more than the {dim:,} dimensions of a feature: their covariance is "
-                f"singular, and the Frechet distance far too large. Take more pictures, or use the kernel distance."
+                f"{fewest[singular[0]]:,} pictures ({', '.join(singular[:5])}{', ...' if len(singular) > 5 else ''}) "
+                f"are no more than the {dim:,} dimensions of a feature: their covariance is singular, and the Frechet "
+                f"distance far too large. Take more pictures, or use the kernel distance."
             )
-        elif min(counts) < FEW:
+        if OVERALL not in singular and min(counts) < FEW:
             notes.append(
                 f"with {min(counts):,} pictures the Frechet distance has a bias upwards; compare it with distances of "
                 f"as many pictures only."

@@ -8,9 +8,17 @@ from typing import Any
 
 from jinja2 import Environment, TemplateError
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
 MAX_CHARACTERS = 200_000
 """Ten times as many as the longest template of a published model."""
+MAX_NUMBER = 1_000_000
 _MAX_LINES = 1_000_000
+_MAX_GROWTH = 500 * 2**20
+"""Bytes of memory that a trial may take."""
 _SAID = "a red circle"
 _FILE = "<template>"
 """Where Python says that the code of a template is from."""
@@ -21,10 +29,11 @@ _BREAKS = (*_LIMITS, TypeError, AttributeError, LookupError, ArithmeticError)
 
 def check_template(template: str) -> None:
     """
-    Refuse what takes time and memory in a single operation, which nothing could interrupt.
+    Refuse what could take much time and memory in a single operation, which nothing could interrupt.
 
     Raises:
-        ValueError: when a template is no Jinja, longer than `MAX_CHARACTERS`, holds a power, or a text times a number.
+        ValueError: when a template is no Jinja, longer than `MAX_CHARACTERS`, or holds a power, a text times a number,
+            or a number above `MAX_NUMBER`.
     """
     if len(template) > MAX_CHARACTERS:
         raise ValueError(_refusal(f"it has {len(template):,} characters, and at most {MAX_CHARACTERS:,} are read"))
@@ -36,6 +45,8 @@ def check_template(template: str) -> None:
     for number, (kind, text) in enumerate(tokens):
         after = tokens[number + 1][0] if number + 1 < len(tokens) else ""
         is_power = text == "**" and before[1] not in ("(", ",")  # where it stands for named arguments
+        if kind == "integer" and int(text.replace("_", ""), 0) > MAX_NUMBER:
+            raise ValueError(_refusal(f"it holds the number {text:.20}, and at most {MAX_NUMBER:,} is read"))
         if kind == "operator" and (is_power or (text == "*" and "string" in (before[0], after))):
             raise ValueError(_refusal(f"it holds {before[1]:.20} {text} {tokens[number + 1][1]:.20}"))
         before = kind, text
@@ -74,7 +85,7 @@ def rendered(render: Callable[[], Any], is_trial: bool = False) -> Any:
     Raises:
         ValueError: when it makes nothing.
     """
-    is_watched, lines = is_trial and sys.gettrace() is None, 0
+    is_watched, lines, before = is_trial and sys.gettrace() is None, 0, _peak()
     breaks = _BREAKS if is_trial else _LIMITS
 
     def count(frame: FrameType, event: str, argument: Any) -> Callable | None:
@@ -84,6 +95,8 @@ def rendered(render: Callable[[], Any], is_trial: bool = False) -> Any:
         lines += 1
         if lines > _MAX_LINES:
             raise RecursionError(f"it runs for more than {_MAX_LINES:,} lines")
+        if (lines < 1000 or lines % 1000 == 0) and _peak() - before > _MAX_GROWTH:
+            raise MemoryError(f"it takes more than {_MAX_GROWTH >> 20} MB")
         return count
 
     try:
@@ -96,6 +109,14 @@ def rendered(render: Callable[[], Any], is_trial: bool = False) -> Any:
     finally:
         if is_watched:
             sys.settrace(None)
+
+
+def _peak() -> int:
+    """The most memory that this process had, in bytes; 0 where the system does not tell."""
+    if resource is None:
+        return 0
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else 1024 * used
 
 
 def _one_line(error: BaseException) -> str:
