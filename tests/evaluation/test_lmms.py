@@ -385,3 +385,20 @@ def test_lmms_eval_finds_the_plug_in_by_its_entry_point():
     registry.load_entrypoint_manifests(overwrite=True)
     for name in ("blip3o", "blip3o_backbone"):
         assert registry.get_model_class(name).is_simple is False
+
+
+def test_a_backbone_from_elsewhere_is_whole_and_answers_with_the_settings_of_the_model(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    whole = ChatAnswerer.load("blip3o-tiny")
+    whole.backbone.generation_config.repetition_penalty = 1.3
+    whole.backbone.save_pretrained(tmp_path)
+    alone = ChatAnswerer.load_backbone("blip3o-tiny", str(tmp_path))
+    assert alone.model.generation_config.repetition_penalty in (None, 1.0)
+    assert alone.model.generation_config.eos_token_id == whole.model.generation_config.eos_token_id
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[min(tensors)]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"must hold every tensor of the model\. {tmp_path} lacks [12]: "):
+        ChatAnswerer.load_backbone("blip3o-tiny", str(tmp_path))
