@@ -1,0 +1,69 @@
+"""What a group of pictures of one prompt tells about each of them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..checks import check_name, check_sizes
+
+SCALES = ("group", "batch", "none")
+_EPSILON = 1e-4
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """
+    Attributes:
+        values (`[N]`): of each picture, float32; 0 where its reward is not known or all of its group are equal.
+        metrics: `reward`, `reward_std` and `frac_reward_zero_std`, as TRL calls them.
+    """
+
+    values: Tensor
+    metrics: dict[str, float]
+
+
+def group_advantages(
+    rewards: Tensor, num_generations: int, scale_rewards: str = "group", clip: float = 5.0
+) -> Advantages:
+    r"""
+    \((r - \bar r) / (\operatorname{std}(r) + 10^{-4})\), the mean over the group of one prompt.
+
+    Args:
+        rewards (`[N]`): groups one after the other; NaN where none applied.
+        num_generations: pictures of a prompt, at least 2.
+        scale_rewards: whose standard deviation divides: the `group`'s, that of the whole `batch`, or `none`.
+        clip: largest advantage, either way.
+
+    Raises:
+        ValueError: when the rewards are not whole groups of at least 2, or a setting is unknown.
+    """
+    check_sizes(2, num_generations=num_generations)
+    check_name("`scale_rewards`", scale_rewards, SCALES)
+    if len(rewards) % num_generations or not len(rewards):
+        raise ValueError(
+            f"Rewards must be whole groups of {num_generations}. Got {len(rewards)}. Draw so many pictures of each."
+        )
+    groups = rewards.double().unflatten(0, (-1, num_generations))
+    known = ~groups.isnan()
+    numbers = known.sum(dim=1, keepdim=True).clamp(min=1)
+    means = groups.nansum(dim=1, keepdim=True) / numbers
+    centred = (groups - means).masked_fill(~known, 0.0)
+    deviations = (centred.square().sum(dim=1, keepdim=True) / (numbers - 1).clamp(min=1)).sqrt()
+    is_flat = centred.abs().amax(dim=1, keepdim=True) == 0
+    values = centred
+    if scale_rewards == "group":
+        values = centred / (deviations + _EPSILON)
+    elif scale_rewards == "batch":
+        all_known = rewards.double()[~rewards.isnan()]
+        deviation = all_known.std().item() if len(all_known) > 1 else 0.0
+        values = centred / (deviation + _EPSILON)
+    values = values.masked_fill(is_flat, 0.0).clamp(-clip, clip)
+    metrics = {
+        "reward": rewards.nanmean().item(),
+        "reward_std": deviations.mean().item(),
+        "frac_reward_zero_std": is_flat.double().mean().item(),
+    }
+    return Advantages(values.flatten().float(), metrics)
+
+
+__all__ = ["SCALES", "Advantages", "group_advantages"]
