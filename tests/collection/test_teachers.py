@@ -111,6 +111,15 @@ def test_the_tiny_world_draws_its_categories_and_refuses_the_rest(tmp_path):
         ShapesTeacher({"size": 3})
 
 
+@pytest.mark.parametrize("name", ["prompt", "model", "n", "generator", "num_images_per_prompt"])
+def test_settings_do_not_replace_what_a_collection_decides(collect, endpoint, tmp_path, capsys, name):
+    assert collect(tmp_path / "out", "--set", f"{name}=3") == 2
+    assert f"Got {name!r} as a setting of the teacher. Leave it out." in capsys.readouterr().err
+    assert endpoint.bodies == []
+    with pytest.raises(ValueError, match="one picture for each prompt"):
+        PipelineTeacher(GroupPipe(), "pipe", {name: 3})
+
+
 def test_settings_are_json_or_texts():
     assert _options(["a=1", "b=0.5", "c=true", "size=8x8", 'd="1"', "e=x=y"]) == {
         "a": 1,

@@ -73,6 +73,10 @@ class CollectionFolder:
             raise ValueError(f"{file} must be that of a collection of format {FORMAT}. It is not. Use another folder.")
         return saved
 
+    def saved(self, section: str) -> dict[str, Any] | None:
+        """Settings of an earlier run; `None` where it saved none."""
+        return self._saved_settings().get(section)
+
     def check_settings(self, section: str, settings: Mapping[str, Any]) -> None:
         """
         Compare settings with those of an earlier run, if there was one.

@@ -17,6 +17,8 @@ TEACHERS = {"shapes": "blip3o_hf.shapes.teacher:ShapesTeacher"}
 """Classes of teachers that have a short name."""
 IMAGES_PATH = "/images/generations"
 REFUSED = "refused by the teacher"
+SENT = ("model", "prompt", "n", "generator", "num_images_per_prompt")
+"""Settings of a request that a collection decides: what is drawn, with which seed, and one picture each."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,20 @@ class Teacher(Protocol):
         ...
 
 
+def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: when one of them is in [`SENT`].
+    """
+    taken = next((name for name in options or {} if name in SENT), None)
+    if taken is not None:
+        raise ValueError(
+            f"A collection decides {', '.join(SENT)} itself, one picture for each prompt. Got {taken!r} as a setting "
+            f"of the teacher. Leave it out."
+        )
+    return dict(options or {})
+
+
 class PipelineTeacher:
     """
     Any pipeline of diffusers that draws from text, or our own.
@@ -97,12 +113,15 @@ class PipelineTeacher:
         name: of the pipeline, for manifests.
         options: further arguments of the call, such as `num_inference_steps`.
         group_size: prompts in one call.
+
+    Raises:
+        ValueError: when an option is in [`SENT`].
     """
 
     def __init__(self, pipe: Any, name: str, options: Mapping[str, Any] | None = None, group_size: int = 8):
         self.pipe = pipe
         self.group_size = group_size
-        self.options = dict(options or {})
+        self.options = _options(options)
         self.settings = {
             "kind": "pipeline",
             "class": type(pipe).__name__,
@@ -130,6 +149,9 @@ class EndpointTeacher:
         endpoint (*optional*): without one, requests can only be written into a batch.
         options: further keys of the body, such as `size` and `quality`; the value `"{seed}"` becomes the seed.
         at_once: requests that wait for an answer at the same time.
+
+    Raises:
+        ValueError: when an option is in [`SENT`].
     """
 
     group_size = 0
@@ -144,7 +166,7 @@ class EndpointTeacher:
         self.model = model
         self.endpoint = endpoint
         self.at_once = at_once
-        self.options = dict(options or {})
+        self.options = _options(options)
         address = "batch" if endpoint is None else endpoint.base_url
         self.settings = {"kind": "openai", "model": model, "base_url": address, "options": self.options}
 
