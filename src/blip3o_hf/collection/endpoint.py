@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from time import sleep
 from typing import Any
@@ -26,17 +27,51 @@ def read_key(variable: str | None) -> str | None:
     A key from an environment variable; `None` where none is named.
 
     Raises:
-        ValueError: when there is no such variable; the message never holds a key.
+        ValueError: when there is no such variable, or it holds no key; the message never holds a key.
     """
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
+        # What is not written as a variable may be the key itself.
+        named = f"called {variable}" if re.fullmatch("[A-Z][A-Z0-9_]{,39}", variable) else "of the name that was given"
         raise ValueError(
-            f"--key-env names an environment variable that holds the key. There is none called {variable[:40]!r}. "
-            f"Set it with `export`; never write the key itself into a command."
+            f"--key-env names an environment variable that holds the key. There is none {named}. Set it with "
+            f"`export`; never write the key itself into a command."
         )
+    _check_key(key)
     return key
+
+
+def _check_key(key: str) -> None:
+    """
+    Raises:
+        ValueError: when a header could not hold it, which libraries would say with the key in their error.
+    """
+    if not key or not key.isascii() or not key.isprintable() or any(letter in key for letter in " \"'\\"):
+        raise ValueError(
+            "A key must be printable ASCII without spaces and quotes. This one is not. Copy it again, and alone."
+        )
+
+
+def _check_address(base_url: str) -> None:
+    """
+    Raises:
+        ValueError: when it is no address, or may hold a password; then it is not printed.
+    """
+    if any(letter in base_url for letter in "@?#"):
+        raise ValueError(
+            "--base-url must hold neither a password nor a query. This one does. Put the key into an environment "
+            "variable and name it as --key-env."
+        )
+    try:
+        parts = urlsplit(base_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        httpx2.URL(base_url)
+    except (ValueError, httpx2.InvalidURL):
+        is_address = False
+    if not is_address:
+        raise ValueError(f"--base-url must be an address such as http://localhost:8000/v1. Got {base_url[:80]!r}.")
 
 
 class Endpoint:
@@ -50,7 +85,7 @@ class Endpoint:
         timeout: seconds without an answer.
 
     Raises:
-        ValueError: when `base_url` is no address, or holds a password or a query.
+        ValueError: when `base_url` is no address, or holds a password or a query, or no header can hold the key.
     """
 
     def __init__(
@@ -61,14 +96,9 @@ class Endpoint:
         num_attempts: int = 6,
         timeout: float = 600.0,
     ):
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--base-url must be an address such as http://localhost:8000/v1. Got {base_url[:80]!r}.")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "--base-url must hold neither a password nor a query. This one does. Put the key into an environment "
-                "variable and name it as --key-env."
-            )
+        _check_address(base_url)
+        if key is not None:
+            _check_key(key)
         self.base_url = base_url.rstrip("/")
         self.num_attempts = num_attempts
         self.timeout = timeout
@@ -92,7 +122,7 @@ class Endpoint:
             pause = None
             try:
                 status, content, pause = self._send(path, body)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 problem = f"did not answer ({type(error).__name__}: {self.without_key(str(error))[:200]})"
             else:
                 if status == 200:
@@ -197,7 +227,7 @@ def _json(content: bytes) -> Any:
 
 
 def _text(content: bytes) -> str:
-    return content[:2000].decode("utf-8", "replace")
+    return content.decode("utf-8", "replace")
 
 
 def _seconds(header: str | None) -> float | None:
