@@ -59,7 +59,7 @@ class StandIn:
             self.keys.add(handler.headers.get("Authorization"))
             status, content = self.faults.pop(0) if self.faults else (200, None)
         if content is None and status == 200:
-            content = self.content(handler.path, body)
+            status, content = self.reply(handler.path, body)
         sent = content if isinstance(content, bytes) else json.dumps(content).encode()
         handler.send_response(status)
         for name, value in {**self.headers, "Content-Length": str(len(sent))}.items():
@@ -68,6 +68,9 @@ class StandIn:
         handler.wfile.write(sent)
         with self.lock:
             self.num_answered += 1
+
+    def reply(self, path, body):
+        return 200, self.content(path, body)
 
     def content(self, path, body):
         if path == "/v1/images/generations":

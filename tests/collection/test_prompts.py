@@ -129,6 +129,14 @@ def test_a_prompt_that_is_nearly_a_benchmarks_is_left_out(tmp_path):
     assert Excluded([tmp_path / "a.txt"]).problem(" ".join(changed)) is not None
 
 
+def test_line_breaks_within_a_prompt_are_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,category\n"a cat\non a mat",pets\r\na\u2028dog,\n')
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat\u2028on a mat"}\r\n{"prompt": "a dog"}\n')
+    (tmp_path / "a.txt").write_text("a cat\u2028on a mat\r\n\r\na dog\n")
+    for name in ("a.csv", "a.jsonl", "a.txt"):
+        assert [" ".join(each.text.split()) for each in read_prompts(tmp_path / name)] == ["a cat on a mat", "a dog"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -138,6 +146,7 @@ def test_a_prompt_that_is_nearly_a_benchmarks_is_left_out(tmp_path):
         ("a.txt", "\n\n", "holds none"),
         ("a.yaml", "a", "Prompts are read from .txt"),
         ("a.csv", "index,words\n1,a\n", "Item or line 2 of .* has none"),
+        ("a.csv", "prompt\na\n" + "b" * 200_000, "After line 2 of .*a.csv: field larger than"),
     ],
 )
 def test_bad_files_of_prompts_are_named(tmp_path, name, content, message):

@@ -82,6 +82,19 @@ def test_a_teacher_of_your_own_is_a_class(tmp_path, monkeypatch, capsys):
     assert "A teacher must answer each request once, by its id. It left out 3" in capsys.readouterr().err
 
 
+def test_what_the_safety_checker_of_a_pipeline_refuses_is_no_picture():
+    class CheckedPipe(GroupPipe):
+        def __call__(self, prompt, generator, **options):
+            drawn = super().__call__(prompt, generator, **options)
+            drawn.nsfw_content_detected = ["two" in each for each in prompt]
+            return drawn
+
+    requests = [DrawingRequest(str(seed), text, seed) for seed, text in enumerate(WORDS[:3])]
+    answers = dict(PipelineTeacher(CheckedPipe(), "pipe").draw(requests))
+    assert answers["1"].problem == "refused by the teacher: the safety checker of the pipeline"
+    assert answers["0"].data and answers["2"].data and not answers["1"].is_billed
+
+
 def test_an_answer_is_a_picture_or_a_problem():
     for given in ({}, {"data": b"a", "problem": "b"}):
         with pytest.raises(ValueError, match="must be a picture or a problem"):

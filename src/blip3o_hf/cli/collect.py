@@ -188,26 +188,26 @@ def _collector(
     arguments: argparse.Namespace, folder: "CollectionFolder", selection: "Selection", teacher: "Teacher"
 ) -> "Collector":
     from ..collection.checks import find_function
-    from ..collection.collect import Collector
+    from ..collection.collect import SECTION, Collector
     from ..collection.costs import Budget, amount
+    from ..hub.provenance import public_name
 
     price = None if arguments.price is None else amount(arguments.price, "--price")
     budget = Budget(price, None if arguments.budget is None else amount(arguments.budget, "--budget"))
     provenance = {
         "teacher": dict(teacher.settings),
         "terms": arguments.terms.strip(),
-        "check": arguments.check,
+        "check": arguments.check and public_name(arguments.check),
         "safety": arguments.safety,
     }
     settings = {**provenance, "shard_size": arguments.shard_size, "seed": arguments.seed}
-    folder.check_settings("pictures", settings)
+    folder.check_settings(SECTION, settings, free=["teacher.base_url"])
     check = safety = None
     if not arguments.batch_out:
         safety = arguments.safety and find_function(arguments.safety, "--safety")
         check = arguments.check and _check_of(arguments)
-    folder.save_settings("pictures", settings)
     return Collector(
-        folder, selection.prompts, arguments.shard_size, arguments.seed, provenance, check, safety, budget
+        folder, selection.prompts, arguments.shard_size, arguments.seed, provenance, settings, check, safety, budget
     )
 
 
@@ -234,6 +234,7 @@ def _write_batch(arguments: argparse.Namespace, collector: "Collector", teacher:
 def _collect(arguments: argparse.Namespace, collector: "Collector", teacher: "Teacher") -> int:
     from tqdm import tqdm
 
+    _remember(collector, teacher)
     num_prompts = len(collector.prompts)
     with tqdm(total=num_prompts, initial=num_prompts - len(collector.open_prompts()), desc="collecting") as bar:
 
@@ -254,8 +255,17 @@ def _collect(arguments: argparse.Namespace, collector: "Collector", teacher: "Te
     if progress.num_open:
         why = "the budget is reached: raise --budget to go on" if collector.budget.num_left < 1 else "no answer yet"
         print(f"{progress.num_open} prompts have no picture: {why}")
-        return 1
-    return 0
+    return 1 if progress.num_open or not progress.num_pairs else 0
+
+
+def _remember(collector: "Collector", teacher: "Teacher") -> None:
+    """Whether the endpoint answered in an earlier run, with the same settings and at the same address."""
+    from ..collection.collect import SECTION
+    from ..collection.teachers import EndpointTeacher
+
+    if isinstance(teacher, EndpointTeacher) and teacher.endpoint is not None:
+        before = collector.folder.saved(SECTION) or {}
+        teacher.endpoint.has_answered = collector.budget.num_pictures > 0 and before["teacher"] == teacher.settings
 
 
 def _read_batch(path: str, collector: "Collector", teacher: Any) -> None:

@@ -3,7 +3,6 @@
 import math
 from decimal import Decimal, InvalidOperation
 
-
 LEAST, MOST = Decimal("1e-9"), Decimal("1e12")
 """Sums of money; the number of pictures that one pays for, the largest quotient, is exact in `Decimal`."""
 
