@@ -1,9 +1,26 @@
 """The endpoint of these tests, and the command as a user types it."""
 
+import functools
+
+import httpx2
 import pytest
 from tests.collection.standin import KEY, StandIn
 
+from blip3o_hf import cli
 from blip3o_hf.cli import main
+from blip3o_hf.collection import folder
+
+# What takes long and is the same for every command; no test needs certificates.
+PARSER, VERSIONS = functools.cache(cli.build_parser), functools.cache(folder.versions)
+CLIENT = functools.partial(httpx2.Client, verify=httpx2.create_ssl_context())
+
+
+@pytest.fixture(autouse=True)
+def made_once(monkeypatch):
+    """The same parser, versions and certificates for all commands."""
+    monkeypatch.setattr("blip3o_hf.cli.build_parser", PARSER)
+    monkeypatch.setattr("blip3o_hf.collection.folder.versions", VERSIONS)
+    monkeypatch.setattr("blip3o_hf.collection.endpoint.httpx2.Client", CLIENT)
 
 
 @pytest.fixture
@@ -16,7 +33,7 @@ def endpoint():
 def waited(monkeypatch):
     """Pauses between attempts, which are not made."""
     pauses = []
-    monkeypatch.setattr("blip3o_hf.collection.endpoint.sleep", pauses.append)
+    monkeypatch.setattr("blip3o_hf.collection.endpoint.pause", lambda seconds, stop: pauses.append(seconds))
     return pauses
 
 

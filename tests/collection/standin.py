@@ -14,13 +14,14 @@ KEY = "secret-" + "k" * 30
 class StandIn:
     """
     The server; a context manager. `faults` are statuses with which the next requests are answered, `say` answers chat
-    messages, `draw` gives the picture of a prompt.
+    messages, `draw` gives the picture of a prompt, `headers` are sent with all answers.
     """
 
     def __init__(self):
         self.bodies: list[tuple[str, dict]] = []
         self.keys: set[str | None] = set()
         self.faults: list[tuple[int, dict]] = []
+        self.headers: dict[str, str] = {}
         self.num_answered = 0
         self.say = lambda text, body: "yes"
         self.draw = draw_shapes
@@ -58,14 +59,18 @@ class StandIn:
             self.keys.add(handler.headers.get("Authorization"))
             status, content = self.faults.pop(0) if self.faults else (200, None)
         if content is None and status == 200:
-            content = self.content(handler.path, body)
+            status, content = self.reply(handler.path, body)
         sent = content if isinstance(content, bytes) else json.dumps(content).encode()
         handler.send_response(status)
-        handler.send_header("Content-Length", str(len(sent)))
+        for name, value in {**self.headers, "Content-Length": str(len(sent))}.items():
+            handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(sent)
         with self.lock:
             self.num_answered += 1
+
+    def reply(self, path, body):
+        return 200, self.content(path, body)
 
     def content(self, path, body):
         if path == "/v1/images/generations":

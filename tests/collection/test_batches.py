@@ -28,7 +28,7 @@ def write(path, items):
 
 def test_a_batch_gives_the_shards_of_live_requests(batch, collect, endpoint, tmp_path):
     folder, requests = batch
-    assert [request["custom_id"] for request in requests] == [each["id"] for each in prompts(folder)]
+    assert [request["custom_id"][:-9] for request in requests] == [each["id"] for each in prompts(folder)]
     assert {(request["method"], request["url"]) for request in requests} == {("POST", "/v1/images/generations")}
     assert requests[3]["body"] == {"model": "painter", "prompt": prompts(folder)[3]["text"], "n": 1, "seed": 3}
     items = [answered(request) for request in requests]
@@ -47,10 +47,10 @@ def test_answers_come_in_parts_and_the_rest_is_asked_for_again(batch, collect, t
     first[1] = answered(requests[5], *error(400, "not this", "moderation_blocked"))
     assert collect(folder, *write(tmp_path / "first.jsonl", first)) == 1
     said = capsys.readouterr().out
-    assert f"1 answers of the batch failed, such as {requests[4]['custom_id']}: 429: slow down" in said
+    assert f"1 answers of the batch failed, such as {requests[4]['custom_id'][:-9]}: 429: slow down" in said
     assert "5 prompts have no picture: no answer yet" in said
     assert [one["complete"] for one in manifests(folder)] == [False] * 3  # those after an open one may still change
-    assert dropped(folder) == {requests[5]["custom_id"]: ("refused by the teacher", "not this")}
+    assert dropped(folder) == {requests[5]["custom_id"][:-9]: ("refused by the teacher", "not this")}
     assert collect(folder, "--batch-out", str(tmp_path / "rest.jsonl")) == 0
     rest = [json.loads(line) for line in (tmp_path / "rest.jsonl").read_text().splitlines()]
     assert rest == requests[:5]
@@ -71,9 +71,9 @@ def test_a_batch_is_within_the_budget(collect, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text + text.splitlines()[0], "Line 21 of .* answers '000000-[a-z]+' again"),
+        (lambda text: text + text.splitlines()[0], "Line 21 of .* answers '000000-[a-z]+-[0-9a-f]{8}' again"),
         (lambda text: text[:-40], r"Line 20 of .* is not \(.*\). Download it again"),
-        (lambda text: text.replace("000003-", "700003-"), "answers '700003-[a-z]+', which is none"),
+        (lambda text: text.replace("000003-", "700003-"), "answers '700003-[a-z]+-[0-9a-f]{8}', which is none"),
         (lambda text: text.replace('"custom_id"', '"name"', 1), "Line 1 of .* has none. Is it a file of results"),
         (lambda text: text.replace('"response"', '"answer"', 1), "Line 1 of .* has neither"),
     ],
@@ -88,6 +88,17 @@ def test_bad_files_of_answers_change_nothing(batch, collect, tmp_path, capsys, c
     assert collect(folder, *words) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list((folder / "work").iterdir()) and not tars(folder)
+
+
+@pytest.mark.parametrize("words", [["--seed", "7"], ["--set", "size=64x64"]])
+def test_a_batch_of_other_requests_is_refused(batch, collect, tmp_path, capsys, words):
+    _, requests = batch
+    assert collect(tmp_path / "other", *words, "--batch-out", str(tmp_path / "other.jsonl")) == 0
+    others = [json.loads(line) for line in (tmp_path / "other.jsonl").read_text().splitlines()]
+    assert [each["custom_id"][:7] for each in others] == [each["custom_id"][:7] for each in requests]
+    assert collect(tmp_path / "other", *words, *write(tmp_path / "in.jsonl", map(answered, requests))) == 2
+    assert "A batch must answer requests of this collection. Line 1 of" in capsys.readouterr().err
+    assert not list((tmp_path / "other" / "work").iterdir())
 
 
 def test_batches_are_of_endpoints(collect, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from tests.collection.standin import KEY, draw_shapes, error
 
 from blip3o_hf.cli import main
+from blip3o_hf.collection.endpoint import Endpoint
 from blip3o_hf.collection.folder import CollectionFolder, opened
 from blip3o_hf.data.sources import open_source
 
@@ -192,7 +193,53 @@ def test_a_wrong_key_and_a_wrong_address_say_what_to_check(collect, endpoint, tm
     assert "must hold neither a password nor a query" in said and "word@" not in said
     monkeypatch.delenv("MY_KEY")
     assert collect(tmp_path / "out") == 2
-    assert "There is none called 'MY_KEY'." in capsys.readouterr().err
+    assert "There is none called MY_KEY." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["sk-first\nsk-second", "sk-first sk-second", "sk-sécret", "sk-\x07first"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(collect, endpoint, tmp_path, capsys, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    assert collect(tmp_path / "out") == 2
+    said = capsys.readouterr()
+    assert "A key must be printable ASCII without spaces and quotes." in said.err
+    assert "sk-" not in said.err + said.out and endpoint.bodies == []
+    with pytest.raises(ValueError, match="A key must be printable ASCII") as caught:
+        Endpoint(endpoint.base_url, key)
+    assert "sk-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--key-env", "sk-SECRET"], "There is none of the name that was given."),
+        (["--base-url", "user:sk-SECRET@host"], "must hold neither a password nor a query"),
+        (["--base-url", "localhost/v1?key=sk-SECRET"], "must hold neither a password nor a query"),
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_shown(collect, tmp_path, capsys, words, message):
+    assert collect(tmp_path / "out", *words) == 2
+    said = capsys.readouterr()
+    assert message in said.err and "SECRET" not in said.err + said.out
+
+
+def test_no_part_of_a_key_is_at_the_end_of_a_long_answer(endpoint):
+    endpoint.faults = [(401, b"no:" + b" " * (1997 - 9) + KEY.encode())]
+    with pytest.raises(OSError, match=r"answered 401: no: \[key\]\."):
+        Endpoint(endpoint.base_url, KEY).post("/images/generations", {})
+
+
+@pytest.mark.parametrize("address", ["http://localhost:abc/v1", "http://[::1/v1", "ftp://host/v1", "http://a b\n/v1"])
+def test_what_is_no_address_is_named(collect, tmp_path, capsys, address):
+    assert collect(tmp_path / "out", "--base-url", address) == 2
+    assert "--base-url must be an address such as http://localhost:8000/v1. Got 'http" in (
+        capsys.readouterr().err.replace("ftp", "http")
+    )
+
+
+def test_an_answer_that_is_packed_wrongly_is_asked_for_again(collect, endpoint, tmp_path, waited, capsys):
+    endpoint.headers = {"Content-Encoding": "gzip"}
+    assert collect(tmp_path / "out", "--at-once", "1") == 2
+    assert "at last did not answer (DecodingError" in capsys.readouterr().err and len(waited) == 5
 
 
 def test_addresses_of_pictures_are_not_opened(collect, endpoint, tmp_path, capsys):
@@ -218,7 +265,10 @@ def test_a_budget_is_never_passed_and_a_higher_one_goes_on(whole, collect, endpo
     assert "20 pictures cost 2.0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--price", "0"], ["--price", "nan"], ["--price", "x"], ["--budget", "3"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--price", "0"], ["--price", "1e-40", "--budget", "1"], ["--price", "nan"], ["--price", "x"], ["--budget", "3"]],
+)
 def test_bad_prices_are_refused(collect, tmp_path, capsys, words):
     assert collect(tmp_path / "out", *words) == 2
     assert "must be a number above 0" in (said := capsys.readouterr().err) or "Add --price" in said

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -128,6 +129,14 @@ def test_a_prompt_that_is_nearly_a_benchmarks_is_left_out(tmp_path):
     assert Excluded([tmp_path / "a.txt"]).problem(" ".join(changed)) is not None
 
 
+def test_line_breaks_within_a_prompt_are_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,category\n"a cat\non a mat",pets\r\na\u2028dog,\n')
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a cat\u2028on a mat"}\r\n{"prompt": "a dog"}\n')
+    (tmp_path / "a.txt").write_text("a cat\u2028on a mat\r\n\r\na dog\n")
+    for name in ("a.csv", "a.jsonl", "a.txt"):
+        assert [" ".join(each.text.split()) for each in read_prompts(tmp_path / name)] == ["a cat on a mat", "a dog"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -137,6 +146,7 @@ def test_a_prompt_that_is_nearly_a_benchmarks_is_left_out(tmp_path):
         ("a.txt", "\n\n", "holds none"),
         ("a.yaml", "a", "Prompts are read from .txt"),
         ("a.csv", "index,words\n1,a\n", "Item or line 2 of .* has none"),
+        ("a.csv", "prompt\na\n" + "b" * 200_000, "After line 2 of .*a.csv: field larger than"),
     ],
 )
 def test_bad_files_of_prompts_are_named(tmp_path, name, content, message):
@@ -192,6 +202,27 @@ def test_a_chat_model_writes_prompts_by_category(endpoint, tmp_path, capsys):
     before = (tmp_path / "out" / "prompts.jsonl").read_bytes()
     assert write(endpoint, tmp_path / "out", 8) == 0  # the same prompts, though the model would say others
     assert len(endpoint.bodies) == 4 and (tmp_path / "out" / "prompts.jsonl").read_bytes() == before
+
+
+def test_finished_shards_keep_their_prompts(endpoint, tmp_path, capsys):
+    writing(endpoint)
+    words = ["--teacher", "openai:painter", "--terms", "for tests", "--number", "4"]
+    command = ["collect", str(tmp_path / "out"), "--writer", "openai:poet", "--base-url", endpoint.base_url, *words]
+    draw = endpoint.draw
+    endpoint.draw = lambda prompt, seed: draw("a red circle on a white background", len(endpoint.bodies))
+    assert main(command) == 0
+    file, number = tmp_path / "out" / "prompts.jsonl", len(endpoint.bodies)
+    before = file.read_bytes()
+    shutil.rmtree(tmp_path / "out" / "work")
+    assert main(command) == 0
+    assert file.read_bytes() == before and len(endpoint.bodies) == number
+    capsys.readouterr()
+    file.write_bytes(before.replace(b"thing", b"other"))
+    assert main(command) == 2
+    assert "A collection goes on with the prompts that it began with." in capsys.readouterr().err
+    file.unlink()
+    assert main(command) == 2  # the writer says others now
+    assert "or others would be chosen now" in capsys.readouterr().err and not file.exists()
 
 
 def test_answers_of_another_form_are_asked_for_again_and_then_an_error(endpoint, tmp_path, capsys):

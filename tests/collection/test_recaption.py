@@ -5,6 +5,7 @@ import json
 
 import pytest
 from PIL import Image
+from tests.collection.standin import error
 from tests.collection.test_collect import manifests, tars
 
 from blip3o_hf.cli import main
@@ -101,11 +102,60 @@ def test_an_interrupted_run_asks_for_no_caption_twice(photos, recaption, endpoin
 def test_other_instructions_are_another_folder(photos, recaption, tmp_path, capsys):
     assert recaption(photos, tmp_path / "out") == 0
     assert recaption(photos, tmp_path / "out", "--long", "Say what it is.") == 2
-    assert "`instructions` was" in capsys.readouterr().err
+    assert "`instructions.long` was" in capsys.readouterr().err
     assert recaption(photos, tmp_path / "other", "--long", " ") == 2
     assert "A picture needs a caption." in capsys.readouterr().err
     assert recaption(photos, tmp_path / "other", "--model", "poet") == 2
     assert "Write --model openai:NAME" in capsys.readouterr().err
+
+
+def test_settings_of_the_source_are_compared_and_no_path_is_shown(photos, recaption, tmp_path, capsys):
+    assert recaption(photos, tmp_path / "out") == 0
+    one = manifests(tmp_path / "out")[1]
+    assert one["source"] == {"path": "photos", "format": "auto"}
+    assert one["dropped"]["items"][0]["id"] == "photos/4.png"
+    assert not [path for path in (tmp_path / "out").glob("*.json") if str(tmp_path) in path.read_text()]
+    assert recaption(photos, tmp_path / "out", "--format", "imagefolder") == 2
+    assert "`source.format` was 'auto', and is now 'imagefolder'." in capsys.readouterr().err
+    assert recaption(photos, tmp_path / "out", "caption=text") == 2
+    assert "`source.caption` was not set, and is now 'text'." in capsys.readouterr().err
+
+
+def test_captions_belong_to_their_picture(photos, recaption, endpoint, tmp_path, monkeypatch):
+    said = iter(range(1000))
+    endpoint.say = lambda text, body: f"caption {next(said)}"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("blip3o_hf.collection.folder._digest", stop)
+        assert recaption(photos, tmp_path / "out", "--short", "") == 130
+    Image.new("RGB", (32, 24), "green").save(photos / "0.png")
+    assert recaption(photos, tmp_path / "out", "--short", "") == 0
+    source = open_source({"path": str(tmp_path / "out")})
+    found = [int(source[number].prompt.split()[1]) for number in range(4)]
+    assert min(found[:2]) >= 4 and max(found[2:]) < 4  # the group of the other picture is described again
+
+
+def test_a_picture_that_an_endpoint_rejects_is_listed(photos, recaption, endpoint, tmp_path, capsys):
+    endpoint.faults = [error(413, "too large")] * 2
+    assert recaption(photos, tmp_path / "none", "--short", "") == 2  # it answered nothing yet
+    assert "It answered 413: too large." in capsys.readouterr().err
+    endpoint.faults = [(200, None), error(413, "too large")]
+    assert recaption(photos, tmp_path / "out", "--short", "", "--at-once", "1") == 0
+    found = [each for one in manifests(tmp_path / "out") for each in one["dropped"]["items"]]
+    assert found[0] == {
+        "id": "photos/1.jpg",
+        "reason": "long caption rejected by the endpoint",
+        "detail": "too large",
+    }
+
+
+def test_half_characters_in_captions_are_replaced(photos, recaption, endpoint, tmp_path):
+    endpoint.say = lambda text, body: "a \ud83d b"
+    assert recaption(photos, tmp_path / "out") == 0
+    assert {record.prompt for record in open_source({"path": str(tmp_path / "out")})} == {"a ? b"}
 
 
 def test_rows_of_parquet_are_described_by_our_own_model(tmp_path):

@@ -82,6 +82,19 @@ def test_a_teacher_of_your_own_is_a_class(tmp_path, monkeypatch, capsys):
     assert "A teacher must answer each request once, by its id. It left out 3" in capsys.readouterr().err
 
 
+def test_what_the_safety_checker_of_a_pipeline_refuses_is_no_picture():
+    class CheckedPipe(GroupPipe):
+        def __call__(self, prompt, generator, **options):
+            drawn = super().__call__(prompt, generator, **options)
+            drawn.nsfw_content_detected = ["two" in each for each in prompt]
+            return drawn
+
+    requests = [DrawingRequest(str(seed), text, seed) for seed, text in enumerate(WORDS[:3])]
+    answers = dict(PipelineTeacher(CheckedPipe(), "pipe").draw(requests))
+    assert answers["1"].problem == "refused by the teacher: the safety checker of the pipeline"
+    assert answers["0"].data and answers["2"].data and not answers["1"].is_billed
+
+
 def test_an_answer_is_a_picture_or_a_problem():
     for given in ({}, {"data": b"a", "problem": "b"}):
         with pytest.raises(ValueError, match="must be a picture or a problem"):
@@ -109,6 +122,15 @@ def test_the_tiny_world_draws_its_categories_and_refuses_the_rest(tmp_path):
 
     with pytest.raises(ValueError, match="has no settings"):
         ShapesTeacher({"size": 3})
+
+
+@pytest.mark.parametrize("name", ["prompt", "model", "n", "generator", "num_images_per_prompt"])
+def test_settings_do_not_replace_what_a_collection_decides(collect, endpoint, tmp_path, capsys, name):
+    assert collect(tmp_path / "out", "--set", f"{name}=3") == 2
+    assert f"Got {name!r} as a setting of the teacher. Leave it out." in capsys.readouterr().err
+    assert endpoint.bodies == []
+    with pytest.raises(ValueError, match="one picture for each prompt"):
+        PipelineTeacher(GroupPipe(), "pipe", {name: 3})
 
 
 def test_settings_are_json_or_texts():

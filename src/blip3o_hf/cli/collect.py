@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .endpoints import PREFIX, add_endpoint_arguments, check_at_least_one, endpoint_model, open_endpoint
@@ -10,8 +10,10 @@ from .files import check_writable
 from .models import load_pipeline
 
 if TYPE_CHECKING:
+    from ..collection.categories import Category
     from ..collection.collect import Collector
     from ..collection.folder import CollectionFolder
+    from ..collection.prompt_files import Excluded
     from ..collection.prompts import Selection
     from ..collection.teachers import Teacher
 
@@ -100,30 +102,34 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _selection(arguments: argparse.Namespace, folder: "CollectionFolder") -> "Selection":
-    """The prompts; the folder gets them, and beside them those that were dropped."""
+    """The prompts: those that the folder has, or else new ones, which it gets, and beside them those dropped."""
     from ..collection.categories import read_categories
-    from ..collection.chat_writer import ChatWriter
     from ..collection.prompt_files import Excluded, read_prompts
-    from ..collection.prompts import digest, prompts_of_categories, prompts_of_file, write_selection
+    from ..collection.prompts import digest, prompts_of_file
+    from ..collection.selections import settled
 
     excluded = Excluded(arguments.exclude)
     settings: dict[str, Any] = {"number": arguments.number, "exclude": excluded.digest, "seed": arguments.seed}
     if arguments.prompts:
         given = read_prompts(arguments.prompts)
         settings["prompts"] = digest(given)
-        folder.check_settings("prompts", settings)
-        selection = prompts_of_file(given, arguments.number, excluded)
-    else:
-        categories, writer = read_categories(arguments.categories), None
-        settings |= {"categories": digest(categories), "writer": arguments.writer}
-        folder.check_settings("prompts", settings)
-        if arguments.writer:
-            model = endpoint_model(arguments.writer, "--writer")
-            writer = ChatWriter(open_endpoint(arguments, "--writer"), model, folder)
-        selection = prompts_of_categories(categories, arguments.number, excluded, arguments.seed, writer)
-    folder.save_settings("prompts", settings)
-    write_selection(folder.path, selection)
-    return selection
+        return settled(folder, settings, lambda: prompts_of_file(given, arguments.number, excluded))
+    categories = read_categories(arguments.categories)
+    settings |= {"categories": digest(categories), "writer": arguments.writer}
+    return settled(folder, settings, lambda: _new_prompts(arguments, folder, categories, excluded))
+
+
+def _new_prompts(
+    arguments: argparse.Namespace, folder: "CollectionFolder", categories: "Sequence[Category]", excluded: "Excluded"
+) -> "Selection":
+    from ..collection.chat_writer import ChatWriter
+    from ..collection.prompts import prompts_of_categories
+
+    writer = None
+    if arguments.writer:
+        model = endpoint_model(arguments.writer, "--writer")
+        writer = ChatWriter(open_endpoint(arguments, "--writer"), model, folder)
+    return prompts_of_categories(categories, arguments.number, excluded, arguments.seed, writer)
 
 
 def _options(words: list[str]) -> dict[str, Any]:
@@ -182,26 +188,26 @@ def _collector(
     arguments: argparse.Namespace, folder: "CollectionFolder", selection: "Selection", teacher: "Teacher"
 ) -> "Collector":
     from ..collection.checks import find_function
-    from ..collection.collect import Collector
+    from ..collection.collect import SECTION, Collector
     from ..collection.costs import Budget, amount
+    from ..hub.provenance import public_name
 
     price = None if arguments.price is None else amount(arguments.price, "--price")
     budget = Budget(price, None if arguments.budget is None else amount(arguments.budget, "--budget"))
     provenance = {
         "teacher": dict(teacher.settings),
         "terms": arguments.terms.strip(),
-        "check": arguments.check,
+        "check": arguments.check and public_name(arguments.check),
         "safety": arguments.safety,
     }
     settings = {**provenance, "shard_size": arguments.shard_size, "seed": arguments.seed}
-    folder.check_settings("pictures", settings)
+    folder.check_settings(SECTION, settings, free=["teacher.base_url"])
     check = safety = None
     if not arguments.batch_out:
         safety = arguments.safety and find_function(arguments.safety, "--safety")
         check = arguments.check and _check_of(arguments)
-    folder.save_settings("pictures", settings)
     return Collector(
-        folder, selection.prompts, arguments.shard_size, arguments.seed, provenance, check, safety, budget
+        folder, selection.prompts, arguments.shard_size, arguments.seed, provenance, settings, check, safety, budget
     )
 
 
@@ -228,6 +234,7 @@ def _write_batch(arguments: argparse.Namespace, collector: "Collector", teacher:
 def _collect(arguments: argparse.Namespace, collector: "Collector", teacher: "Teacher") -> int:
     from tqdm import tqdm
 
+    _remember(collector, teacher)
     num_prompts = len(collector.prompts)
     with tqdm(total=num_prompts, initial=num_prompts - len(collector.open_prompts()), desc="collecting") as bar:
 
@@ -238,7 +245,7 @@ def _collect(arguments: argparse.Namespace, collector: "Collector", teacher: "Te
 
         collector.report = report
         if arguments.batch_in:
-            _read_batch(arguments.batch_in, collector)
+            _read_batch(arguments.batch_in, collector, teacher)
         progress = collector.run(None if arguments.batch_in else teacher)
     print(f"{progress.num_pairs} pairs of {num_prompts} prompts in {collector.folder.path}")
     for reason, count in sorted(progress.dropped.items()):
@@ -248,18 +255,28 @@ def _collect(arguments: argparse.Namespace, collector: "Collector", teacher: "Te
     if progress.num_open:
         why = "the budget is reached: raise --budget to go on" if collector.budget.num_left < 1 else "no answer yet"
         print(f"{progress.num_open} prompts have no picture: {why}")
-        return 1
-    return 0
+    return 1 if progress.num_open or not progress.num_pairs else 0
 
 
-def _read_batch(path: str, collector: "Collector") -> None:
-    from ..collection.batch_files import read_batch
+def _remember(collector: "Collector", teacher: "Teacher") -> None:
+    """Whether the endpoint answered in an earlier run, with the same settings and at the same address."""
+    from ..collection.collect import SECTION
+    from ..collection.teachers import EndpointTeacher
 
-    found = read_batch(path, {prompt.id for prompt in collector.prompts})
-    for name, answer in found.answers.items():
-        collector.keep(name, answer)
-    reasons: dict[str, list[str]] = {}
-    for name, reason in found.failed.items():
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
+    if isinstance(teacher, EndpointTeacher) and teacher.endpoint is not None:
+        before = collector.folder.saved(SECTION) or {}
+        teacher.endpoint.has_answered = collector.budget.num_pictures > 0 and before["teacher"] == teacher.settings
+
+
+def _read_batch(path: str, collector: "Collector", teacher: Any) -> None:
+    from ..collection.batch_files import batch_id, read_batch
+
+    failed: dict[str, list[str]] = {}
+    ids = {batch_id(teacher, collector.request(prompt)): prompt.id for prompt in collector.prompts}
+    for name, answer in read_batch(path, ids):
+        if isinstance(answer, str):
+            failed.setdefault(answer, []).append(name)
+        else:
+            collector.keep(name, answer)
+    for reason, names in failed.items():
         print(f"{len(names)} answers of the batch failed, such as {names[0]}: {reason}")

@@ -49,7 +49,8 @@ def open_endpoint(arguments: argparse.Namespace, option: str) -> "Endpoint":
     Raises:
         ValueError: when there is none, and so nothing for `option` to ask.
     """
-    from ..collection.endpoint import Endpoint, read_key
+    from ..collection.access import read_key
+    from ..collection.endpoint import Endpoint
 
     if arguments.base_url is None:
         raise ValueError(f"{option} needs an endpoint. There is no --base-url. Add it.")

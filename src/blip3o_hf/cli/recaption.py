@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..collection.folder import opened
     from ..collection.recaption import Recaptioner
     from ..data.sources import open_source
+    from ..hub.provenance import public_name
     from .data import source_settings
 
     given = {"long": LONG if arguments.long is None else arguments.long}
@@ -47,18 +48,20 @@ def run(arguments: argparse.Namespace) -> int:
     if not given["long"].strip():
         raise ValueError('A picture needs a caption. --long is "". Write what is asked for it.')
     instructions = {kind: text for kind, text in given.items() if text.strip()}
-    settings = {**source_settings(arguments.data, arguments.format, arguments.overrides), "reconstruct": True}
-    source = open_source(settings)
+    source_given = source_settings(arguments.data, arguments.format, arguments.overrides)
+    source = open_source({**source_given, "reconstruct": True})
     with opened(arguments.out) as folder:
         captioner = _captioner(arguments)
         provenance = {
             "captioner": dict(captioner.settings),
             "instructions": instructions,
-            "source": arguments.data,
+            "source": {
+                key: public_name(value) if isinstance(value, str) else value for key, value in source_given.items()
+            },
             "terms": arguments.terms,
         }
         settings = {**provenance, "shard_size": arguments.shard_size, "items": len(source)}
-        folder.check_settings("captions", settings)
+        folder.check_settings("captions", settings, free=["captioner.base_url"])
         folder.save_settings("captions", settings)
         with tqdm(total=len(source), desc="describing") as bar:
             recaptioner = Recaptioner(
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{progress.num_pairs} of {progress.num_prompts} pictures have captions, in {arguments.out}")
     for reason, count in sorted(progress.dropped.items()):
         print(f"  {count} dropped: {reason}")
-    return 0
+    return 0 if progress.num_pairs else 1
 
 
 def _captioner(arguments: argparse.Namespace) -> "Captioner":

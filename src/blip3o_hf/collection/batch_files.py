@@ -1,9 +1,9 @@
 """Requests and answers as files of OpenAI's Batch API, which `vllm run-batch` and others read, too."""
 
+import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,13 @@ from .endpoint import error_message, is_refusal
 from .teachers import IMAGES_PATH, REFUSED, Answer, DrawingRequest, EndpointTeacher, answer_of
 
 
-@dataclass
-class BatchAnswers:
+def batch_id(teacher: EndpointTeacher, request: DrawingRequest) -> str:
     """
-    What a file of answers holds.
-
-    Attributes:
-        answers: by id.
-        failed: ids that got an error that another try may not get, with what it says.
+    The `custom_id` of a request: the id of its prompt, and 8 digits of a hash of all that is asked, so that no answer
+    of another collection, or to another text, is taken for its answer.
     """
-
-    answers: dict[str, Answer] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    body = json.dumps(teacher.body(request), sort_keys=True)
+    return f"{request.id}-{hashlib.sha256(body.encode()).hexdigest()[:8]}"
 
 
 def write_batch(path: str | os.PathLike, teacher: EndpointTeacher, requests: Iterable[DrawingRequest]) -> None:
@@ -31,7 +26,7 @@ def write_batch(path: str | os.PathLike, teacher: EndpointTeacher, requests: Ite
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for request in requests:
             line = {
-                "custom_id": request.id,
+                "custom_id": batch_id(teacher, request),
                 "method": "POST",
                 "url": f"/v1{IMAGES_PATH}",
                 "body": teacher.body(request),
@@ -39,13 +34,16 @@ def write_batch(path: str | os.PathLike, teacher: EndpointTeacher, requests: Ite
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def read_batch(path: str | os.PathLike, ids: Collection[str]) -> BatchAnswers:
+def read_batch(path: str | os.PathLike, ids: Mapping[str, str]) -> Iterator[tuple[str, Answer | str]]:
     """
-    The answers to a batch, in any order.
+    The answers to a batch, in any order. The whole file is checked first; then it is read again, one line at a time.
 
     Args:
         path: a file of results: lines with `custom_id`, `response` and `error`.
-        ids: of all prompts of the collection.
+        ids: of all prompts of the collection, by their [`batch_id`].
+
+    Returns:
+        For each line the id of the prompt, and its answer, or as text an error that another try may not get.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -54,7 +52,13 @@ def read_batch(path: str | os.PathLike, ids: Collection[str]) -> BatchAnswers:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Check the path.")
-    found = BatchAnswers()
+    for _ in _answers(path, ids):
+        pass
+    return _answers(path, ids)
+
+
+def _answers(path: Path, ids: Mapping[str, str]) -> Iterator[tuple[str, Answer | str]]:
+    answered: set[str] = set()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -64,13 +68,13 @@ def read_batch(path: str | os.PathLike, ids: Collection[str]) -> BatchAnswers:
             name = item["custom_id"]
             if name not in ids:
                 raise ValueError(
-                    f"A batch must answer prompts of this collection. {where} answers {name!r:.60}, which is none. "
-                    f"Name the folder that the batch was written for."
+                    f"A batch must answer requests of this collection. {where} answers {name!r:.60}, which is none. "
+                    f"Name the folder that the batch was written for, with the same --teacher, --set and --seed."
                 )
-            if name in found.answers or name in found.failed:
+            if name in answered:
                 raise ValueError(f"A batch must answer each prompt once. {where} answers {name!r} again. Remove one.")
-            _take(found, name, item, where)
-    return found
+            answered.add(name)
+            yield ids[name], _answer(item, where)
 
 
 def _item(line: bytes, where: str) -> dict[str, Any]:
@@ -83,15 +87,14 @@ def _item(line: bytes, where: str) -> dict[str, Any]:
     return item
 
 
-def _take(found: BatchAnswers, name: str, item: dict[str, Any], where: str) -> None:
+def _answer(item: Mapping[str, Any], where: str) -> Answer | str:
     response = item.get("response") if isinstance(item.get("response"), dict) else None
     if response is None and not item.get("error"):
         raise ValueError(f"An answer of a batch must have a `response` or an `error`. {where} has neither.")
     status = response.get("status_code") if response else None
     body = response.get("body") if response else item
     if status == 200 and isinstance(body, dict):
-        found.answers[name] = answer_of(body)
-    elif isinstance(status, int) and is_refusal(status, body):
-        found.answers[name] = Answer(problem=f"{REFUSED}: {error_message(body)[:300]}")
-    else:
-        found.failed[name] = f"{status or 'error'}: {error_message(body) or error_message(item) or 'no reason'}"[:300]
+        return answer_of(body)
+    if isinstance(status, int) and is_refusal(status, body):
+        return Answer(problem=f"{REFUSED}: {error_message(body)[:300]}")
+    return f"{status or 'error'}: {error_message(body) or error_message(item) or 'no reason'}"[:300]

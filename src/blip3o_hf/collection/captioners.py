@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..evaluation.answers import answer
 from .checks import picture_message
-from .endpoint import Endpoint, Refused
+from .endpoint import REJECTED, Endpoint, Refused, Rejected
 from .teachers import Answer
 
 LONG = "Describe the image in detail, in one paragraph of about 90 words. Begin with what is shown."
@@ -84,12 +84,18 @@ class EndpointCaptioner:
 
     def describe(self, images: Sequence[Image.Image], instruction: str) -> Iterator[tuple[str | None, str]]:
         with ThreadPoolExecutor(self.group_size) as pool:
-            yield from pool.map(lambda image: self._ask(image, instruction), images)
+            found = list(pool.map(lambda image: self._ask(image, instruction), images))
+        for each in found:
+            if isinstance(each, Rejected) and not self.endpoint.has_answered:
+                raise each
+            yield (None, f"{REJECTED}: {each.reason}") if isinstance(each, Rejected) else each
 
-    def _ask(self, image: Image.Image, instruction: str) -> tuple[str | None, str]:
+    def _ask(self, image: Image.Image, instruction: str) -> tuple[str | None, str] | Rejected:
         message = picture_message(Answer.of_image(image).data, instruction)
         try:
             text, is_cut = self.endpoint.chat(self.model, [message], max_tokens=MAX_TOKENS)
         except Refused as refused:
             return None, f"{REFUSED}: {refused}"
+        except Rejected as rejected:
+            return rejected
         return (None, f"{CUT}: after {MAX_TOKENS} tokens") if is_cut else (text, "")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 from .categories import Category
-from .endpoint import Endpoint, Refused
+from .endpoint import Endpoint, Refused, unicode_text
 from .folder import CollectionFolder
 from .prompts import PER_ROUND
 
@@ -91,4 +91,4 @@ def prompts_in(text: str) -> list[str]:
     prompts = content.get("prompts") if isinstance(content, dict) else None
     if not isinstance(prompts, list) or not all(isinstance(each, str) for each in prompts):
         return []
-    return [each for each in prompts if each.strip()]
+    return [unicode_text(each) for each in prompts if each.strip()]

@@ -11,10 +11,11 @@ from PIL import Image
 from ..checks import is_finite_number
 from ..data.images import image_kind
 from ..pipelines.checking import ACCEPTED, BackboneChecker, Checker
-from .endpoint import Endpoint
+from .endpoint import REJECTED, Endpoint, Refused, Rejected, unicode_text
 from .teachers import Answer
 
 QUESTION = 'Does this picture show what this text says? Answer with yes or no only. Text: "{prompt}"'
+REFUSED = "refused"
 MIME = {"jpg": "jpeg", "tif": "tiff"}
 
 SafetyFilter = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str | None]]
@@ -40,9 +41,15 @@ class EndpointChecker:
 
     def _ask(self, image: Image.Image, text: str) -> float | str:
         question = QUESTION.replace("{prompt}", text)
-        said, _ = self.endpoint.chat(
-            self.model, [picture_message(Answer.of_image(image).data, question)], max_tokens=5
-        )
+        message = picture_message(Answer.of_image(image).data, question)
+        try:
+            said, _ = self.endpoint.chat(self.model, [message], max_tokens=5)
+        except Refused as refused:
+            return f"{REFUSED}: {refused}"[:100]
+        except Rejected as rejected:
+            if not self.endpoint.has_answered:
+                raise
+            return f"{REJECTED}: {rejected.reason}"[:100]
         first = re.match(r"\W*(\w*)", said.casefold())
         return {"yes": 1.0, "no": 0.0}.get(first[1] if first else "", said.strip()[:100])
 
@@ -99,7 +106,7 @@ def verdicts(check: Checker | EndpointChecker, images: Sequence, texts: Sequence
     if len(said) != len(images):
         raise ValueError(f"A check must answer for every picture. It got {len(images)} and answered {len(said)}.")
     values = [each.item() if hasattr(each, "item") else each for each in said]
-    return [float(each) if _is_share(each) else str(each)[:100] for each in values]
+    return [float(each) if _is_share(each) else unicode_text(str(each)[:100]) for each in values]
 
 
 def _is_share(value: object) -> bool:
@@ -128,4 +135,4 @@ def safety_reasons(safety: SafetyFilter, images: Sequence, texts: Sequence[str])
             f"A safety filter must give for each of {len(images)} pictures a reason as text, or None. "
             f"Got {said!r:.120}."
         )
-    return said
+    return [None if each is None else unicode_text(each) for each in said]

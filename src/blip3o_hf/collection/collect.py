@@ -8,10 +8,14 @@ from typing import Any
 from .checks import SafetyFilter
 from .costs import Budget
 from .duplicates import SeenPictures
+from .endpoint import unicode_text
 from .folder import CollectionFolder
 from .prompts import Prompt
-from .shards import ShardItems, look_names
+from .shards import ShardItems, look_name
 from .teachers import Answer, DrawingRequest, Teacher
+
+SECTION = "pictures"
+"""Of the settings of a folder: those on which pictures depend."""
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Collector:
         shard_size: prompts of a shard. Pairs may be fewer, since some are dropped.
         seed: picture `i` is drawn with `seed + i`.
         provenance: what every manifest says of teacher, terms and checks.
+        settings: that are kept with the first answer, and with which later runs go on.
         check (*optional*): whether a picture shows its prompt, as [`~pipelines.checking.Checker`].
         safety (*optional*): whether a picture may be kept.
         budget: of all pictures; those of earlier runs are counted, too.
@@ -60,6 +65,7 @@ class Collector:
     shard_size: int = 500
     seed: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     check: Any = None
     safety: SafetyFilter | None = None
     budget: Budget = field(default_factory=Budget)
@@ -96,7 +102,11 @@ class Collector:
         """Keep an answer of a teacher."""
         if self.folder.has(name) or self._complete[self._numbers[name] // self.shard_size]:
             return
-        header = {"problem": answer.problem, "notes": dict(answer.notes), "is_billed": answer.is_billed}
+        if self.folder.saved(SECTION) is None:
+            self.folder.save_settings(SECTION, self.settings)
+        problem = None if answer.problem is None else unicode_text(answer.problem)
+        notes = {key: unicode_text(value) for key, value in answer.notes.items()}
+        header = {"problem": problem, "notes": notes, "is_billed": answer.is_billed}
         self.folder.keep(name, header, answer.data or b"")
         self.budget.count(answer.is_billed)
         self.report([name])
@@ -190,4 +200,4 @@ class Collector:
     def _clean(self, shard: int) -> None:
         """Delete the answers of a shard that is final."""
         prompts = self._of_shard(shard)
-        self.folder.forget([*(prompt.id for prompt in prompts), *look_names(shard, len(prompts))])
+        self.folder.forget([*(prompt.id for prompt in prompts), look_name(shard)])

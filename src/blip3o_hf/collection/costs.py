@@ -3,20 +3,26 @@
 import math
 from decimal import Decimal, InvalidOperation
 
+LEAST, MOST = Decimal("1e-9"), Decimal("1e12")
+"""Sums of money; the number of pictures that one pays for, the largest quotient, is exact in `Decimal`."""
+
 
 def amount(text: str, name: str) -> Decimal:
     """
     A sum of money, exact.
 
     Raises:
-        ValueError: when it is no finite number above 0.
+        ValueError: when it is no number from [`LEAST`] to [`MOST`].
     """
     try:
         value = Decimal(text)
     except InvalidOperation:
         value = Decimal(-1)
-    if not value.is_finite() or value <= 0:
-        raise ValueError(f"{name} must be a number above 0, in any one currency. Got {text!r:.40}. Example: 0.04.")
+    if not value.is_finite() or not LEAST <= value <= MOST:
+        raise ValueError(
+            f"{name} must be a number above 0, from {LEAST} to {MOST}, in any one currency. Got {text!r:.40}. "
+            f"Example: 0.04."
+        )
     return value
 
 

@@ -1,19 +1,22 @@
 """An OpenAI-compatible endpoint: requests that are made again, errors that say what it answered, a key that stays."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from threading import Event
 from time import sleep
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 
+from .access import check_address, check_key
+
 MAX_BYTES = 200_000_000
 """Of an answer."""
+REJECTED = "rejected by the endpoint"
 MAX_WAIT = 60.0
 """Seconds between two attempts at most."""
 _AGAIN = (408, 409, 425, 429)
+_REJECTED = (400, 413, 422)
 _POLICIES = ("policy", "moderation", "safety", "content_filter")
 
 
@@ -21,22 +24,27 @@ class Refused(Exception):
     """The endpoint refuses one request for what it asks for; other requests may be answered."""
 
 
-def read_key(variable: str | None) -> str | None:
+class Rejected(OSError):
     """
-    A key from an environment variable; `None` where none is named.
+    The endpoint cannot answer one request as it is. Where it answered others, as `Endpoint.has_answered` says, the
+    reason is in this request; else it may be in the settings of all.
 
-    Raises:
-        ValueError: when there is no such variable; the message never holds a key.
+    Args:
+        message: of the error.
+        reason: what the endpoint says.
     """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(
-            f"--key-env names an environment variable that holds the key. There is none called {variable[:40]!r}. "
-            f"Set it with `export`; never write the key itself into a command."
-        )
-    return key
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def pause(seconds: float, stop: Event | None) -> bool:
+    """Wait; whether `stop` was set before or in this time."""
+    if stop is not None:
+        return stop.wait(seconds)
+    sleep(seconds)
+    return False
 
 
 class Endpoint:
@@ -49,8 +57,11 @@ class Endpoint:
         num_attempts: how often a request is made that gets 429, an error of the server, or no answer.
         timeout: seconds without an answer.
 
+    Attributes:
+        has_answered: whether a request was answered, so that address, key, model and settings are right.
+
     Raises:
-        ValueError: when `base_url` is no address, or holds a password or a query.
+        ValueError: when `base_url` is no address, or holds a password or a query, or no header can hold the key.
     """
 
     def __init__(
@@ -61,49 +72,50 @@ class Endpoint:
         num_attempts: int = 6,
         timeout: float = 600.0,
     ):
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--base-url must be an address such as http://localhost:8000/v1. Got {base_url[:80]!r}.")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError(
-                "--base-url must hold neither a password nor a query. This one does. Put the key into an environment "
-                "variable and name it as --key-env."
-            )
+        check_address(base_url)
+        if key is not None:
+            check_key(key)
         self.base_url = base_url.rstrip("/")
+        self.has_answered = False
         self.num_attempts = num_attempts
         self.timeout = timeout
         self._key = key
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._client = httpx2.Client(headers=headers, timeout=timeout)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, Any], stop: Event | None = None) -> dict[str, Any]:
         """
         The answer to one request.
 
         Args:
             path: after `base_url`, such as `/images/generations`.
             body: sent as JSON.
+            stop (*optional*): once it is set, no further attempt is made.
 
         Raises:
             Refused: when the endpoint refuses what is asked for.
+            Rejected: when it cannot answer this request as it is.
             OSError: when it does not answer, or with an error.
         """
         for attempt in range(self.num_attempts):
-            pause = None
+            seconds = None
             try:
-                status, content, pause = self._send(path, body)
-            except httpx2.TransportError as error:
+                status, content, seconds = self._send(path, body)
+            except httpx2.RequestError as error:
                 problem = f"did not answer ({type(error).__name__}: {self.without_key(str(error))[:200]})"
             else:
                 if status == 200:
-                    return self._parsed(path, content)
+                    answer = self._parsed(path, content)
+                    self.has_answered = True
+                    return answer
                 problem = f"answered {status}: {self._message(content)}"
                 if status not in _AGAIN and status < 500:
                     raise self._final(path, status, content, problem)
-            if attempt + 1 < self.num_attempts:
-                sleep(min(MAX_WAIT, 2.0**attempt if pause is None else pause))
+            is_last = attempt + 1 == self.num_attempts
+            if is_last or pause(min(MAX_WAIT, 2.0**attempt if seconds is None else seconds), stop):
+                break
         raise OSError(
-            f"{self.base_url}{path} must answer. It was asked {self.num_attempts} times, and at last {problem}. "
+            f"{self.base_url}{path} must answer. It was asked {attempt + 1} times, and at last {problem}. "
             f"Start the same command again later: it goes on where it stopped."
         )
 
@@ -135,7 +147,8 @@ class Endpoint:
             403: "Check the key, and what it may do",
             404: "Check --base-url, which often ends with /v1, and the model's name",
         }.get(status, "Check the model's name and the settings of the request")
-        return OSError(f"{self.base_url}{path} must answer. It {problem}. {advice}.")
+        message = f"{self.base_url}{path} must answer. It {problem}. {advice}."
+        return Rejected(message, self._message(content)) if status in _REJECTED else OSError(message)
 
     def _message(self, content: bytes) -> str:
         answer = _json(content)
@@ -169,15 +182,26 @@ class Endpoint:
             content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
         if not isinstance(content, str):
             refusal = choice["message"].get("refusal")
-            raise Refused(self.without_key(str(refusal or "no text"))[:300])
-        return content, choice.get("finish_reason") == "length"
+            raise Refused(self.without_key(unicode_text(str(refusal or "no text")))[:300])
+        return unicode_text(content), choice.get("finish_reason") == "length"
+
+
+def unicode_text(text: str) -> str:
+    """
+    A text with `?` in place of half a character, which JSON can hold and files in UTF-8 cannot.
+
+    Example:
+        >>> unicode_text("a \\ud83d b")
+        'a ? b'
+    """
+    return text.encode("utf-8", "replace").decode()
 
 
 def error_message(answer: Any) -> str:
     """What an error of the API says, on one line; empty where it is none."""
     error = answer.get("error") if isinstance(answer, Mapping) else None
     message = error.get("message") if isinstance(error, Mapping) else error
-    return " ".join(str(message).split()) if message else ""
+    return " ".join(unicode_text(str(message)).split()) if message else ""
 
 
 def is_refusal(status: int, answer: Any) -> bool:
@@ -197,7 +221,7 @@ def _json(content: bytes) -> Any:
 
 
 def _text(content: bytes) -> str:
-    return content[:2000].decode("utf-8", "replace")
+    return content.decode("utf-8", "replace")
 
 
 def _seconds(header: str | None) -> float | None:

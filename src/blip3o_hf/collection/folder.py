@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def opened(folder: str | os.PathLike) -> Generator["CollectionFolder"]:
             f"folder."
         ) from error
     try:
-        strange = [file.name for file in sorted(path.iterdir()) if file.name not in (".lock", "work", SETTINGS_FILE)]
+        names = [file.name for file in sorted(path.iterdir()) if not file.name.startswith(".partial-")]
+        strange = [name for name in names if name not in (".lock", "work", SETTINGS_FILE)]
         if strange and not (path / SETTINGS_FILE).is_file():
             raise FileExistsError(
                 f"OUT must be a new folder, or one of an earlier run. {path} holds {strange[0]!r} and no "
@@ -73,20 +75,32 @@ class CollectionFolder:
             raise ValueError(f"{file} must be that of a collection of format {FORMAT}. It is not. Use another folder.")
         return saved
 
-    def check_settings(self, section: str, settings: Mapping[str, Any]) -> None:
+    def saved(self, section: str) -> dict[str, Any] | None:
+        """Settings of an earlier run; `None` where it saved none."""
+        return self._saved_settings().get(section)
+
+    def check_settings(self, section: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
         """
         Compare settings with those of an earlier run, if there was one.
 
+        Args:
+            section: of the settings.
+            settings: of this run.
+            free: those that may change, such as `teacher.base_url`.
+
         Raises:
-            ValueError: when one of them has changed.
+            ValueError: when another one has changed.
         """
-        wanted = json.loads(json.dumps(settings))
-        before = self._saved_settings().get(section, wanted)
+        before = self.saved(section)
+        if before is None:
+            return
+        wanted, before = _flat(json.loads(_encoded(settings))), _flat(before)
         for key in dict.fromkeys([*wanted, *before]):
-            if wanted.get(key) != before.get(key):
+            if key not in free and wanted.get(key) != before.get(key):
+                was, is_now = _shown(before.get(key), wanted.get(key))
                 raise ValueError(
-                    f"A collection goes on with the settings that it began with. `{key}` was {before.get(key)!r:.80}, "
-                    f"and is now {wanted.get(key)!r:.80}. Set it back, or use another folder."
+                    f"A collection goes on with the settings that it began with. `{key}` was {was}, and is now "
+                    f"{is_now}. Set it back, or use another folder."
                 )
 
     def save_settings(self, section: str, settings: Mapping[str, Any]) -> None:
@@ -96,7 +110,7 @@ class CollectionFolder:
     def keep(self, name: str, header: Mapping[str, Any], data: bytes = b"") -> None:
         """Keep an answer: what is said about it, and its bytes."""
         with written_whole(self.work / name) as temporary:
-            temporary.write_bytes(json.dumps(header, ensure_ascii=False).encode() + b"\n" + data)
+            temporary.write_bytes(_encoded(header) + b"\n" + data)
 
     def kept(self, name: str) -> tuple[dict[str, Any], bytes] | None:
         """An answer that was kept; `None` where there is none."""
@@ -157,6 +171,27 @@ class CollectionFolder:
         write_json(self.path / f"{shard:05d}.json", {**head, **manifest})
 
 
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the names of all keys on the way to them, such as `teacher.options.size`."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _shown(*values: Any) -> list[str]:
+    """Two values for an error: of long texts the part in which they differ."""
+    texts = ["not set" if value is None else repr(value) for value in values]
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    start = max(0, sum(1 for _ in same) - 20) if max(map(len, texts)) > 80 else 0
+    return [f"{'...' if start else ''}{text[start : start + 80]}" for text in texts]
+
+
+def _encoded(content: Any) -> bytes:
+    """JSON in UTF-8; half a character becomes `?`."""
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+
+
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -178,4 +213,5 @@ def write_tar(path: Path, items: Iterable[tuple[str, Mapping[str, bytes]]]) -> N
 def write_json(path: Path, content: Any) -> None:
     """JSON for people, whole or not at all."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_bytes(text.encode("utf-8", "replace"))  # half a character, as in names of files, becomes ?

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,13 +64,25 @@ def _of_file(path: Path, is_one: bool) -> Iterator[GivenPrompt]:
         text = read_text(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"Prompts must be UTF-8. {path} is not ({error.reason}). Save it as UTF-8.") from error
-    lines = text.splitlines()
+    lines = text.split("\n")
     if kind == ".txt":
         yield from (GivenPrompt(clean(line)) for line in ([" ".join(lines)] if is_one else lines) if is_text(line))
     elif kind == ".jsonl":
         yield from _of_items(path, ((n, _parsed(path, n, line)) for n, line in enumerate(lines, 1) if line.strip()))
     else:
-        yield from _of_items(path, enumerate(csv.DictReader(lines), start=2))
+        yield from _of_items(path, _rows(path, text))
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """The rows of a table, each with the number of its last line; a text in quotes may have several lines."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"A .csv file of prompts must be a table. After line {reader.line_num} of {path}: {error}. Save it again."
+        ) from error
 
 
 def _parsed(path: Path, number: int, line: str) -> Any:

@@ -6,11 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.texts import text_problem
-from ..files import written_whole
 from .categories import Category, shares
 from .prompt_files import Excluded, GivenPrompt
 from .similar_texts import SimilarTexts
@@ -26,7 +24,7 @@ class Prompt:
     A prompt to draw.
 
     Args:
-        id: its number and category; the name of its picture, and the `custom_id` of a batch.
+        id: its number and category; the name of its picture.
         category: its category.
         text: what the picture is to show.
     """
@@ -179,14 +177,6 @@ def prompts_of_file(given: Sequence[GivenPrompt], number: int | None, excluded: 
             f"{len(selection.dropped)} were dropped ({', '.join(selection.counts) or 'none'}). Ask for fewer."
         )
     return selection
-
-
-def write_selection(folder: Path, selection: Selection) -> None:
-    """Both lists of a selection, as `prompts.jsonl` and `dropped_prompts.jsonl`."""
-    for name, items in (("prompts", selection.prompts), ("dropped_prompts", selection.dropped)):
-        with written_whole(folder / f"{name}.jsonl") as temporary:
-            lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
-            temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def digest(items: Iterable[Any]) -> str:

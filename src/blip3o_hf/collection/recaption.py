@@ -1,5 +1,6 @@
 """Pictures that you have, with new captions, a long and a short one each (paper section 5.2, stage 1)."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,10 @@ from ..data.images import EncodedImage, image_kind
 from ..data.records import BadItem
 from ..data.sources import Source
 from ..data.texts import clean, is_text, text_problem
+from ..hub.provenance import public_name
 from .captioners import Captioner
 from .collect import Progress
+from .endpoint import unicode_text
 from .folder import CollectionFolder
 from .shards import Dropped
 from .teachers import Answer
@@ -27,7 +30,7 @@ class Picture:
 
     Args:
         number: its place in the source.
-        key: its address there.
+        key: its address there, as [`public_key`].
         image: decoded.
         data: as it was encoded.
         caption: that it had, or `None`.
@@ -38,6 +41,11 @@ class Picture:
     image: Image.Image
     data: bytes
     caption: str | None
+
+    @property
+    def id(self) -> str:
+        """Its number and a hash of its bytes, so that no other picture gets its captions."""
+        return f"{self.number:08d}-{hashlib.sha256(self.data).hexdigest()[:16]}"
 
 
 def read_picture(source: Source, number: int) -> Picture:
@@ -61,7 +69,16 @@ def read_picture(source: Source, number: int) -> Picture:
     record = source[number]
     encoded = found[0]
     said = source.content(number).get(source.settings.caption)
-    return Picture(number, record.key, encoded.decode(), _bytes(encoded.data), said if is_text(said) else None)
+    caption = unicode_text(said) if isinstance(said, str) and is_text(said) else None
+    return Picture(number, public_key(source, record.key), encoded.decode(), _bytes(encoded.data), caption)
+
+
+def public_key(source: Source, key: str) -> str:
+    """The address of a picture, without the folders of this machine that lead to its source."""
+    root = str(source.settings.path)
+    if Path(root).is_absolute() and key.startswith(root):
+        return Path(root).name + key.removeprefix(root)
+    return public_name(key)
 
 
 def _bytes(data: Any) -> bytes:
@@ -136,7 +153,7 @@ class Recaptioner:
             pictures = [each for number in group if (each := self._picture(number, dropped)) is not None]
             captions = self._captions(group, pictures)
             for picture in pictures:
-                said = captions[str(picture.number)]
+                said = captions[picture.id]
                 problem = _problem(said)
                 if problem is not None:
                     dropped.append(Dropped(picture.key, *problem))
@@ -148,20 +165,20 @@ class Recaptioner:
         try:
             return read_picture(self.source, number)
         except BadItem as item:
-            dropped.append(Dropped(item.key, "no picture that can be used", item.reason))
+            dropped.append(Dropped(public_key(self.source, item.key), "no picture that can be used", item.reason))
             return None
 
     def _captions(self, group: range, pictures: Sequence[Picture]) -> dict[str, Any]:
-        """By the numbers of pictures: each kind of caption, or why there is none; asked once, also after a kill."""
-        name, ids = _name(group), [str(picture.number) for picture in pictures]
+        """By the ids of pictures: each kind of caption, or why there is none; asked once, also after a kill."""
+        name, ids = _name(group), [picture.id for picture in pictures]
         kept = self.folder.kept(name)
         if kept is not None and list(kept[0]) == ids:
             return kept[0]
-        said: dict[str, Any] = {number: {} for number in ids}
+        said: dict[str, Any] = {id_: {} for id_ in ids}
         for kind, instruction in self.instructions.items() if pictures else ():
             texts = self.captioner.describe([picture.image for picture in pictures], instruction)
-            for number, (text, problem) in zip(ids, texts, strict=True):
-                said[number][kind] = {"text": clean(text or ""), "problem": problem}
+            for id_, (text, problem) in zip(ids, texts, strict=True):
+                said[id_][kind] = {"text": clean(text or ""), "problem": problem}
         self.folder.keep(name, said)
         return said
 

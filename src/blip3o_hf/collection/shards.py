@@ -61,9 +61,9 @@ class ShardItems:
 
     def of(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Key and members of each pair that is kept, in the order of the prompts, which all have an answer."""
-        for number, start in enumerate(range(0, len(prompts), GROUP)):
+        for start in range(0, len(prompts), GROUP):
             group = [each for prompt in prompts[start : start + GROUP] if (each := self._opened(prompt)) is not None]
-            looked = self._looked(number, group) if self.check or self.safety else {}
+            looked = self._looked(group) if self.check or self.safety else {}
             for each in group:
                 print_ = fingerprint(each.image)
                 problem = self._problem(each, looked.get(each.prompt.id, {}), print_)
@@ -88,21 +88,22 @@ class ShardItems:
             self.dropped.append(Dropped(prompt.id, "no picture that can be read", item.reason))
             return None
 
-    def _looked(self, number: int, group: Sequence[_Opened]) -> dict[str, dict[str, Any]]:
-        """What check and safety filter say of a group, by id; asked once, also when a run is killed."""
-        name, ids = look_name(self.shard, number), [each.prompt.id for each in group]
-        kept = self.folder.kept(name)
-        if kept is not None and list(kept[0]) == ids:
-            return kept[0]
-        images, texts = [each.image for each in group], [each.prompt.text for each in group]
-        said: dict[str, dict[str, Any]] = {name: {} for name in ids}
-        if self.safety is not None and group:
-            for id_, reason in zip(ids, safety_reasons(self.safety, images, texts), strict=True):
-                said[id_]["unsafe"] = reason
-        if self.check is not None and group:
-            for id_, verdict in zip(ids, verdicts(self.check, images, texts), strict=True):
-                said[id_]["check"] = verdict
-        self.folder.keep(name, said)
+    def _looked(self, group: Sequence[_Opened]) -> dict[str, dict[str, Any]]:
+        """What check and safety filter say, by id; asked once for each picture, also when a run goes on."""
+        kept = self.folder.kept(look_name(self.shard))
+        said: dict[str, dict[str, Any]] = {} if kept is None else kept[0]
+        new = [each for each in group if each.prompt.id not in said]
+        if not new:
+            return said
+        images, texts = [each.image for each in new], [each.prompt.text for each in new]
+        said |= {each.prompt.id: {} for each in new}
+        if self.safety is not None:
+            for each, reason in zip(new, safety_reasons(self.safety, images, texts), strict=True):
+                said[each.prompt.id]["unsafe"] = reason
+        if self.check is not None:
+            for each, verdict in zip(new, verdicts(self.check, images, texts), strict=True):
+                said[each.prompt.id]["check"] = verdict
+        self.folder.keep(look_name(self.shard), said)
         return said
 
     def _problem(self, each: _Opened, said: dict[str, Any], print_: str) -> Dropped | None:
@@ -128,11 +129,6 @@ class ShardItems:
         }
 
 
-def look_name(shard: int, group: int) -> str:
-    """Under which name the folder keeps what was said of a group of pictures."""
-    return f"look-{shard:05d}-{group:05d}"
-
-
-def look_names(shard: int, num_prompts: int) -> list[str]:
-    """All such names of a shard."""
-    return [look_name(shard, group) for group in range(-(-num_prompts // GROUP))]
+def look_name(shard: int) -> str:
+    """Under which name the folder keeps what was said of the pictures of a shard."""
+    return f"look-{shard:05d}"

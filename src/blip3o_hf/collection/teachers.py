@@ -3,20 +3,24 @@
 import base64
 import binascii
 import io
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, Protocol
 
 from PIL import Image
 
-from .endpoint import Endpoint, Refused
+from .asking import Asking
+from .endpoint import REJECTED, Endpoint, Refused, Rejected
 
 TEACHERS = {"shapes": "blip3o_hf.shapes.teacher:ShapesTeacher"}
 """Classes of teachers that have a short name."""
 IMAGES_PATH = "/images/generations"
 REFUSED = "refused by the teacher"
+UNSAFE = "the safety checker of the pipeline"
+SENT = ("model", "prompt", "n", "generator", "num_images_per_prompt")
+"""Settings of a request that a collection decides: what is drawn, with which seed, and one picture each."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Answer:
 
     @property
     def is_billed(self) -> bool:
-        """Whether it counts as a picture that was paid for: all that was not refused."""
-        return not (self.problem or "").startswith(REFUSED)
+        """Whether it counts as a picture that was paid for: all that was neither refused nor rejected."""
+        return not (self.problem or "").startswith((REFUSED, REJECTED))
 
     @classmethod
     def of_image(cls, image: Image.Image) -> "Answer":
@@ -88,6 +92,20 @@ class Teacher(Protocol):
         ...
 
 
+def _options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: when one of them is in [`SENT`].
+    """
+    taken = next((name for name in options or {} if name in SENT), None)
+    if taken is not None:
+        raise ValueError(
+            f"A collection decides {', '.join(SENT)} itself, one picture for each prompt. Got {taken!r} as a setting "
+            f"of the teacher. Leave it out."
+        )
+    return dict(options or {})
+
+
 class PipelineTeacher:
     """
     Any pipeline of diffusers that draws from text, or our own.
@@ -97,12 +115,15 @@ class PipelineTeacher:
         name: of the pipeline, for manifests.
         options: further arguments of the call, such as `num_inference_steps`.
         group_size: prompts in one call.
+
+    Raises:
+        ValueError: when an option is in [`SENT`].
     """
 
     def __init__(self, pipe: Any, name: str, options: Mapping[str, Any] | None = None, group_size: int = 8):
         self.pipe = pipe
         self.group_size = group_size
-        self.options = dict(options or {})
+        self.options = _options(options)
         self.settings = {
             "kind": "pipeline",
             "class": type(pipe).__name__,
@@ -116,9 +137,12 @@ class PipelineTeacher:
 
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         prompts = [request.prompt for request in requests]
-        images = self.pipe(prompt=prompts, generator=generators, **self.options).images
-        for request, image in zip(requests, images, strict=True):
-            yield request.id, Answer.of_image(image)
+        drawn = self.pipe(prompt=prompts, generator=generators, **self.options)
+        unsafe = getattr(drawn, "nsfw_content_detected", None) or [False] * len(requests)
+        for request, image, is_unsafe in zip(requests, drawn.images, unsafe, strict=True):
+            # In place of what its safety checker refuses, a pipeline gives a black picture.
+            answer = Answer(problem=f"{REFUSED}: {UNSAFE}") if is_unsafe else Answer.of_image(image)
+            yield request.id, answer
 
 
 class EndpointTeacher:
@@ -130,6 +154,9 @@ class EndpointTeacher:
         endpoint (*optional*): without one, requests can only be written into a batch.
         options: further keys of the body, such as `size` and `quality`; the value `"{seed}"` becomes the seed.
         at_once: requests that wait for an answer at the same time.
+
+    Raises:
+        ValueError: when an option is in [`SENT`].
     """
 
     group_size = 0
@@ -144,7 +171,7 @@ class EndpointTeacher:
         self.model = model
         self.endpoint = endpoint
         self.at_once = at_once
-        self.options = dict(options or {})
+        self.options = _options(options)
         address = "batch" if endpoint is None else endpoint.base_url
         self.settings = {"kind": "openai", "model": model, "base_url": address, "options": self.options}
 
@@ -154,28 +181,19 @@ class EndpointTeacher:
         return {"model": self.model, "prompt": request.prompt, "n": 1, **options}
 
     def draw(self, requests: Sequence[DrawingRequest]) -> Iterator[tuple[str, Answer]]:
-        """As [`Teacher`]; after an error, what was already asked is still given before it is raised."""
-        rest = iter(requests)
-        waiting: dict[Future[Answer], str] = {}
-        failed: BaseException | None = None
-        with ThreadPoolExecutor(self.at_once) as pool:
-            while True:
-                free = 0 if failed else self.at_once - len(waiting)
-                waiting |= {pool.submit(self._ask, request): request.id for request in itertools.islice(rest, free)}
-                if not waiting:
-                    break
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    name, error = waiting.pop(future), future.exception()
-                    failed = failed or error
-                    if error is None:
-                        yield name, future.result()
-        if failed is not None:
-            raise failed
+        """As [`Teacher`]; what an error or an interruption leaves is said in [`Asking.results`]."""
+        assert self.endpoint is not None
+        named = ((f"prompt {request.id}", request) for request in requests)
+        with closing(Asking(self.endpoint, self._ask, named, self.at_once).results()) as results:
+            for name, found in results:
+                is_rejected = isinstance(found, Rejected)
+                answer = Answer(problem=f"{REJECTED}: {found.reason}") if is_rejected else found
+                yield name.removeprefix("prompt "), answer
 
-    def _ask(self, request: DrawingRequest) -> Answer:
+    def _ask(self, request: DrawingRequest, stop: Event) -> Answer:
         assert self.endpoint is not None
         try:
-            return answer_of(self.endpoint.post(IMAGES_PATH, self.body(request)))
+            return answer_of(self.endpoint.post(IMAGES_PATH, self.body(request), stop))
         except Refused as refused:
             return Answer(problem=f"{REFUSED}: {refused}")
 

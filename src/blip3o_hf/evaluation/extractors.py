@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPVisionModelWithProje
 
 from ..checkpoints.loading import load_complete
 from ..checks import unknown_name
+from ..hub.provenance import public_name
 from ..hub.reach import check_reachable
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize, stack_images
 
@@ -169,8 +170,9 @@ def _of_squares(
         squares = [np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)) for image in images]
         return embed(normalize(image_processor, stack_images(squares)).to(device))
 
-    settings = {"encoder": encoder, "weights": weights_sha256(model), "input": f"{size} x {size}, bicubic"}
-    return Extractor(name, f"{about}, {encoder}", extract, settings)
+    shown = public_name(encoder)
+    settings = {"encoder": shown, "weights": weights_sha256(model), "input": f"{size} x {size}, bicubic"}
+    return Extractor(name, f"{about}, {shown}", extract, settings)
 
 
 def _inception(encoder: str | None, device: torch.device) -> Extractor:
