@@ -1,0 +1,75 @@
+"""Groups of pictures of prompts: each from its own noise, the same on every machine and in every batch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from blip3o_hf.preference.rollouts import Rollouts, drawing_with
+from blip3o_hf.training.trainer import seeded_generator
+
+PROMPTS = ["a red circle", "two blue squares"]
+
+
+@pytest.fixture
+def pipe(make_pipeline):
+    return make_pipeline()
+
+
+def test_each_picture_is_that_of_the_pipeline_without_guidance(pipe):
+    rollouts = Rollouts(pipe, num_generations=3, num_steps=4, seed=7)
+    rollout = rollouts(PROMPTS, step=5)
+    assert len(rollout.features) == 6 and rollout.num_generations == 3
+    for position, prompt in enumerate(PROMPTS):
+        for index in range(3):
+            alone = pipe(
+                prompt,
+                num_inference_steps=4,
+                guidance_scale=1.0,
+                generator=seeded_generator(7, 5, position, index),
+                output_type="features",
+            ).image_features
+            drawn = pipe.model.denormalize_features(rollout.features[3 * position + index])
+            torch.testing.assert_close(drawn, alone[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rollout.condition[0], rollout.condition[2])
+    torch.testing.assert_close(rollout.condition[::3], pipe.encode_prompt(PROMPTS))
+
+
+def test_a_prompt_is_drawn_the_same_in_any_batch_and_anew_in_each_step(pipe):
+    rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
+    both, second = rollouts(PROMPTS, 3).features, rollouts(PROMPTS[1:], 3, numbers=[1]).features
+    torch.testing.assert_close(both[2:], second, atol=1e-6, rtol=1e-6)
+    assert torch.equal(rollouts(PROMPTS, 3).features, both)
+    assert not torch.allclose(rollouts(PROMPTS, 4).features, both)
+    assert not torch.allclose(both[0], both[1])
+
+
+def test_another_transformer_draws_and_the_own_one_is_back_afterwards(pipe):
+    rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
+    own, before = pipe.model.transformer, rollouts(PROMPTS, 0).features
+    other = copy.deepcopy(own)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+    assert not torch.allclose(rollouts(PROMPTS, 0, transformer=other).features, before)
+    assert pipe.model.transformer is own and torch.equal(rollouts(PROMPTS, 0).features, before)
+    with pytest.raises(RuntimeError, match="in the middle"), drawing_with(pipe, other):
+        raise RuntimeError("in the middle")
+    assert pipe.model.transformer is own
+
+
+def test_pictures_are_those_of_the_decoder(pipe):
+    rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
+    rollout = rollouts(PROMPTS, 0)
+    pictures = rollouts.pictures(rollout)
+    features = pipe.model.denormalize_features(rollout.features)
+    expected = pipe(image_features=features).images
+    assert [np.asarray(p).tolist() for p in pictures] == [np.asarray(p).tolist() for p in expected]
+
+
+def test_what_is_no_policy_is_refused(pipe, make_pipeline):
+    with pytest.raises(ValueError, match=r"`num_generations` must be a whole number of at least 2\. Got 1"):
+        Rollouts(pipe, num_generations=1)
+    with pytest.raises(ValueError, match=r"The objective 'feature_regression' has none\. Take a model with a flow"):
+        Rollouts(make_pipeline(objective="feature_regression"))
