@@ -91,4 +91,4 @@ def test_the_notebook_is_committed_without_outputs():
 def test_the_readme_lists_every_example():
     text = (EXAMPLES / "README.md").read_text()
     for path in EXAMPLES.iterdir():
-        assert path.name == "README.md" or f"({path.name})" in text, path.name
+        assert path.is_dir() or path.name == "README.md" or f"({path.name})" in text, path.name

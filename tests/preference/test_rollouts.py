@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from blip3o_hf.pipelines.planning import spawn
 from blip3o_hf.preference.rollouts import Rollouts, drawing_with
 from blip3o_hf.training.trainer import seeded_generator
 
 PROMPTS = ["a red circle", "two blue squares"]
+
+
+def of_step(step, first=0, number=2):
+    """A generator for each prompt of a step."""
+    return [seeded_generator(0, step, first + index) for index in range(number)]
 
 
 @pytest.fixture
@@ -18,16 +24,16 @@ def pipe(make_pipeline):
 
 
 def test_each_picture_is_that_of_the_pipeline_without_guidance(pipe):
-    rollouts = Rollouts(pipe, num_generations=3, num_steps=4, seed=7)
-    rollout = rollouts(PROMPTS, step=5)
+    rollouts = Rollouts(pipe, num_generations=3, num_steps=4)
+    rollout = rollouts(PROMPTS, of_step(5))
     assert len(rollout.features) == 6 and rollout.num_generations == 3
     for position, prompt in enumerate(PROMPTS):
-        for index in range(3):
+        for index, generator in enumerate(spawn(of_step(5)[position], 3)):
             alone = pipe(
                 prompt,
                 num_inference_steps=4,
                 guidance_scale=1.0,
-                generator=seeded_generator(7, 5, position, index),
+                generator=generator,
                 output_type="features",
             ).image_features
             drawn = pipe.model.denormalize_features(rollout.features[3 * position + index])
@@ -38,22 +44,22 @@ def test_each_picture_is_that_of_the_pipeline_without_guidance(pipe):
 
 def test_a_prompt_is_drawn_the_same_in_any_batch_and_anew_in_each_step(pipe):
     rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
-    both, second = rollouts(PROMPTS, 3).features, rollouts(PROMPTS[1:], 3, numbers=[1]).features
+    both, second = rollouts(PROMPTS, of_step(3)).features, rollouts(PROMPTS[1:], of_step(3, 1, 1)).features
     torch.testing.assert_close(both[2:], second, atol=1e-6, rtol=1e-6)
-    assert torch.equal(rollouts(PROMPTS, 3).features, both)
-    assert not torch.allclose(rollouts(PROMPTS, 4).features, both)
+    assert torch.equal(rollouts(PROMPTS, of_step(3)).features, both)
+    assert not torch.allclose(rollouts(PROMPTS, of_step(4)).features, both)
     assert not torch.allclose(both[0], both[1])
 
 
 def test_another_transformer_draws_and_the_own_one_is_back_afterwards(pipe):
     rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
-    own, before = pipe.model.transformer, rollouts(PROMPTS, 0).features
+    own, before = pipe.model.transformer, rollouts(PROMPTS, of_step(0)).features
     other = copy.deepcopy(own)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.5)
-    assert not torch.allclose(rollouts(PROMPTS, 0, transformer=other).features, before)
-    assert pipe.model.transformer is own and torch.equal(rollouts(PROMPTS, 0).features, before)
+    assert not torch.allclose(rollouts(PROMPTS, of_step(0), transformer=other).features, before)
+    assert pipe.model.transformer is own and torch.equal(rollouts(PROMPTS, of_step(0)).features, before)
     with pytest.raises(RuntimeError, match="in the middle"), drawing_with(pipe, other):
         raise RuntimeError("in the middle")
     assert pipe.model.transformer is own
@@ -61,7 +67,7 @@ def test_another_transformer_draws_and_the_own_one_is_back_afterwards(pipe):
 
 def test_pictures_are_those_of_the_decoder(pipe):
     rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
-    rollout = rollouts(PROMPTS, 0)
+    rollout = rollouts(PROMPTS, of_step(0))
     pictures = rollouts.pictures(rollout)
     features = pipe.model.denormalize_features(rollout.features)
     expected = pipe(image_features=features).images

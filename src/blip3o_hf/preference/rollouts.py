@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..checks import check_sizes
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from ..training.trainer import seeded_generator
+from ..pipelines.planning import spawn
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Rollouts:
         num_generations: pictures of a prompt, at least 2.
         num_steps: of sampling; ten are enough to be judged.
         guidance_scale: 1 for none, as losses need that compare the velocities of the condition alone.
-        seed: of the run.
 
     Raises:
         ValueError: when the model has no flow: what is deterministic is no policy.
@@ -50,7 +49,6 @@ class Rollouts:
         num_generations: int = 8,
         num_steps: int = 10,
         guidance_scale: float = 1.0,
-        seed: int = 0,
     ):
         check_sizes(2, num_generations=num_generations)
         check_sizes(num_steps=num_steps)
@@ -59,31 +57,25 @@ class Rollouts:
                 f"A policy draws differently from different noise. The objective {pipe.model.config.objective!r} has "
                 f"none. Take a model with a flow."
             )
-        self.pipe, self.seed = pipe, seed
+        self.pipe = pipe
         self.num_generations, self.num_steps, self.guidance_scale = num_generations, num_steps, guidance_scale
 
     @torch.no_grad()
     def __call__(
         self,
         prompts: Sequence[str],
-        step: int,
-        numbers: Sequence[int] | None = None,
+        generators: Sequence[torch.Generator],
         transformer: nn.Module | None = None,
     ) -> Rollout:
         """
         Args:
             prompts: one group each.
-            step: of training; with the number of its prompt and its own in the group it decides a picture's noise.
-            numbers: of the prompts in the step, over all processes; by default from 0 on.
+            generators: one for each prompt, on the CPU; each picture of its group gets one of its own from it, so that
+                its noise does not depend on what else is drawn.
             transformer: what draws, in the place of the pipeline's.
         """
         pipe, size = self.pipe, self.num_generations
-        numbers = range(len(prompts)) if numbers is None else numbers
-        generators = [
-            seeded_generator(self.seed, step, number, index)
-            for number, _ in zip(numbers, prompts, strict=True)
-            for index in range(size)
-        ]
+        generators = [own for each, _ in zip(generators, prompts, strict=True) for own in spawn(each, size)]
         condition = pipe.encode_prompt(list(prompts), truncation=True).repeat_interleave(size, dim=0)
         pipe.set_progress_bar_config(disable=True)
         with drawing_with(pipe, transformer):
