@@ -1,8 +1,13 @@
 """The trainer of rewards: what it draws, learns, keeps and refuses."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tests.processes import run_script
 from transformers import TrainerCallback
 
 from blip3o_hf import packaged_model_path
@@ -167,3 +172,19 @@ def test_rows_of_one_batch_have_the_same_columns(start):
     rows = [{"prompt": "a"}, {"prompt": "b", "tag": 1}]
     with pytest.raises(ValueError, match=r"All rows must have the same columns. tag are not in all."):
         start(rows=rows, rewards=lambda prompts, completions, **columns: [0.0] * len(prompts)).train()
+
+
+def test_two_processes_learn_what_one_learns(make_pipeline, tmp_path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path / "model")
+    shutil.copytree(f"{packaged_model_path()}/target_encoder", tmp_path / "model" / "target_encoder")
+    run_script("preference/nft_ranks.py", tmp_path / "model", tmp_path, timeout=240)
+    one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (1, 2))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert one["reward"] == pytest.approx(two["reward"], rel=1e-4)
+    before = pipe.model.transformer.state_dict()
+    for prefix in ("", "old-"):
+        first, second = (load_file(tmp_path / f"{prefix}{number}.safetensors") for number in (1, 2))
+        assert any(not torch.equal(value, before[name]) for name, value in first.items())
+        for name, value in first.items():
+            torch.testing.assert_close(value, second[name], atol=1e-5, rtol=1e-4)

@@ -335,12 +335,15 @@ class FlowNFTTrainer(Blip3oTrainer):
         super()._add_own_callbacks()
 
     def log(self, logs, *args, **kwargs):
-        """As in [`Blip3oTrainer`], with the means of rewards since the last log, by TRL's names."""
+        """As in [`Blip3oTrainer`], with the means of rewards since the last log, of all processes, by TRL's names."""
         if "loss" in logs and self.task.metrics:
             found, self.task.metrics = self.task.metrics, []
-            names = dict.fromkeys(name for each in found for name in each)
-            means = {name: [each[name] for each in found if each.get(name) == each.get(name)] for name in names}
-            logs = {**logs, **{name: sum(values) / len(values) for name, values in means.items() if values}}
+            names = list(found[0])
+            table = torch.tensor([[each[name] for name in names] for each in found], device=self.args.device)
+            sums = torch.stack([table.nansum(dim=0), (~table.isnan()).sum(dim=0).float()])
+            total, number = self.accelerator.reduce(sums, "sum")
+            known = {name: (t / n).item() for name, t, n in zip(names, total, number, strict=True) if n}
+            logs = {**logs, **known}
         super().log(logs, *args, **kwargs)
 
 
