@@ -121,7 +121,7 @@ def _named(name: str, kind: str, where: str) -> Any:
         ) from error
     if not hasattr(module, attribute):
         raise ValueError(
-            f"{written} Got {name!r} in {where}, and {module.__file__} has no {kind} {attribute!r}. Correct the name."
+            f"{written} Got {name!r} in {where}, and {module_name} has no {kind} {attribute!r}. Correct the name."
         )
     return getattr(module, attribute)
 

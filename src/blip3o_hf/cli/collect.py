@@ -187,7 +187,7 @@ def _diffusers_pipeline(name: str) -> Any:
 def _collector(
     arguments: argparse.Namespace, folder: "CollectionFolder", selection: "Selection", teacher: "Teacher"
 ) -> "Collector":
-    from ..collection.checks import find_function
+    from ..checks import find_function
     from ..collection.collect import SECTION, Collector
     from ..collection.costs import Budget, amount
     from ..hub.provenance import public_name
@@ -212,7 +212,8 @@ def _collector(
 
 
 def _check_of(arguments: argparse.Namespace) -> Any:
-    from ..collection.checks import EndpointChecker, find_function, model_checker
+    from ..checks import find_function
+    from ..collection.checks import EndpointChecker, model_checker
 
     name = arguments.check
     if name.startswith(PREFIX):

@@ -1,7 +1,6 @@
 """Whether a picture shows its prompt, and whether it may be kept: a model's yes or no, and functions of your own."""
 
 import base64
-import importlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,31 +67,6 @@ def picture_message(data: bytes | None, text: str) -> dict[str, Any]:
 def model_checker(pipe: Any) -> BackboneChecker:
     """The check of a pipeline's own model."""
     return BackboneChecker(pipe.model, pipe.processor, pipe._execution_device)
-
-
-def find_function(name: str, option: str) -> Callable:
-    """
-    A function of your own, written `module:function`.
-
-    Raises:
-        ValueError: when there is no such module or function.
-    """
-    module_name, _, function_name = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), function_name, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
-        raise ValueError(
-            f"{option} takes a function written module:function. Got {name!r}, and Python finds no module "
-            f"{error.name!r}. Start the command with PYTHONPATH=FOLDER, the folder that holds it."
-        ) from error
-    if not callable(found):
-        raise ValueError(
-            f"{option} takes a function written module:function. Got {name!r}, and {module_name} has no function "
-            f"{function_name!r}. Correct the name."
-        )
-    return found
 
 
 def verdicts(check: Checker | EndpointChecker, images: Sequence, texts: Sequence[str]) -> list[float | str]:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, CLIPVisionModelWithProjection
 
 from ..checkpoints.loading import load_complete
-from ..checks import unknown_name
+from ..checks import find_function, unknown_name
 from ..hub.provenance import public_name
 from ..hub.reach import check_reachable
 from ..models.target_encoder import crop, extract_features, load_target_encoder, normalize, stack_images
@@ -218,22 +218,8 @@ def _own(name: str) -> Extractor:
     Raises:
         ValueError: when there is no such module or function.
     """
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it imports is not
-        raise ValueError(
-            f"Your own extractor is written module:function. Got {name!r}, and Python finds no module {error.name!r}. "
-            f"Start with PYTHONPATH=FOLDER, the folder that holds it."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(
-            f"Your own extractor is written module:function. Got {name!r}, and {module_name} has no function "
-            f"{function_name!r}. Correct the name."
-        )
+    function = find_function(name, "the extractors")
+    module = importlib.import_module(name.partition(":")[0])
     source = inspect.getsourcefile(module)
     settings = {"file": hashlib.sha256(Path(source).read_bytes()).hexdigest()} if source else {}
     return Extractor(name, f"what {name} gives", function, settings)
