@@ -39,8 +39,8 @@ def train(model: str, out: str, num_processes: int) -> None:
         history = trainer.state.log_history
         found = {name: [entry[name] for entry in history if name in entry] for name in ("loss", "reward")}
         Path(out, f"{num_processes}.json").write_text(json.dumps(found))
-        save_file(trainer.unwrapped_model.transformer.state_dict(), Path(out, f"{num_processes}.safetensors"))
-        save_file(trainer.task.old.state_dict(), Path(out, f"old-{num_processes}.safetensors"))
+        save_file(trainer.task.policies.weights(), Path(out, f"{num_processes}.safetensors"))
+        save_file(trainer.task.policies.old, Path(out, f"old-{num_processes}.safetensors"))
 
 
 if __name__ == "__main__":

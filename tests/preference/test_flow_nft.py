@@ -91,16 +91,16 @@ def test_without_a_learning_rate_nothing_changes_and_the_old_policy_is_the_new_o
     before = weights(trainer)
     trainer.train()
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
-    new = trainer.unwrapped_model.transformer.state_dict()
-    assert all(torch.equal(value, new[name]) for name, value in trainer.task.old.state_dict().items())
+    new = trainer.unwrapped_model.state_dict()
+    assert all(torch.equal(value, new[name]) for name, value in trainer.task.policies.old.items())
 
 
 def test_the_old_policy_follows_as_fast_as_it_is_told(start):
     trainer = start(old_policy_slope=1.0, old_policy_max=0.75, max_steps=1)
-    first = {name: value.clone() for name, value in trainer.unwrapped_model.transformer.state_dict().items()}
+    first = weights(trainer)
     trainer.train()
-    new = trainer.unwrapped_model.transformer.state_dict()
-    for name, value in trainer.task.old.state_dict().items():
+    new = trainer.unwrapped_model.state_dict()
+    for name, value in trainer.task.policies.old.items():
         torch.testing.assert_close(value, torch.lerp(first[name], new[name], 0.25))
 
 
@@ -182,7 +182,7 @@ def test_two_processes_learn_what_one_learns(make_pipeline, tmp_path):
     one, two = (json.loads((tmp_path / f"{number}.json").read_text()) for number in (1, 2))
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
     assert one["reward"] == pytest.approx(two["reward"], rel=1e-4)
-    before = pipe.model.transformer.state_dict()
+    before = pipe.model.state_dict()
     for prefix in ("", "old-"):
         first, second = (load_file(tmp_path / f"{prefix}{number}.safetensors") for number in (1, 2))
         assert any(not torch.equal(value, before[name]) for name, value in first.items())

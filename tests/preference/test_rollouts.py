@@ -1,13 +1,11 @@
 """Groups of pictures of prompts: each from its own noise, the same on every machine and in every batch."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 
 from blip3o_hf.pipelines.planning import spawn
-from blip3o_hf.preference.rollouts import Rollouts, drawing_with
+from blip3o_hf.preference.rollouts import Rollouts
 from blip3o_hf.training.trainer import seeded_generator
 
 PROMPTS = ["a red circle", "two blue squares"]
@@ -49,20 +47,6 @@ def test_a_prompt_is_drawn_the_same_in_any_batch_and_anew_in_each_step(pipe):
     assert torch.equal(rollouts(PROMPTS, of_step(3)).features, both)
     assert not torch.allclose(rollouts(PROMPTS, of_step(4)).features, both)
     assert not torch.allclose(both[0], both[1])
-
-
-def test_another_transformer_draws_and_the_own_one_is_back_afterwards(pipe):
-    rollouts = Rollouts(pipe, num_generations=2, num_steps=2)
-    own, before = pipe.model.transformer, rollouts(PROMPTS, of_step(0)).features
-    other = copy.deepcopy(own)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(1.5)
-    assert not torch.allclose(rollouts(PROMPTS, of_step(0), transformer=other).features, before)
-    assert pipe.model.transformer is own and torch.equal(rollouts(PROMPTS, of_step(0)).features, before)
-    with pytest.raises(RuntimeError, match="in the middle"), drawing_with(pipe, other):
-        raise RuntimeError("in the middle")
-    assert pipe.model.transformer is own
 
 
 def test_pictures_are_those_of_the_decoder(pipe):

@@ -34,6 +34,26 @@ def contact_sheet(
     return sheet
 
 
+def curve(points: Sequence[tuple[float, float]], name: str, path: Path) -> None:
+    """
+    One value along the steps of a run, as a PNG.
+
+    Args:
+        points: step and value.
+        name: of the value.
+        path: where to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4))
+    panel = figure.subplots()
+    panel.plot(*zip(*points, strict=True), marker="o", markersize=3)
+    panel.set(xlabel="step", ylabel=name)
+    figure.tight_layout()
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
 def curves(history: Sequence[dict], path: Path) -> None:
     """
     Loss and evaluation curves of a training run, as a PNG; without evaluation, that of the loss alone.

@@ -453,17 +453,22 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         if self.training and self.config.condition_dropout > 0:
             keep = draw(torch.rand) >= self.config.condition_dropout
             visible = condition * keep[:, None, None].to(condition.dtype)
-        timestep = 1000 * sigma
-        if self.config.noise_distribution == "discrete_uniform" and self.config.noise_shift == 1.0:
-            timestep = timestep.round()
         objective = self.objective
         assert has_noise(objective)  # this is called for no others
         prediction = self.transformer(
             hidden_states=objective.add_noise(target, noise, sigma).to(self.transformer.dtype),
-            timestep=timestep,
+            timestep=self.training_timestep(sigma),
             encoder_hidden_states=visible.to(self.transformer.dtype),
         ).sample
         return self.objective.loss(prediction, target, noise, sigma), prediction
+
+    def training_timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """
+        What the transformer is told of noise levels in training, `[B]` in [0, 1] to `[B]` in [0, 1000]. Samplers of
+        published models cut it to whole numbers.
+        """
+        is_whole = self.config.noise_distribution == "discrete_uniform" and self.config.noise_shift == 1.0
+        return (1000 * sigma).round() if is_whole else 1000 * sigma
 
     def query_logits(self, condition: torch.Tensor) -> torch.Tensor:
         """What the backbone would say at the queries: `[B, num_queries, hidden]` to `[B, num_queries, vocab_size]`."""

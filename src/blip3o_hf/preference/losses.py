@@ -79,6 +79,32 @@ def _over_own_size(error: Tensor) -> Tensor:
     return mean_square(error) / weight
 
 
+def positives_loss(
+    velocity: Tensor,
+    noisy: Tensor,
+    clean: Tensor,
+    sigma: Tensor,
+    advantages: Tensor,
+    adaptive_weight: bool = True,
+) -> Tensor:
+    r"""
+    Rejection fine-tuning: the flow's loss \(|v - u|^2\) of pictures with a positive advantage, and 0 of all others.
+
+    Args:
+        velocity, noisy, clean, sigma, advantages: as of `nft_loss`.
+        adaptive_weight: the error of \(\hat x_0\) over its own mean absolute error, as there.
+
+    Returns:
+        `[B]`.
+    """
+    level = _as_factor(sigma, velocity)
+    if adaptive_weight:
+        errors = _over_own_size(noisy - level * velocity - clean)
+    else:
+        errors = mean_square(velocity - (noisy - clean) / level)
+    return (advantages > 0).to(errors) * errors
+
+
 def awm_loss(
     velocity: Tensor,
     old_velocity: Tensor,
@@ -203,5 +229,6 @@ __all__ = [
     "guarded_log_ratio",
     "mean_square",
     "nft_loss",
+    "positives_loss",
     "reward_of_advantage",
 ]

@@ -1,7 +1,7 @@
 """Prompts to learn from rewards on: rows with a `prompt`, and any columns that rewards read."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from ..checks import check_unicode
 
@@ -16,8 +16,11 @@ class PromptDataset:
 
     Raises:
         TypeError: when there are no rows to read.
-        ValueError: when a row has no prompt, or columns that others lack.
+        ValueError: when a row has no prompt.
     """
+
+    checks_all: ClassVar[bool] = True
+    """Whether all rows are read at once, so that a bad one is found before anything is drawn."""
 
     def __init__(self, rows: Any, name: str):
         if isinstance(rows, (str, bytes, Mapping)) or not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__"):
@@ -28,7 +31,7 @@ class PromptDataset:
         if not len(rows):
             raise ValueError(f"`{name}` must have a prompt. It is empty. Add rows.")
         self.rows, self.name = rows, name
-        for index in range(len(rows)):
+        for index in range(len(rows) if self.checks_all else 1):
             self[index]
 
     def __len__(self) -> int:

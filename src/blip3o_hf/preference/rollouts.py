@@ -1,6 +1,8 @@
 """Pictures that a policy draws while it learns: groups for each prompt, from noise that a resumed run draws again."""
 
 import contextlib
+import itertools
+from collections import OrderedDict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -8,9 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checks import check_sizes
+from ..checks import check_sizes, is_finite_number
+from ..pipelines.denoising import FeatureDenoiser
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.planning import spawn
+from ..pipelines.sampling_runs import scheduler_of_run
+from ..schedulers.stochastic_step import stochastic_step
+
+CONDITIONS_KEPT = 1024
+"""Conditions of so many prompts are kept, those that were used last; one of the 8B takes 0.9 MB."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,42 @@ class Rollout:
     num_generations: int
 
 
+@dataclass(frozen=True)
+class NoisySteps:
+    """
+    Which steps of a rollout are drawn with noise, and how; the others are Euler's.
+
+    Attributes:
+        first, last: numbers of the first of them, and of the one after them.
+        noise_level, sde_type: as of [`~schedulers.stochastic_step.stochastic_step`].
+    """
+
+    first: int
+    last: int
+    noise_level: float
+    sde_type: str
+
+
+@dataclass(frozen=True)
+class Trajectories(Rollout):
+    """
+    Groups of pictures, and their way through the steps with noise.
+
+    Attributes:
+        samples (`[W + 1, N, C, h, w]`): before each step with noise, and after the last.
+        sigmas: noise levels of these.
+    """
+
+    samples: Tensor
+    sigmas: tuple[float, ...]
+
+
 class Rollouts:
     """
-    Draws groups of pictures with the transformer of a pipeline, or with another one in its place.
+    Draws groups of pictures with a pipeline, whose model may hold any policy's weights meanwhile.
+
+    Where the pipeline plans by default, each prompt gets a plan, and its whole group is drawn from that. A prompt is
+    read alone, so that its condition does not depend on what else is drawn.
 
     Args:
         pipe: with a flow; its scheduler draws, and its decoder makes pictures.
@@ -52,6 +93,8 @@ class Rollouts:
     ):
         check_sizes(2, num_generations=num_generations)
         check_sizes(num_steps=num_steps)
+        if not is_finite_number(guidance_scale, 0):
+            raise ValueError(f"`guidance_scale` must be above 0. Got {guidance_scale!r:.40}. 1 is for none.")
         if not pipe.model.objective.has_noise:
             raise ValueError(
                 f"A policy draws differently from different noise. The objective {pipe.model.config.objective!r} has "
@@ -59,29 +102,65 @@ class Rollouts:
             )
         self.pipe = pipe
         self.num_generations, self.num_steps, self.guidance_scale = num_generations, num_steps, guidance_scale
+        self._conditions: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        generators: Sequence[torch.Generator],
-        transformer: nn.Module | None = None,
-    ) -> Rollout:
+    def __call__(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Rollout:
         """
         Args:
             prompts: one group each.
             generators: one for each prompt, on the CPU; each picture of its group gets one of its own from it, so that
                 its noise does not depend on what else is drawn.
-            transformer: what draws, in the place of the pipeline's.
         """
-        pipe, size = self.pipe, self.num_generations
-        generators = [own for each, _ in zip(generators, prompts, strict=True) for own in spawn(each, size)]
-        condition = pipe.encode_prompt(list(prompts), truncation=True).repeat_interleave(size, dim=0)
+        condition, own = self._started(prompts, generators)
+        pipe = self.pipe
         pipe.set_progress_bar_config(disable=True)
-        with drawing_with(pipe, transformer):
-            latents = pipe.prepare_latents(len(condition), generators)
-            features = pipe.denoise(latents, condition, self.num_steps, self.guidance_scale)
-        return Rollout(condition, features.float(), size)
+        with evaluating(pipe.model):
+            latents = pipe.prepare_latents(len(condition), own)
+            features = pipe.denoise(latents, condition, self.num_steps, self.guidance_scale, generator=own)
+        return Rollout(condition, features.float(), self.num_generations)
+
+    @torch.no_grad()
+    def trajectories(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], noisy: NoisySteps
+    ) -> Trajectories:
+        """
+        The same with noise in some steps.
+
+        Args:
+            prompts, generators: as in a call.
+            noisy: those steps; not the last one, after which nothing would be left of the noise.
+        """
+        condition, own = self._started(prompts, generators)
+        pipe, model = self.pipe, self.pipe.model
+        kept: list[Tensor] = []
+        with evaluating(model), scheduler_of_run(pipe.scheduler) as scheduler:
+            latents = pipe.prepare_latents(len(condition), own).float()
+            scheduler.set_timesteps(self.num_steps, device=latents.device)
+            sigmas = scheduler.sigmas.tolist()
+            denoiser = FeatureDenoiser(model, scheduler, condition)
+            denoiser.timesteps = model.training_timestep(scheduler.sigmas[:-1].to(latents.device))
+            for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+                is_noisy = noisy.first <= index < noisy.last
+                if is_noisy or index == noisy.last:
+                    kept.append(latents)
+                velocity = self._velocity(denoiser, latents.to(pipe.transformer.dtype), index)
+                level = noisy.noise_level if is_noisy else 0.0
+                latents = stochastic_step(latents, velocity, sigma, following, level, noisy.sde_type, own).sample
+        levels = tuple(sigmas[noisy.first : noisy.last + 1])
+        return Trajectories(condition, latents, self.num_generations, torch.stack(kept), levels)
+
+    def _velocity(self, denoiser: FeatureDenoiser, latents: Tensor, index: int) -> Tensor:
+        if not denoiser.is_guided(self.guidance_scale):
+            return denoiser.predict(latents, index)
+        conditional, null = denoiser.predict_both(latents, index)
+        return null + self.guidance_scale * (conditional - null)
+
+    def levels(self) -> Tensor:
+        """Noise levels at which the network is asked while pictures are drawn, `[num_steps]`, on the CPU."""
+        with scheduler_of_run(self.pipe.scheduler) as scheduler:
+            scheduler.set_timesteps(self.num_steps)
+            return scheduler.sigmas[:-1].float().cpu()
 
     @torch.no_grad()
     def pictures(self, rollout: Rollout) -> list[Image.Image]:
@@ -89,16 +168,39 @@ class Rollouts:
         pixels = self.pipe.decode_features(self.pipe.model.denormalize_features(rollout.features))
         return self.pipe.image_processor.postprocess(pixels, output_type="pil")
 
+    def _started(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, list[torch.Generator]]:
+        """Condition and generator of each picture."""
+        pipe, size = self.pipe, self.num_generations
+        own = [child for each, _ in zip(generators, prompts, strict=True) for child in spawn(each, size)]
+        texts = list(prompts)
+        if pipe.config.default_plan:
+            is_sampled = pipe.config.plan_top_p is not None
+            texts = [
+                pipe.write_plans([prompt], generators=spawn(each, 1) if is_sampled else None)[0]
+                for prompt, each in zip(prompts, generators, strict=True)
+            ]
+        condition = torch.cat([self._condition(text) for text in texts])
+        return condition.repeat_interleave(size, dim=0), own
+
+    def _condition(self, text: str) -> Tensor:
+        if text not in self._conditions:
+            self._conditions[text] = self.pipe.encode_prompt([text], truncation=True)
+            if len(self._conditions) > CONDITIONS_KEPT:
+                self._conditions.popitem(last=False)
+        self._conditions.move_to_end(text)
+        return self._conditions[text]
+
 
 @contextlib.contextmanager
-def drawing_with(pipe: Blip3oPipeline, transformer: nn.Module | None) -> Generator[None]:
-    """Within the block, a pipeline's model draws with another transformer; `None` leaves its own."""
-    own = pipe.model.transformer
-    pipe.model.transformer = own if transformer is None else transformer
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Within the block, the model itself, and not its parts, is not in training: it drops no conditions."""
+    was_training, model.training = model.training, False
     try:
         yield
     finally:
-        pipe.model.transformer = own
+        model.training = was_training
 
 
-__all__ = ["Rollout", "Rollouts", "drawing_with"]
+__all__ = ["NoisySteps", "Rollout", "Rollouts", "Trajectories", "evaluating"]

@@ -1,12 +1,16 @@
 """What a group of pictures of one prompt tells about each of them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..checks import check_name, check_sizes
 
 SCALES = ("group", "batch", "none")
+AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 _EPSILON = 1e-4
 
 
@@ -66,4 +70,38 @@ def group_advantages(
     return Advantages(values.flatten().float(), metrics)
 
 
-__all__ = ["SCALES", "Advantages", "group_advantages"]
+def advantages_of(
+    values: Tensor,
+    weights: Sequence[float],
+    num_generations: int,
+    scale_rewards: str = "group",
+    aggregation: str = "sum_then_normalize",
+    clip: float = 5.0,
+) -> Advantages:
+    """
+    Of several rewards with weights.
+
+    Args:
+        values (`[N, K]`): what each reward said; NaN where it did not apply.
+        weights: of the rewards.
+        num_generations, scale_rewards, clip: as of `group_advantages`.
+        aggregation: `sum_then_normalize`: the advantage of the weighted sum. `normalize_then_sum`: the weighted
+            sum of the advantages, so that a reward of small numbers counts as much.
+    """
+    check_name("`multi_objective_aggregation`", aggregation, AGGREGATIONS)
+    total = weighted_sum(values, weights)
+    found = group_advantages(total, num_generations, scale_rewards, clip)
+    if aggregation == "sum_then_normalize":
+        return found
+    each = [group_advantages(column, num_generations, scale_rewards, clip).values for column in values.unbind(dim=1)]
+    together = sum(weight * advantage for weight, advantage in zip(weights, each, strict=True))
+    return Advantages(torch.as_tensor(together).clamp(-clip, clip), found.metrics)
+
+
+def weighted_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
+    """`[N, K]` to `[N]`: NaN where no reward applied."""
+    weighted = values * torch.tensor(weights, dtype=values.dtype, device=values.device)
+    return weighted.nansum(dim=1).masked_fill(values.isnan().all(dim=1), math.nan)
+
+
+__all__ = ["AGGREGATIONS", "SCALES", "Advantages", "advantages_of", "group_advantages", "weighted_sum"]

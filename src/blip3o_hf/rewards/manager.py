@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checks import find_function, is_finite_number
+from .advantages import weighted_sum
 
 Reward = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 """
@@ -100,9 +101,7 @@ class RewardManager:
         said = self._said(arguments)
         checked = [_checked(values, len(prompts), name) for values, name in zip(said, self.names, strict=True)]
         values = torch.tensor([row for row, _ in checked], dtype=torch.float64).T
-        weighted = values * torch.tensor(self.weights, dtype=torch.float64)
-        total = weighted.nansum(dim=1).masked_fill(values.isnan().all(dim=1), math.nan)
-        return Scores(values, total, self.names, tuple(number for _, number in checked))
+        return Scores(values, weighted_sum(values, self.weights), self.names, tuple(number for _, number in checked))
 
     def _said(self, arguments: Mapping[str, Any]) -> list[Any]:
         """What all rewards return; those that are `async` run at once, in a loop of their own."""

@@ -1,9 +1,11 @@
 """A sampling step with noise, whose probability is known: what policy gradients need of a flow."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..checks import check_name, is_finite_number
@@ -34,7 +36,7 @@ def stochastic_step(
     next_sigma: float,
     noise_level: float,
     sde_type: str = "ddim",
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     next_sample: Tensor | None = None,
 ) -> StochasticStep:
     r"""
@@ -57,7 +59,7 @@ def stochastic_step(
         sigma, next_sigma: noise levels, 1 >= `sigma` > `next_sigma` >= 0.
         noise_level: a, at least 0; 0 is Euler's step. For `cps` at most 1.
         sde_type: `ddim`, `flow` or `cps`.
-        generator: of the noise, on the CPU or the sample's device.
+        generator: of the noise, on the CPU or the sample's device; one for all, or one for each of B.
         next_sample (`[B, ...]`, *optional*): that of an earlier call, of which the log-probability is wanted; it gets
             no gradient.
 
@@ -78,9 +80,8 @@ def stochastic_step(
     if next_sample is None:
         next_sample = mean.detach()
         if std:
-            device = mean.device if generator is None else generator.device
-            drawn = torch.randn(mean.shape, generator=generator, device=device).to(mean.device)
-            next_sample = next_sample + std * drawn
+            given = list(generator) if isinstance(generator, Sequence) else generator
+            next_sample = next_sample + std * randn_tensor(tuple(mean.shape), given, mean.device)
     next_sample = next_sample.detach().float()
     return StochasticStep(next_sample, _log_prob(next_sample, mean, std, sde_type), mean, std)
 

@@ -1,0 +1,336 @@
+"""The task of all trainers that draw and ask rewards: groups of pictures, their advantages, and what is learned."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ..checks import check_name, check_sizes, is_finite_number
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..rewards.advantages import AGGREGATIONS, SCALES, Advantages, advantages_of
+from ..rewards.manager import RewardManager, Scores
+from ..training.arguments import Blip3oTrainingArguments
+from ..training.tasks.generation import GenerationTask
+from ..training.trainer import seeded_generator
+from .completions import Completions
+from .losses import mean_square
+from .policies import Policies
+from .prompts import PromptDataset, collated
+from .rollouts import Rollout, Rollouts, evaluating
+from .safeguards import SAFEGUARDS
+
+Drawn = dict[str, Tensor]
+"""
+Pictures to learn from, as tensors whose first dimension is that of pictures: `condition`, `features`, `advantages`,
+and what a trainer adds. All of it can be saved.
+"""
+
+
+@dataclass
+class FlowRewardConfig(Blip3oTrainingArguments):
+    """
+    [`Blip3oTrainingArguments`] plus, by TRL's names where there are such:
+
+    Args:
+        num_generations: pictures of a prompt, at least 2. `per_device_train_batch_size` counts prompts.
+        num_iterations: steps that learn from the same pictures.
+        rollout_steps: sampling steps of the pictures that are judged.
+        rollout_guidance_scale: their guidance; 1 for none.
+        beta: weight of the distance from the reference, which is the model at the start; 0 for no reference.
+        scale_rewards: what divides rewards: the standard deviation of the `group`, of the `batch` of all processes, or
+            `none`.
+        multi_objective_aggregation: `sum_then_normalize`, or `normalize_then_sum`: each reward becomes an advantage of
+            its own, which keeps one of small numbers from being lost.
+        advantage_clip: largest advantage, either way.
+        reward_weights: one for each reward; 1 by default.
+        log_completions: write a table of the last pictures with their rewards at every log, in
+            `output_dir/completions`.
+        max_kl: stop when `kl`, the distance from the reference, is larger; needs `beta`.
+        max_velocity_growth: stop when velocities are so many times as long as those of the reference; needs `beta`.
+        min_diversity: stop when the distance of pictures of one prompt is below this share of what it was.
+        reward_patience: stop when the reward of held-out prompts was not better for so many evaluations.
+        max_real_loss_growth: stop when the loss of `real_dataset` is so many times what it was.
+    """
+
+    num_generations: int = field(default=8)
+    num_iterations: int = field(default=1)
+    rollout_steps: int = field(default=10)
+    rollout_guidance_scale: float = field(default=1.0)
+    beta: float = field(default=0.0)
+    scale_rewards: str = field(default="group")
+    multi_objective_aggregation: str = field(default="sum_then_normalize")
+    advantage_clip: float = field(default=5.0)
+    reward_weights: list[float] | None = field(default=None)
+    log_completions: bool = field(default=False)
+    max_kl: float | None = field(default=None)
+    max_velocity_growth: float | None = field(default=None)
+    min_diversity: float | None = field(default=None)
+    reward_patience: int | None = field(default=None)
+    max_real_loss_growth: float | None = field(default=None)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sizes(2, num_generations=self.num_generations)
+        check_sizes(rollout_steps=self.rollout_steps, num_iterations=self.num_iterations)
+        check_name("`scale_rewards`", self.scale_rewards, SCALES)
+        check_name("`multi_objective_aggregation`", self.multi_objective_aggregation, AGGREGATIONS)
+        self.check_above(rollout_guidance_scale=self.rollout_guidance_scale, advantage_clip=self.advantage_clip)
+        self.check_not_below(beta=self.beta)
+        self._check_safeguards()
+
+    def _check_safeguards(self) -> None:
+        limits = {name: getattr(self, name) for name in SAFEGUARDS if getattr(self, name) is not None}
+        self.check_above(**limits)
+        if self.reward_patience is not None:
+            check_sizes(reward_patience=self.reward_patience)
+        for name in ("max_kl", "max_velocity_growth"):
+            if name in limits and not self.beta:
+                raise ValueError(
+                    f"`{name}` compares with the reference, which is kept where `beta` is above 0. Got `{name}` "
+                    f"{limits[name]} and `beta` 0. Set beta=1e-4."
+                )
+
+    def check_above(self, least: float = 0, **values: Any) -> None:
+        """Raise a `ValueError` for a value that is not a finite number above `least`."""
+        for name, value in values.items():
+            if not is_finite_number(value, least):
+                raise ValueError(f"`{name}` must be a number above {least}. Got {value!r:.40}. Leave it out.")
+
+    def check_not_below(self, **values: Any) -> None:
+        """Raise a `ValueError` for a value that is not a finite number of at least 0."""
+        for name, value in values.items():
+            if not is_finite_number(value) or value < 0:
+                raise ValueError(f"`{name}` must be at least 0. Got {value!r:.40}. Leave it out.")
+
+
+class FlowRewardTask(GenerationTask):
+    """
+    A transformer that learns from rewards of what it, or an older one, drew; queries and backbone stay as they are.
+
+    Args:
+        rewards: judge pictures.
+    """
+
+    default_parts = ("transformer",)
+    config_class: type[FlowRewardConfig] = FlowRewardConfig
+    arguments: FlowRewardConfig  # ty: ignore[incompatible-mutable-override]  # `setup` takes no other
+    has_old_policy = False
+    """Whether pictures are drawn by an older policy."""
+    make_pipeline: Callable[[], Blip3oPipeline]
+    """Of the Trainer, around the model that learns."""
+    place: Callable[[], tuple[int, int]]
+    """Of the Trainer: the present step, and the number of the micro-batch in it."""
+    gather: Callable[[Tensor], Tensor]
+    """Of the Trainer: the rows of all processes."""
+    policies: Policies
+
+    def __init__(self, rewards: RewardManager):
+        self.rewards = rewards
+        self.metrics: list[dict[str, float]] = []
+        self.completions: Completions | None = None
+        self.kept: list[Drawn] = []
+        self._rollouts: Rollouts | None = None
+
+    def needs_encoder(self, arguments):
+        return False
+
+    def setup(self, model, processor, target_encoder, arguments, peft_config=None):
+        if not isinstance(arguments, self.config_class):
+            name = self.config_class.__name__
+            raise TypeError(
+                f"This trainer takes a {name}. Got {type(arguments).__name__}. Example: {name}('runs/one')."
+            )
+        _check_trains_alone(model, arguments, peft_config)
+        model = super().setup(model, processor, target_encoder, arguments, peft_config)
+        self.policies = Policies(model, self.has_old_policy, has_reference=arguments.beta > 0)
+        return model
+
+    # Data
+
+    def open(self, dataset, name):
+        return PromptDataset(dataset, name)
+
+    def __call__(self, items):
+        return {"rows": collated(items)}
+
+    def batches(self, dataset):
+        size = self.arguments.per_device_eval_batch_size
+        for start in range(0, len(dataset), size):
+            yield [dataset[index] for index in range(start, min(start + size, len(dataset)))]
+
+    # Losses
+
+    def counts(self, batch):
+        return {"pictures": len(batch["rows"]["prompt"]) * self.arguments.num_generations}
+
+    def loss(self, model, batch, generators):
+        generators = generators[: len(batch["rows"]["prompt"])]
+        drawn = self._drawn(batch["rows"], generators)
+        return self.share("pictures") * self.learn(model, drawn, generators).mean()
+
+    def learn(self, model: nn.Module, drawn: Drawn, generators: Sequence[torch.Generator]) -> Tensor:
+        """
+        Losses of pictures, whose mean is that of the batch.
+
+        Args:
+            model: what trains, through what an engine put around it.
+            drawn: the pictures.
+            generators: one for each prompt, for what is random.
+        """
+        raise NotImplementedError
+
+    def end_step(self, step: int) -> None:
+        """After an update, that of this number from 1."""
+
+    @property
+    def rollouts(self) -> Rollouts:
+        """What draws; made at the first step, when the Trainer has its pipeline."""
+        if self._rollouts is None:
+            arguments = self.arguments
+            self._rollouts = Rollouts(
+                self.make_pipeline(),
+                arguments.num_generations,
+                arguments.rollout_steps,
+                arguments.rollout_guidance_scale,
+            )
+        return self._rollouts
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether this step draws, and does not learn again from what was drawn before."""
+        return self.place()[0] % self.arguments.num_iterations == 0
+
+    def _drawn(self, rows: Mapping[str, Sequence[Any]], generators: Sequence[torch.Generator]) -> Drawn:
+        _, number = self.place()
+        if not self._is_new:
+            self.metrics.append({})
+            device = next(self.policies.model.parameters()).device
+            self.kept[number] = {name: value.to(device) for name, value in self.kept[number].items()}
+            return self.kept[number]
+        drawn, rollout = self.draw(list(rows["prompt"]), generators)
+        scores = self.judged(rollout, rows)
+        found = self._advantages(scores)
+        drawn["advantages"] = found.values.to(rollout.features.device)
+        self.metrics.append({**found.metrics, **scores.metrics, "diversity": diversity(rollout)})
+        if number == 0:
+            self.kept = []
+        self.kept.append(drawn)
+        return drawn
+
+    def draw(self, prompts: list[str], generators: Sequence[torch.Generator]) -> tuple[Drawn, Rollout]:
+        """What is learned from, without advantages, and the rollout whose pictures are judged."""
+        with self.policies.as_old():
+            rollout = self.rollouts(prompts, generators)
+        return {"condition": rollout.condition, "features": rollout.features}, rollout
+
+    def judged(self, rollout: Rollout, rows: Mapping[str, Sequence[Any]]) -> Scores:
+        """What the rewards say of the pictures of a rollout, whose prompts have these columns."""
+        size = rollout.num_generations
+        columns = {name: [value for value in values for _ in range(size)] for name, values in rows.items()}
+        prompts, pictures = columns.pop("prompt"), self.rollouts.pictures(rollout)
+        scores = self.rewards(prompts, pictures, columns)
+        self.completions = Completions(prompts, pictures, scores)
+        return scores
+
+    def _advantages(self, scores: Scores) -> Advantages:
+        arguments = self.arguments
+        values, rows = scores.values, slice(None)
+        if arguments.scale_rewards == "batch":
+            gathered = self.gather(values.to(next(self.policies.model.parameters()).device, torch.float32)).cpu()
+            first = arguments.process_index * len(values)
+            values, rows = gathered.double(), slice(first, first + len(values))
+        found = advantages_of(
+            values,
+            self.rewards.weights,
+            arguments.num_generations,
+            arguments.scale_rewards,
+            arguments.multi_objective_aggregation,
+            arguments.advantage_clip,
+        )
+        return Advantages(found.values[rows], found.metrics)
+
+    def velocity(self, model: nn.Module, noisy: Drawn) -> Tensor:
+        """
+        What a model says at features with noise, by its own forward, so that engines see it; no condition is dropped.
+
+        Args:
+            model: what trains, or what is in it.
+            noisy: `condition`, `clean` (normalised), `noise` and `sigma`, of one length.
+        """
+        whole = base_model(self.policies.model)
+        with evaluating(whole):
+            output = model(
+                condition=noisy["condition"],
+                target_features=whole.denormalize_features(noisy["clean"]),
+                noise=noisy["noise"],
+                sigma=noisy["sigma"],
+            )
+        return output.prediction.float()
+
+    def reference_velocity(self, noisy: Drawn) -> Tensor:
+        """The same of the reference, without gradient."""
+        with torch.no_grad(), self.policies.as_reference():
+            return self.velocity(self.policies.model, noisy)
+
+    def distance(self, velocity: Tensor, noisy: Drawn) -> Tensor:
+        """Mean squared distance of velocities from those of the reference, `[N]`; logged as `kl`."""
+        reference = self.reference_velocity(noisy)
+        distance = mean_square(velocity - reference)
+        lengths = [mean_square(each.detach()).mean().sqrt().item() for each in (velocity, reference)]
+        self.metrics[-1] |= {"kl": distance.mean().item(), "velocity_growth": lengths[0] / lengths[1]}
+        return distance
+
+    def validate(self, model, dataset):
+        """Rewards of prompts, each with the same noise at every call, drawn by the model itself."""
+        values: list[Tensor] = []
+        spread: list[float] = []
+        for first, rows in enumerate(self.batches(dataset)):
+            columns = collated(rows)
+            generators = [seeded_generator(0, first, index) for index in range(len(rows))]
+            rollout = self.rollouts(columns["prompt"], generators)
+            values.append(self.judged(rollout, columns).values)
+            spread.append(diversity(rollout))
+        means = torch.cat(values).nanmean(dim=0).tolist()
+        total = sum(weight * mean for weight, mean in zip(self.rewards.weights, means, strict=True))
+        named = {f"rewards/{name}": mean for name, mean in zip(self.rewards.names, means, strict=True)}
+        return {**named, "reward": total, "diversity": sum(spread) / len(spread), "loss": -total}
+
+
+def base_model(model: nn.Module) -> Any:
+    """The BLIP3-o itself, without PEFT around it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def diversity(rollout: Rollout) -> float:
+    """Mean squared distance of the features of two pictures of one prompt, over all such pairs."""
+    size = rollout.num_generations
+    groups = rollout.features.flatten(1).unflatten(0, (-1, size))
+    return (2 * groups.var(dim=1)).mean().item()  # the mean over pairs is twice the variance
+
+
+def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_config: Any) -> None:
+    """Raise a `ValueError` where something else than a transformer, or adapters on it, would train."""
+    if tuple(arguments.train or ("transformer",)) != ("transformer",) or not base_model(model).objective.has_noise:
+        raise ValueError(
+            f"What learns is the transformer of a flow. Got train={arguments.train} and the objective "
+            f"{base_model(model).config.objective!r}. Leave `train` out, and take a model with a flow."
+        )
+    if peft_config is not None:
+        layers, whole = str(peft_config.target_modules), peft_config.modules_to_save
+        if whole or "backbone" in layers:
+            raise ValueError(
+                f"Conditions must stay as they are while a flow learns from rewards. Got adapters on {layers:.80} and "
+                f"{whole} to save. Pass lora_config(model, train_queries=False)."
+            )
+    plugin = arguments.deepspeed_plugin
+    if (plugin is not None and plugin.zero_stage == 3) or arguments.fsdp:
+        raise ValueError(
+            "Other policies take the place of the weights, of which each process must hold all. Got ZeRO-3 or FSDP. "
+            "Use DDP or ZeRO-2."
+        )
+
+
+__all__ = ["Drawn", "FlowRewardConfig", "FlowRewardTask", "base_model", "diversity"]
