@@ -6,6 +6,7 @@ added up during the run. Weights, gradients and optimizer states follow from the
 # ruff: noqa: T201 - a script that reports on standard output
 
 import argparse
+import copy
 import os
 import resource
 import subprocess
@@ -55,11 +56,15 @@ class Recipe:
         path: of training_step.py; `None` for the UNet of the diffusion decoder.
         lora: parts of the model that LoRA of rank 16 adapts, with the queries; nothing else trains then.
         images: most images per GPU and step to look at.
+        draws: whether pictures are drawn and judged in the same process: backbone and diffusion decoder stay loaded,
+            LoRA has rank 32 and leaves the queries alone, and a whole transformer has two further sets of weights,
+            that of the policy that drew and that of the reference.
     """
 
     path: str | None
     lora: tuple[str, ...] = ()
     images: int = IMAGES
+    draws: bool = False
 
 
 RECIPES = {
@@ -69,6 +74,8 @@ RECIPES = {
     "lora, backbone": Recipe("cached targets", ("backbone",)),
     "lora, both": Recipe("cached targets", ("transformer", "backbone")),
     "dit alone, cached conditions": Recipe("cached conditions"),
+    "nft, grpo and dpo, lora": Recipe("cached conditions", ("transformer",), images=48, draws=True),
+    "nft, whole transformer": Recipe("cached conditions", images=48, draws=True),
     "decoder's UNet, cached latents": Recipe(None, images=4),
 }
 UNETS = {
@@ -120,17 +127,25 @@ def build(setting: Setting) -> Parts:
     recipe, precision = RECIPES[setting.recipe], setting.precision
     if recipe.path is None:
         return build_unet(setting)
-    size, only_transformer = SIZES[setting.size], recipe.path == "cached conditions"
+    size, only_transformer = SIZES[setting.size], recipe.path == "cached conditions" and not recipe.draws
     transformer = precision.frozen if recipe.lora else precision.trained
     model = make_model(size, precision.frozen, transformer, with_backbone=not only_transformer)
     encoder = make_encoder(size, precision.frozen) if recipe.path == "encoder in the step" else None
     if recipe.lora:
-        get_peft_model(model, lora_config(model, recipe.lora))  # keeps adapters in fp32
+        # which keeps adapters in fp32
+        rank = 32 if recipe.draws else 16
+        get_peft_model(model, lora_config(model, recipe.lora, rank=rank, train_queries=not recipe.draws))
+    elif recipe.draws:
+        model.queries.requires_grad_(False)
     if precision == DEEPSPEED:
         model.to(torch.bfloat16)
     if setting.checkpointing:
         model.activation_checkpointing_enable()
-    loaded = [model.transformer] if only_transformer else [model, encoder] if encoder else [model]
+    loaded: list[nn.Module] = [model.transformer] if only_transformer else [model, encoder] if encoder else [model]
+    if recipe.draws:
+        copies = [] if recipe.lora else [copy.deepcopy(model.transformer) for _ in range(2)]
+        with default_dtype(precision.frozen):
+            loaded += [each.requires_grad_(False) for each in (UNet2DConditionModel(**UNETS[setting.size]), *copies)]
     return Parts(loaded, lambda batch: PATHS[recipe.path](model, batch, encoder))
 
 

@@ -32,6 +32,12 @@ if TYPE_CHECKING:  # The same names, for type checkers, editors and the API refe
     from .pipelines.reconstruction import Blip3oReconstructionPipeline as Blip3oReconstructionPipeline
     from .pipelines.reconstruction import interpolate as interpolate
     from .pipelines.text_to_image import Blip3oTextToImagePipeline as Blip3oTextToImagePipeline
+    from .preference.flow_dpo import FlowDPOConfig as FlowDPOConfig
+    from .preference.flow_dpo import FlowDPOTrainer as FlowDPOTrainer
+    from .preference.flow_grpo import FlowGRPOConfig as FlowGRPOConfig
+    from .preference.flow_grpo import FlowGRPOTrainer as FlowGRPOTrainer
+    from .preference.flow_nft import FlowNFTConfig as FlowNFTConfig
+    from .preference.flow_nft import FlowNFTTrainer as FlowNFTTrainer
     from .schedulers.scheduling_feature_flow import Blip3oFlowScheduler as Blip3oFlowScheduler
     from .training.arguments import Blip3oTrainingArguments as Blip3oTrainingArguments
     from .training.finetune import finetune as finetune
@@ -58,6 +64,12 @@ _EXPORTS = {
     "interpolate": "pipelines.reconstruction",
     "Blip3oTrainer": "training.trainer",
     "Blip3oTrainingArguments": "training.arguments",
+    "FlowNFTConfig": "preference.flow_nft",
+    "FlowNFTTrainer": "preference.flow_nft",
+    "FlowGRPOConfig": "preference.flow_grpo",
+    "FlowGRPOTrainer": "preference.flow_grpo",
+    "FlowDPOConfig": "preference.flow_dpo",
+    "FlowDPOTrainer": "preference.flow_dpo",
     "finetune": "training.finetune",
     "register_objective": "objectives",
     "packaged_model_path": "assets",

@@ -36,9 +36,11 @@ class FlowRewardConfig(Blip3oTrainingArguments):
 
     Args:
         num_generations: pictures of a prompt, at least 2. `per_device_train_batch_size` counts prompts.
+        num_generations_eval: the same in evaluations; by default as many.
         num_iterations: steps that learn from the same pictures.
         rollout_steps: sampling steps of the pictures that are judged.
         rollout_guidance_scale: their guidance; 1 for none.
+        rollout_decoder_steps: steps of a diffusion decoder for them; by default its own.
         beta: weight of the distance from the reference, which is the model at the start; 0 for no reference.
         scale_rewards: what divides rewards: the standard deviation of the `group`, of the `batch` of all processes, or
             `none`.
@@ -56,9 +58,11 @@ class FlowRewardConfig(Blip3oTrainingArguments):
     """
 
     num_generations: int = field(default=8)
+    num_generations_eval: int | None = field(default=None)
     num_iterations: int = field(default=1)
     rollout_steps: int = field(default=10)
     rollout_guidance_scale: float = field(default=1.0)
+    rollout_decoder_steps: int | None = field(default=None)
     beta: float = field(default=0.0)
     scale_rewards: str = field(default="group")
     multi_objective_aggregation: str = field(default="sum_then_normalize")
@@ -75,6 +79,10 @@ class FlowRewardConfig(Blip3oTrainingArguments):
         super().__post_init__()
         check_sizes(2, num_generations=self.num_generations)
         check_sizes(rollout_steps=self.rollout_steps, num_iterations=self.num_iterations)
+        if self.num_generations_eval is not None:
+            check_sizes(2, num_generations_eval=self.num_generations_eval)
+        if self.rollout_decoder_steps is not None:
+            check_sizes(rollout_decoder_steps=self.rollout_decoder_steps)
         check_name("`scale_rewards`", self.scale_rewards, SCALES)
         check_name("`multi_objective_aggregation`", self.multi_objective_aggregation, AGGREGATIONS)
         self.check_above(rollout_guidance_scale=self.rollout_guidance_scale, advantage_clip=self.advantage_clip)
@@ -195,6 +203,7 @@ class FlowRewardTask(GenerationTask):
                 arguments.num_generations,
                 arguments.rollout_steps,
                 arguments.rollout_guidance_scale,
+                arguments.rollout_decoder_steps,
             )
         return self._rollouts
 
@@ -290,7 +299,7 @@ class FlowRewardTask(GenerationTask):
         for first, rows in enumerate(self.batches(dataset)):
             columns = collated(rows)
             generators = [seeded_generator(0, first, index) for index in range(len(rows))]
-            rollout = self.rollouts(columns["prompt"], generators)
+            rollout = self.rollouts(columns["prompt"], generators, self.arguments.num_generations_eval)
             values.append(self.judged(rollout, columns).values)
             spread.append(diversity(rollout))
         means = torch.cat(values).nanmean(dim=0).tolist()

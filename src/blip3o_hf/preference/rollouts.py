@@ -19,6 +19,8 @@ from ..schedulers.stochastic_step import stochastic_step
 
 CONDITIONS_KEPT = 1024
 """Conditions of so many prompts are kept, those that were used last; one of the 8B takes 0.9 MB."""
+DECODED_AT_ONCE = 16
+"""Pictures; a diffusion decoder of 1024 pixels needs much memory for each."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Rollout:
         condition (`[N, num_queries, hidden]`): of each picture's prompt; a constant of the policy.
         features (`[N, C, h, w]`): drawn, normalised as the flow has them, float32.
         num_generations: pictures of a prompt.
+        generators: of the pictures, for a decoder that draws noise, too.
     """
 
     condition: Tensor
     features: Tensor
     num_generations: int
+    generators: tuple[torch.Generator, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Rollouts:
         num_generations: pictures of a prompt, at least 2.
         num_steps: of sampling; ten are enough to be judged.
         guidance_scale: 1 for none, as losses need that compare the velocities of the condition alone.
+        num_decoder_steps: of a diffusion decoder; by default its own.
 
     Raises:
         ValueError: when the model has no flow: what is deterministic is no policy.
@@ -90,6 +95,7 @@ class Rollouts:
         num_generations: int = 8,
         num_steps: int = 10,
         guidance_scale: float = 1.0,
+        num_decoder_steps: int | None = None,
     ):
         check_sizes(2, num_generations=num_generations)
         check_sizes(num_steps=num_steps)
@@ -102,23 +108,28 @@ class Rollouts:
             )
         self.pipe = pipe
         self.num_generations, self.num_steps, self.guidance_scale = num_generations, num_steps, guidance_scale
+        self.num_decoder_steps = num_decoder_steps
         self._conditions: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Rollout:
+    def __call__(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], num_generations: int | None = None
+    ) -> Rollout:
         """
         Args:
             prompts: one group each.
             generators: one for each prompt, on the CPU; each picture of its group gets one of its own from it, so that
                 its noise does not depend on what else is drawn.
+            num_generations: other than usual.
         """
-        condition, own = self._started(prompts, generators)
+        size = self.num_generations if num_generations is None else num_generations
+        condition, own = self._started(prompts, generators, size)
         pipe = self.pipe
         pipe.set_progress_bar_config(disable=True)
         with evaluating(pipe.model):
             latents = pipe.prepare_latents(len(condition), own)
             features = pipe.denoise(latents, condition, self.num_steps, self.guidance_scale, generator=own)
-        return Rollout(condition, features.float(), self.num_generations)
+        return Rollout(condition, features.float(), size, tuple(own))
 
     @torch.no_grad()
     def trajectories(
@@ -131,7 +142,7 @@ class Rollouts:
             prompts, generators: as in a call.
             noisy: those steps; not the last one, after which nothing would be left of the noise.
         """
-        condition, own = self._started(prompts, generators)
+        condition, own = self._started(prompts, generators, self.num_generations)
         pipe, model = self.pipe, self.pipe.model
         kept: list[Tensor] = []
         with evaluating(model), scheduler_of_run(pipe.scheduler) as scheduler:
@@ -148,7 +159,7 @@ class Rollouts:
                 level = noisy.noise_level if is_noisy else 0.0
                 latents = stochastic_step(latents, velocity, sigma, following, level, noisy.sde_type, own).sample
         levels = tuple(sigmas[noisy.first : noisy.last + 1])
-        return Trajectories(condition, latents, self.num_generations, torch.stack(kept), levels)
+        return Trajectories(condition, latents, self.num_generations, tuple(own), torch.stack(kept), levels)
 
     def _velocity(self, denoiser: FeatureDenoiser, latents: Tensor, index: int) -> Tensor:
         if not denoiser.is_guided(self.guidance_scale):
@@ -165,14 +176,23 @@ class Rollouts:
     @torch.no_grad()
     def pictures(self, rollout: Rollout) -> list[Image.Image]:
         """What the decoder makes of drawn features."""
-        pixels = self.pipe.decode_features(self.pipe.model.denormalize_features(rollout.features))
-        return self.pipe.image_processor.postprocess(pixels, output_type="pil")
+        pipe, pictures = self.pipe, []
+        features = pipe.model.denormalize_features(rollout.features)
+        for first in range(0, len(features), DECODED_AT_ONCE):
+            part = slice(first, first + DECODED_AT_ONCE)
+            pixels = pipe.decode_features(
+                features[part],
+                num_inference_steps=self.num_decoder_steps,
+                generator=list(rollout.generators[part]),
+            )
+            pictures += pipe.image_processor.postprocess(pixels, output_type="pil")
+        return pictures
 
     def _started(
-        self, prompts: Sequence[str], generators: Sequence[torch.Generator]
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], size: int
     ) -> tuple[Tensor, list[torch.Generator]]:
         """Condition and generator of each picture."""
-        pipe, size = self.pipe, self.num_generations
+        pipe = self.pipe
         own = [child for each, _ in zip(generators, prompts, strict=True) for child in spawn(each, size)]
         texts = list(prompts)
         if pipe.config.default_plan:

@@ -1,6 +1,6 @@
 """The tiny world as what a recipe learns from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -9,9 +9,11 @@ from ..checks import check_keys
 from ..training.caching import decode
 from ..training.recipe_values import hints_of
 from ..training.training_data import TrainingData
-from . import known_texts
+from . import Prompt, known_texts
+from .benchmark import held_out_prompts
 from .conversations import ShapesConversations
 from .dataset import ShapesDataset
+from .rewards import meaning_of
 from .tasks import ShapesPictures
 
 SCENE_KEYS = ("length", "seed", "long_caption_rate", "natural_rate", "family_weights")
@@ -27,13 +29,18 @@ CONVERSATION_KEYS = (
     "history_rate",
     "labels_images",
 )
+PROMPT_KEYS = ("length", "seed", "family_weights")
 _KEYS = {
     "images": SCENE_KEYS,
+    "prompts": PROMPT_KEYS,
     "pictures": (*SCENE_KEYS, *PICTURE_KEYS, *EDIT_KEYS),
     "conversations": (*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS, *EDIT_KEYS),
     "pairs": tuple(dict.fromkeys((*SCENE_KEYS, *CONVERSATION_KEYS, *QUESTION_KEYS, *PICTURE_KEYS, *EDIT_KEYS))),
 }
 NUM_QUESTIONS = 4
+HELD_OUT_PER_FAMILY = 8
+HELD_OUT_SEED = 5
+"""Other prompts than those of the benchmark, whose seed is 1."""
 HELD_OUT = 64
 
 
@@ -70,6 +77,13 @@ class ShapesData(TrainingData):
     def held_out_conversations(self, processor):
         return self._conversations(held_out_scenes(NUM_QUESTIONS), processor, text_rate=0.0)
 
+    def prompts(self):
+        scenes = self.scenes()
+        return _rows(scenes.example(index).prompt for index in range(len(scenes)))
+
+    def held_out_prompts(self):
+        return _rows(held_out_prompts(HELD_OUT_PER_FAMILY, seed=HELD_OUT_SEED))
+
     def images(self, number):
         scenes = ShapesDataset(length=number, seed=2)
         return (Image.fromarray(scenes[index].image) for index in range(len(scenes)))
@@ -100,6 +114,11 @@ class ShapesData(TrainingData):
     def _conversations(self, scenes: ShapesDataset, processor, **more: Any) -> ShapesConversations:
         rates: dict[str, Any] = {key: self.settings[key] for key in CONVERSATION_KEYS if key in self.settings}
         return ShapesConversations(scenes, processor, **{**rates, **more})
+
+
+def _rows(prompts: Iterable[Prompt]) -> list[dict[str, Any]]:
+    """Prompts with their meaning, as `shapes.rewards` reads it."""
+    return [{"prompt": prompt.text, "meaning": meaning_of(prompt)} for prompt in prompts]
 
 
 def held_out_scenes(num_questions: int = 0) -> ShapesDataset:

@@ -33,10 +33,15 @@ STAGES = {
     "alignment": "blip3o_hf.shapes.stages.alignment:AlignmentStage",
     "generation": "blip3o_hf.training.stages.generation:GenerationStage",
     "joint": "blip3o_hf.training.stages.joint:JointStage",
+    "nft": "blip3o_hf.preference.stages:NFTStage",
+    "grpo": "blip3o_hf.preference.stages:GRPOStage",
+    "dpo": "blip3o_hf.preference.stages:DPOStage",
 }
 """Stages by the names that recipes give them."""
 DATA_TYPES = {**MIXTURE_TYPES, "cache": str | None, "dataset": str | None}
 """Types of keys of the section `data` that no stage has for itself."""
+REWARDS = "rewards"
+"""Key of the section `preference` with the names of reward functions."""
 ARGUMENT_KEYS = ("train", "frozen_dtype", "caption_weight", "max_length", "max_input_pixels")
 """Training arguments that a recipe has in its section `model`."""
 
@@ -53,6 +58,8 @@ class Recipe:
         model: settings of the part that this stage builds.
         data: settings of the data.
         training: fields of [`Blip3oTrainingArguments`].
+        preference: of stages that learn from rewards or preferences, the fields that their arguments add; and
+            `rewards`.
         evaluation: settings of the stage's own evaluation.
         source: where the recipe was read from.
     """
@@ -64,16 +71,24 @@ class Recipe:
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    preference: dict[str, Any] = field(default_factory=dict)
     source: str = ""
 
     def __post_init__(self):
         self.output_dir = str(expanded(self.output_dir))
 
-    def training_arguments(self) -> Blip3oTrainingArguments:
-        """The resolved training arguments; checkpoints go under `output_dir`/checkpoints."""
+    def training_arguments(self, kind: type[Blip3oTrainingArguments] = Blip3oTrainingArguments) -> Any:
+        """
+        The resolved training arguments; checkpoints go under `output_dir`/checkpoints.
+
+        Args:
+            kind: of the stage; one with fields of its own takes these from the section `preference`.
+        """
         moved = {key: self.model[key] for key in ARGUMENT_KEYS if key in self.model}
         settings: dict[str, Any] = {"feature_cache": self.data.get("cache"), **moved, **self.training}
-        return Blip3oTrainingArguments(output_dir=str(Path(self.output_dir) / "checkpoints"), **settings)
+        if kind is not Blip3oTrainingArguments:
+            settings |= {key: value for key, value in self.preference.items() if key != REWARDS}
+        return kind(output_dir=str(Path(self.output_dir) / "checkpoints"), **settings)
 
     def open_stage(self) -> "Stage":
         """
@@ -214,7 +229,7 @@ def recipe_of(content: Mapping[str, Any], source: str) -> Recipe:
             raise ValueError(f"A recipe must have the key '{key}'. {source} has not. Add it.")
     content = {**content, **{key: typed(content[key], str, key) for key in ("stage", "output_dir")}}
     content = {key: value for key, value in content.items() if value is not None}
-    for name in ("inputs", "model", "data", "training", "evaluation"):
+    for name in ("inputs", "model", "data", "training", "evaluation", "preference"):
         if not isinstance(content.get(name, {}), Mapping):
             raise ValueError(
                 f"Section '{name}' of a recipe must be a mapping of keys. {source} has {content[name]!r} there. Write "

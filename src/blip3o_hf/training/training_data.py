@@ -21,7 +21,10 @@ Complete = Callable[[str, Record], Any]
 DEFAULT = "shapes"
 HELD_OUT = 64
 """So many records of `evaluation.sources` are evaluated, the first ones."""
-KNOWN = {DEFAULT: "blip3o_hf.shapes.recipe_data:ShapesData"}
+KNOWN = {
+    DEFAULT: "blip3o_hf.shapes.recipe_data:ShapesData",
+    "table": "blip3o_hf.preference.recipe_data:TableData",
+}
 
 
 class TrainingData:
@@ -52,8 +55,8 @@ class TrainingData:
         """
         Args:
             settings: the section `data`.
-            use: what the stage reads: `images`, `pictures` (prompts with images), `conversations`, or `pairs` (the
-                last two).
+            use: what the stage reads: `images`, `pictures` (prompts with images), `conversations`, `pairs` (the last
+                two), `prompts`, or `preferences` (prompts with two images each).
             where: the recipe, in words.
 
         Raises:
@@ -74,6 +77,14 @@ class TrainingData:
 
     def held_out_conversations(self, processor: Blip3oProcessor) -> Any:
         """As `conversations`, to evaluate with; `None` where there are none."""
+        return None
+
+    def prompts(self) -> Any:
+        """Rows with a `prompt`, and what rewards read; of `preferences` also with `chosen` and `rejected`."""
+        raise NotImplementedError
+
+    def held_out_prompts(self) -> Any:
+        """As `prompts`, to evaluate with; `None` where there are none."""
         return None
 
     def images(self, number: int) -> Iterator[Image.Image]:
@@ -108,6 +119,11 @@ class SourcesData(TrainingData):
 
     @classmethod
     def check(cls, settings, use, where):
+        if use in ("prompts", "preferences"):
+            raise ValueError(
+                f"Prompts and preferences are rows of a table. {where} has 'data.sources'. Write `data: {{dataset: "
+                f"table, path: prompts.jsonl}}`."
+            )
         if use != "pairs":
             check_keys(settings, MIXTURE_KEYS, f"section 'data' of {where}")
             return

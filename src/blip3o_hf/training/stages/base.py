@@ -14,6 +14,7 @@ from ...checks import check_keys, find_class
 from ...evaluation.benchmark import Benchmark, Scores
 from ...hub.reach import check_reachable
 from ...models.processing_blip3o import Blip3oProcessor
+from ..arguments import Blip3oTrainingArguments
 from ..distributed import join_processes
 from ..inputs import EncoderInput
 from ..recipe_values import typed, typed_values
@@ -55,11 +56,14 @@ class Stage:
     scores: ClassVar[tuple[str, ...]] = ()
     """What it is scored by: names of methods of [`~evaluation.benchmark.Benchmark`]."""
     evaluation_keys: ClassVar[tuple[str, ...]] = ()
+    preference_keys: ClassVar[tuple[str, ...]] = ()
+    arguments_class: ClassVar[type[Blip3oTrainingArguments]] = Blip3oTrainingArguments
+    """What its Trainer takes."""
 
     types: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """
-    Types of settings, by `model`, `data`, `evaluation` and what is nested in them (`model.lora`), and then by their
-    keys. A value of a key without one is taken as it is.
+    Types of settings, by `model`, `data`, `evaluation`, `preference` and what is nested in them (`model.lora`), and
+    then by their keys. A value of a key without one is taken as it is.
     """
 
     def __init__(self, recipe: Recipe):
@@ -75,7 +79,7 @@ class Stage:
                     f"'inputs'."
                 )
         self.folders = {name: self._find(name, given) for name, given in recipe.inputs.items()}
-        self.arguments = recipe.training_arguments()
+        self.arguments = recipe.training_arguments(self.arguments_class)
         self.data.max_length = self.arguments.max_length
 
     def _find(self, name: str, given: str) -> str:
@@ -107,8 +111,15 @@ class Stage:
         check_keys(
             recipe.evaluation, (*EVALUATION_TYPES, *cls.evaluation_keys, *keys), f"section 'evaluation' of {name}"
         )
+        if recipe.preference and not cls.preference_keys:
+            raise ValueError(
+                f"Only stages that learn from rewards or preferences have a section 'preference': nft, grpo, dpo. "
+                f"{name} is of the stage '{cls.name}'. Leave the section out, or change the stage."
+            )
+        check_keys(recipe.preference, cls.preference_keys, f"section 'preference' of {name}")
         types = {
             "model": cls.types.get("model", {}),
+            "preference": cls.types.get("preference", {}),
             "data": {**cls.types.get("data", {}), **getattr(data, "types", {})},
             "evaluation": {
                 **EVALUATION_TYPES,
@@ -202,6 +213,15 @@ class Stage:
         """What the benchmark says of the model as it is."""
         return {}
 
+    def make_trainer(self, model: nn.Module, task: Task, **parts: Any) -> Blip3oTrainer:
+        """
+        Args:
+            model: what trains.
+            task: what it learns.
+            parts: further arguments of [`~training.trainer.Blip3oTrainer`].
+        """
+        return Blip3oTrainer(model, self.arguments, task=task, **parts)
+
     def trainer(self) -> Blip3oTrainer:
         """
         The Trainer that the recipe describes.
@@ -214,16 +234,15 @@ class Stage:
         model, processor = self.build()
         task = self.task()
         train_dataset, eval_dataset = self.datasets(task, processor)
-        trainer = Blip3oTrainer(
+        trainer = self.make_trainer(
             model,
-            self.arguments,
+            task,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
             target_encoder=self.target_encoder(),
             decoder=self.folders.get("decoder"),
             peft_config=self.peft_config(model),
-            task=task,
             pipeline_settings=self.pipeline_settings(),
         )
         trainer.recipe, trainer.data = self.recipe, self.data
