@@ -30,6 +30,9 @@ class Constant:
         return torch.ones(len(prompts))
 
 
+ready = Constant()
+
+
 def test_rewards_are_added_by_their_weights_and_what_does_not_apply_is_left_out():
     manager = RewardManager([redness, only_even, slow, Constant()], [2.0, 1.0, 0.5, 10.0])
     scores = manager(["a", "bb", "ccc"], PICTURES, {"number": [4, 3, 2]})
@@ -83,12 +86,25 @@ def test_what_a_reward_returns_is_checked(returned, message):
         RewardManager([bad])(["a", "b", "c"], PICTURES)
 
 
-def test_an_error_in_a_reward_is_its_own():
-    def raising(prompts, completions, **columns):
-        raise RuntimeError("the judge is away")
+def raising(prompts, completions, **columns):
+    raise RuntimeError("the judge is away")
 
+
+async def raising_later(prompts, completions, **columns):
+    await asyncio.sleep(0)
+    raise RuntimeError("the judge is away")
+
+
+@pytest.mark.parametrize("reward", [raising, raising_later])
+def test_an_error_in_a_reward_is_its_own_and_the_log_says_whose(reward, caplog):
     with pytest.raises(RuntimeError, match="the judge is away"):
-        RewardManager([raising])(["a", "b", "c"], PICTURES)
+        RewardManager([redness, reward])(["a", "b", "c"], PICTURES)
+    assert caplog.messages == [f"The reward {reward.__name__} raised the RuntimeError that follows."]
+
+
+def test_objects_that_can_be_called_are_found_by_name():
+    manager = RewardManager([f"{__name__}:ready"])
+    assert manager.names == ("Constant",) and manager(["a", "b", "c"], PICTURES).total.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ..checks import find_function, is_finite_number
 from .advantages import weighted_sum
+
+logger = logging.getLogger(__name__)
 
 Reward = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
 """
@@ -89,7 +92,7 @@ class RewardManager:
 
         Raises:
             ValueError: when columns have another length, or a reward does not return a number or `None` for each
-                picture.
+                picture. An error in a reward is raised as it is, after a line in the log with the reward's name.
         """
         columns = {name: list(values) for name, values in (columns or {}).items()}
         for name, values in {"completions": completions, **columns}.items():
@@ -105,14 +108,38 @@ class RewardManager:
 
     def _said(self, arguments: Mapping[str, Any]) -> list[Any]:
         """What all rewards return; those that are `async` run at once, in a loop of their own."""
-        given = [reward(**arguments) for reward in self.rewards]
-        waiting = {index: each for index, each in enumerate(given) if inspect.isawaitable(each)}
+        given = []
+        for name, reward in zip(self.names, self.rewards, strict=True):
+            with _Named(name):
+                given.append(reward(**arguments))
+        waiting = {
+            index: _named(self.names[index], each) for index, each in enumerate(given) if inspect.isawaitable(each)
+        }
         if waiting:
             with ThreadPoolExecutor(1) as other:  # a notebook runs a loop in this thread
                 answers = other.submit(lambda: asyncio.run(_gathered(list(waiting.values())))).result()
             for index, answer in zip(waiting, answers, strict=True):
                 given[index] = answer
         return given
+
+
+class _Named:
+    """Says in the log which reward an error is of; its own text seldom does, and notes on errors need Python 3.11."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            logger.error("The reward %s raised the %s that follows.", self.name, type(error).__name__)
+
+
+async def _named(name: str, waiting: Awaitable[Any]) -> Any:
+    with _Named(name):
+        return await waiting
 
 
 async def _gathered(waiting: Sequence[Awaitable[Any]]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature
 
 from ...hub.provenance import public_name
 
@@ -138,22 +138,35 @@ class VlmJudge:
 
     def _logits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> torch.Tensor:
         """`[B, vocabulary]`, float32: those of the token after each question."""
-        conversations = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}] for text in texts
-        ]
-        prompts = [
-            self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-            for conversation in conversations
-        ]
-        inputs = self.processor(
-            text=prompts, images=[[image] for image in images], padding=True, padding_side="left", return_tensors="pt"
-        ).to(self.model.device)
-        inputs.pop("token_type_ids", None)
+        inputs = chat_inputs(self.processor, images, texts).to(self.model.device)
         with torch.no_grad():
             output = self.model.generate(
                 **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
         return output.logits[0].float()
+
+
+def chat_inputs(processor: Any, images: Sequence[Image.Image], texts: Sequence[str]) -> BatchFeature:
+    """
+    What a chat model reads before it answers, padded on the left.
+
+    Args:
+        processor: of an image-text-to-text model, with a chat template.
+        images: one for each text.
+        texts: what a user says of it.
+    """
+    conversations = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}] for text in texts
+    ]
+    prompts = [
+        processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        for conversation in conversations
+    ]
+    inputs = processor(
+        text=prompts, images=[[image] for image in images], padding=True, padding_side="left", return_tensors="pt"
+    )
+    inputs.pop("token_type_ids", None)
+    return inputs
 
 
 def yes_or_no(text: str) -> Question:
@@ -171,4 +184,14 @@ def unanswered(replies: Sequence[Reply]) -> int:
     return sum(not reply.is_answer for reply in replies)
 
 
-__all__ = ["NUMBERS", "Question", "Reply", "VlmJudge", "shows", "spellings", "unanswered", "yes_or_no"]
+__all__ = [
+    "NUMBERS",
+    "Question",
+    "Reply",
+    "VlmJudge",
+    "chat_inputs",
+    "shows",
+    "spellings",
+    "unanswered",
+    "yes_or_no",
+]
