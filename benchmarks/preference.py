@@ -326,8 +326,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60, help="of learning from rewards")
     parser.add_argument("--start-steps", type=int, default=900, help="of the model that is started from")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--per-family", type=int, default=50, help="held-out prompts of each family")
     arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     if arguments.what == "start":
         make_start(arguments.work, arguments.start_steps)
     elif arguments.what == "train":

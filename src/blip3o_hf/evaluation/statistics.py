@@ -89,12 +89,11 @@ def paired_change(before: Sequence[float], after: Sequence[Sequence[float]], num
     """
     import numpy as np
 
-    late = np.asarray(after, dtype=np.float64)
-    early = np.broadcast_to(np.asarray(before, dtype=np.float64), late.shape) if late.ndim == 2 else np.empty(0)
-    if not early.size:
+    early, late = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if not late.size or late.ndim != 2 or early.shape not in (late.shape, late.shape[1:]):
         raise ValueError(
-            f"A change is between values of the same items. Got arrays of the shapes {np.shape(before)} and "
-            f"{np.shape(after)}. Give one row of them for each seed."
+            f"A change is between values of the same items. Got arrays of the shapes {early.shape} and {late.shape}. "
+            f"Give one row of them for each seed."
         )
     differences = late - early
     rng = np.random.default_rng(0)
