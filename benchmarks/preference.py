@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_model_path
+from blip3o_hf.evaluation.manifests import Manifest, environment_of, file_hash, model_hash
 from blip3o_hf.evaluation.sheets import contact_sheet
 from blip3o_hf.evaluation.statistics import Change, paired_change
 from blip3o_hf.files import written_whole
@@ -220,6 +221,7 @@ def is_understanding_equal(work: Path, folder: Path) -> bool:
 
 
 def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family: int) -> None:
+    started = now()
     start = score(work / "start", per_family)
     families = np.array(start["families"])
     base = {name: np.array(start[name], dtype=float) for name in SAMPLERS}
@@ -259,7 +261,7 @@ def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family:
         print(f"best of 4, {name}: {change}")
         scores.append(_row(f"best of 4 at inference, {name}: overall, without guidance", change, len(plain)))
     print(f"best of 4, by itself: {several['seconds']:.2f} CPU seconds a picture")
-    Evaluation(
+    evaluation = Evaluation(
         benchmark="Learning from rewards on the tiny world",
         about=(
             "Shares of held-out prompts that are drawn right, before and after, with 95 % intervals of the change by "
@@ -270,7 +272,15 @@ def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family:
         settings={"seeds": seeds, "steps": steps, "prompts per family": per_family, "sampling steps": STEPS},
         versions=versions(),
         scores=tuple(scores),
-    ).write(ROOT / "benchmarks/results/preference.json")
+    )
+    recipes = sorted({methods(steps)[name].recipe for name in names})
+    inputs = {name: file_hash(ROOT / f"recipes/tiny/{name}.yaml") for name in recipes}
+    inputs |= {"model": model_hash(packaged_model_path()), "start": model_hash(work / "start/pipeline")}
+    words = ("python", "benchmarks/preference.py", "report")
+    environment = environment_of(torch.device("cpu"), torch.float32)
+    path = ROOT / "benchmarks/results/preference.json"
+    path.parent.mkdir(exist_ok=True)
+    Manifest(evaluation, words, inputs, environment, started).write(path)
     draw_curves(work, names, seeds, steps)
     draw_sheet(work, names)
 

@@ -137,6 +137,8 @@ class FlowRewardTask(GenerationTask):
 
     def __init__(self, rewards: RewardManager):
         self.rewards = rewards
+        if rewards is not None:
+            self.details = f"Rewards: {', '.join(f'`{name}`' for name in rewards.names)}."
         self.metrics: list[dict[str, float]] = []
         self.completions: Completions | None = None
         self.kept: list[Drawn] = []

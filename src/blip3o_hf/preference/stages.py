@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from ..models.adapters import lora_config
+from ..rewards.manager import RewardManager
 from ..training.arguments import Blip3oTrainingArguments
 from ..training.recipe_values import hints_of
 from ..training.recipes import REWARDS
@@ -44,6 +45,8 @@ class PreferenceStage(GenerationStage):
                 f"Stage '{self.name}' learns from rewards. {self.recipe_name} names none. Put them under "
                 f"'preference.rewards', as module:function."
             )
+        if REWARDS in self.recipe.preference:
+            RewardManager(self.recipe.preference[REWARDS], self.arguments.reward_weights)  # which finds them
 
     @property
     def needs_rewards(self) -> bool:

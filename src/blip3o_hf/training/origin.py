@@ -86,6 +86,7 @@ def _training(trainer: "Blip3oTrainer") -> str:
             "",
             *(_arguments(arguments) if trainer.recipe is None else _recipe(trainer.recipe)),
             "",
+            *((trainer.task.details, "") if trainer.task.details else ()),
             "What trained:",
             "",
             "```text",

@@ -41,6 +41,8 @@ class Task:
     """What prepares prompts for the model, where it reads any; every checkpoint holds it."""
     target_encoder: TargetEncoder | None = None
     """The frozen target encoder, where the task needs one."""
+    details: str = ""
+    """What a card says of the task beside its arguments, in a sentence."""
     arguments: Blip3oTrainingArguments
     shares: Mapping[str, float | torch.Tensor] = MappingProxyType({})
     """What the means in `loss` count for in their step; the Trainer sets them for each batch."""
