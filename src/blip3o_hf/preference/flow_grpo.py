@@ -10,7 +10,7 @@ from ..checks import check_name, check_sizes
 from ..schedulers.stochastic_step import SDE_TYPES, StochasticStep, stochastic_step
 from ..training.trainer import seeded_generator
 from .losses import clip_of, clipped_ratio_loss, guarded_log_ratio, mean_square
-from .reward_task import Drawn, FlowRewardConfig, FlowRewardTask
+from .reward_task import Drawn, FlowRewardConfig, FlowRewardTask, compared
 from .reward_trainer import FlowRewardTrainer
 from .rollouts import NoisySteps
 
@@ -58,7 +58,9 @@ class FlowGRPOConfig(FlowRewardConfig):
         check_sizes(2, rollout_steps=self.rollout_steps)
         check_sizes(window_interval=self.window_interval)
         self.check_above(noise_level=self.noise_level)
-        first, last = self.noisy_range
+        given = self.sde_window_range
+        is_pair = given is None or (len(given) == 2 and all(type(number) is int for number in given))
+        first, last = self.noisy_range if is_pair else (-1, -1)
         if not 0 <= first < last < self.rollout_steps:
             raise ValueError(
                 f"`sde_window_range` must be two steps, 0 <= first < last <= {self.rollout_steps - 1}: after the last "
@@ -147,7 +149,7 @@ class FlowGRPOTask(FlowRewardTask):
         loss = torch.stack(losses).mean(dim=0)
         self._note(torch.stack(ratios), advantages, clip)
         if arguments.beta:
-            loss = loss + arguments.beta * self._divergence(steps, at_step, samples, sigmas)
+            loss = loss + arguments.beta * self._divergence(velocity, steps, at_step, samples, sigmas)
         return loss
 
     def _replayed(self, velocity: Tensor, samples: Tensor, sigmas: Sequence[float]) -> list[StochasticStep]:
@@ -177,18 +179,24 @@ class FlowGRPOTask(FlowRewardTask):
         return null + scale * (velocity - null)
 
     def _divergence(
-        self, steps: Sequence[StochasticStep], at_step: Drawn, samples: Tensor, sigmas: Sequence[float]
+        self,
+        velocity: Tensor,
+        steps: Sequence[StochasticStep],
+        at_step: Drawn,
+        samples: Tensor,
+        sigmas: Sequence[float],
     ) -> Tensor:
         """From the reference `[N]`: of normal steps the exact one over D, of `cps` the squared distance of means."""
         with torch.no_grad(), self.policies.as_reference():
-            velocity = self._guided(self.policies.model, at_step)
-        references = self._replayed(velocity, samples, sigmas)
+            reference_velocity = self._guided(self.policies.model, at_step)
+        growth = compared(velocity, reference_velocity)["velocity_growth"]
+        references = self._replayed(reference_velocity, samples, sigmas)
         distances = []
         for step, reference in zip(steps, references, strict=True):
             factor = 1.0 if self.arguments.sde_type == "cps" else 1 / (2 * step.std**2)
             distances.append(factor * mean_square(step.mean - reference.mean))
         divergence = torch.stack(distances).mean(dim=0)
-        self.metrics[-1]["kl"] = divergence.mean().item()
+        self.metrics[-1] |= {"kl": divergence.mean().item(), "velocity_growth": growth}
         return divergence
 
     def _note(self, distances: Tensor, advantages: Tensor, clip: float) -> None:

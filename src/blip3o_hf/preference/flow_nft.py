@@ -26,8 +26,8 @@ class FlowNFTConfig(FlowRewardConfig):
         adaptive_weight: of `nft` and `positives`, errors are divided by their own size.
         beta: weight of the mean squared distance of velocities from the reference; 0 for no reference.
         train_levels_per_sample: noise levels at which each picture is learned from.
-        old_policy_slope, old_policy_max: the policy that draws keeps `min(slope * step, max)` of itself at each step
-            and takes the rest from the one that learns.
+        old_policy_slope, old_policy_max: before the next pictures, the policy that draws keeps `min(slope * step,
+            max)` of itself, and takes the rest from the one that learns.
     """
 
     loss_type: str = field(default="nft")
@@ -94,7 +94,8 @@ class FlowNFTTask(FlowRewardTask):
         return torch.cat(chosen).to(features.device), torch.cat(noises).to(features)
 
     def end_step(self, step):
-        self.policies.follow(min(self.arguments.old_policy_slope * step, self.arguments.old_policy_max))
+        if step % self.arguments.num_iterations == 0:  # until then, the old policy is the one that drew
+            self.policies.follow(min(self.arguments.old_policy_slope * step, self.arguments.old_policy_max))
 
 
 class FlowNFTTrainer(FlowRewardTrainer):

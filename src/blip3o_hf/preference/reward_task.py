@@ -145,6 +145,7 @@ class FlowRewardTask(GenerationTask):
             )
         _check_trains_alone(model, arguments, peft_config)
         model = super().setup(model, processor, target_encoder, arguments, peft_config)
+        _check_conditions_stay(model)
         self.policies = Policies(model, self.has_old_policy, has_reference=arguments.beta > 0)
         return model
 
@@ -211,7 +212,8 @@ class FlowRewardTask(GenerationTask):
             self.kept[number] = {name: value.to(device) for name, value in self.kept[number].items()}
             return self.kept[number]
         drawn, rollout = self.draw(list(rows["prompt"]), generators)
-        scores = self.judged(rollout, rows)
+        self.completions = self.judged(rollout, rows)
+        scores = self.completions.scores
         found = self._advantages(scores)
         drawn["advantages"] = found.values.to(rollout.features.device)
         self.metrics.append({**found.metrics, **scores.metrics, "diversity": diversity(rollout)})
@@ -226,14 +228,12 @@ class FlowRewardTask(GenerationTask):
             rollout = self.rollouts(prompts, generators)
         return {"condition": rollout.condition, "features": rollout.features}, rollout
 
-    def judged(self, rollout: Rollout, rows: Mapping[str, Sequence[Any]]) -> Scores:
-        """What the rewards say of the pictures of a rollout, whose prompts have these columns."""
+    def judged(self, rollout: Rollout, rows: Mapping[str, Sequence[Any]]) -> Completions:
+        """The pictures of a rollout, whose prompts have these columns, and what the rewards say of them."""
         size = rollout.num_generations
         columns = {name: [value for value in values for _ in range(size)] for name, values in rows.items()}
         prompts, pictures = columns.pop("prompt"), self.rollouts.pictures(rollout)
-        scores = self.rewards(prompts, pictures, columns)
-        self.completions = Completions(prompts, pictures, scores)
-        return scores
+        return Completions(prompts, pictures, self.rewards(prompts, pictures, columns))
 
     def _advantages(self, scores: Scores) -> Advantages:
         arguments = self.arguments
@@ -268,7 +268,9 @@ class FlowRewardTask(GenerationTask):
                 noise=noisy["noise"],
                 sigma=noisy["sigma"],
             )
-        return output.prediction.float()
+        level = noisy["sigma"].view(-1, *[1] * (noisy["clean"].ndim - 1))
+        at_noise = whole.objective.add_noise(noisy["clean"], noisy["noise"], noisy["sigma"])
+        return whole.objective.predicted_velocity(output.prediction.float(), at_noise, level)
 
     def reference_velocity(self, noisy: Drawn) -> Tensor:
         """The same of the reference, without gradient."""
@@ -278,23 +280,21 @@ class FlowRewardTask(GenerationTask):
     def distance(self, velocity: Tensor, noisy: Drawn) -> Tensor:
         """Mean squared distance of velocities from those of the reference, `[N]`; logged as `kl`."""
         reference = self.reference_velocity(noisy)
-        distance = mean_square(velocity - reference)
-        lengths = [mean_square(each.detach()).mean().sqrt().item() for each in (velocity, reference)]
-        self.metrics[-1] |= {"kl": distance.mean().item(), "velocity_growth": lengths[0] / lengths[1]}
-        return distance
+        self.metrics[-1] |= compared(velocity, reference)
+        return mean_square(velocity - reference)
 
     def validate(self, model, dataset):
         """Rewards of prompts, each with the same noise at every call, drawn by the model itself."""
-        values: list[Tensor] = []
+        judged: list[Scores] = []
         spread: list[float] = []
         for first, rows in enumerate(self.batches(dataset)):
             columns = collated(rows)
             generators = [seeded_generator(0, first, index) for index in range(len(rows))]
             rollout = self.rollouts(columns["prompt"], generators)
-            values.append(self.judged(rollout, columns).values)
+            judged.append(self.judged(rollout, columns).scores)
             spread.append(diversity(rollout))
-        means = torch.cat(values).nanmean(dim=0).tolist()
-        total = sum(weight * mean for weight, mean in zip(self.rewards.weights, means, strict=True))
+        means = torch.cat([each.values for each in judged]).nanmean(dim=0).tolist()
+        total = torch.cat([each.total for each in judged]).nanmean().item()
         named = {f"rewards/{name}": mean for name, mean in zip(self.rewards.names, means, strict=True)}
         return {**named, "reward": total, "diversity": sum(spread) / len(spread), "loss": -total}
 
@@ -302,6 +302,13 @@ class FlowRewardTask(GenerationTask):
 def base_model(model: nn.Module) -> Any:
     """The BLIP3-o itself, without PEFT around it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def compared(velocity: Tensor, reference: Tensor) -> dict[str, float]:
+    """What to log: `kl`, the mean squared distance from the reference, and `velocity_growth`, the ratio of lengths."""
+    velocity = velocity.detach()
+    growth = mean_square(velocity).mean().sqrt() / mean_square(reference).mean().sqrt()
+    return {"kl": mean_square(velocity - reference).mean().item(), "velocity_growth": growth.item()}
 
 
 def diversity(rollout: Rollout) -> float:
@@ -319,12 +326,14 @@ def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_conf
             f"{base_model(model).config.objective!r}. Leave `train` out, and take a model with a flow."
         )
     if peft_config is not None:
-        layers, whole = str(peft_config.target_modules), peft_config.modules_to_save
-        if whole or "backbone" in layers:
+        if getattr(peft_config, "lora_dropout", 0):
             raise ValueError(
-                f"Conditions must stay as they are while a flow learns from rewards. Got adapters on {layers:.80} and "
-                f"{whole} to save. Pass lora_config(model, train_queries=False)."
+                f"The policy that learns must be the one that drew. Got lora_dropout={peft_config.lora_dropout}, with "
+                f"which each pass is by another one. Leave dropout out."
             )
+        odd = [*(peft_config.modules_to_save or ()), *["backbone"] * ("backbone" in str(peft_config.target_modules))]
+        if odd:
+            raise _conditions_change(odd[0])
     plugin = arguments.deepspeed_plugin
     if (plugin is not None and plugin.zero_stage == 3) or arguments.fsdp:
         raise ValueError(
@@ -333,4 +342,19 @@ def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_conf
         )
 
 
-__all__ = ["Drawn", "FlowRewardConfig", "FlowRewardTask", "base_model", "diversity"]
+def _check_conditions_stay(model: nn.Module) -> None:
+    """Raise a `ValueError` where something trains, by whatever pattern of PEFT, that conditions depend on."""
+    names = (name for name, parameter in base_model(model).named_parameters() if parameter.requires_grad)
+    odd = next((name for name in names if not name.startswith("transformer.")), None)
+    if odd is not None:
+        raise _conditions_change(odd)
+
+
+def _conditions_change(name: str) -> ValueError:
+    return ValueError(
+        f"Conditions must stay as they are while a flow learns from rewards. This `peft_config` trains {name}, too. "
+        f"Pass lora_config(model, train_queries=False)."
+    )
+
+
+__all__ = ["Drawn", "FlowRewardConfig", "FlowRewardTask", "base_model", "compared", "diversity"]
