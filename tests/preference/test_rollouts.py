@@ -58,6 +58,18 @@ def test_pictures_are_those_of_the_decoder(pipe):
     assert [np.asarray(p).tolist() for p in pictures] == [np.asarray(p).tolist() for p in expected]
 
 
+def test_the_group_of_a_prompt_is_drawn_from_one_plan(pipe):
+    plain = Rollouts(pipe, num_generations=2, num_steps=2)(PROMPTS, of_step(0))
+    write, plans = pipe.write_plans, []
+    pipe.write_plans = lambda prompts, **given: plans.extend(write(prompts, max_new_tokens=6, **given)) or plans[-1:]
+    pipe.register_to_config(default_plan=True, plan_top_p=0.9)
+    found = [Rollouts(pipe, num_generations=2, num_steps=2)(PROMPTS, of_step(0)) for _ in range(2)]
+    assert len(plans) == 4 and plans[:2] == plans[2:]
+    torch.testing.assert_close(found[0].condition[::2], torch.cat([pipe.encode_prompt([plan]) for plan in plans[:2]]))
+    assert torch.equal(found[0].condition[0], found[0].condition[1])
+    assert torch.equal(found[0].features, found[1].features) and not torch.allclose(found[0].features, plain.features)
+
+
 def test_what_is_no_policy_is_refused(pipe, make_pipeline):
     with pytest.raises(ValueError, match=r"`num_generations` must be a whole number of at least 2\. Got 1"):
         Rollouts(pipe, num_generations=1)

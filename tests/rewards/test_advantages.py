@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from blip3o_hf.rewards.advantages import group_advantages
+from blip3o_hf.rewards.advantages import advantages_of, group_advantages
 
 NAN = math.nan
 
@@ -54,3 +54,48 @@ def test_scales_and_the_clip():
 def test_bad_groups_are_refused(rewards, size, scale, message):
     with pytest.raises(ValueError, match=message):
         group_advantages(torch.tensor(rewards), size, scale)
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "batch"])
+def test_equal_rewards_are_equal_whatever_rounding_does_to_their_mean(scale_rewards):
+    rewards = torch.tensor([0.1, 0.1, 0.1, NAN, 0.0, 1.0, NAN, NAN], dtype=torch.float64)
+    assert rewards[:3].sum() / 3 != rewards[0]
+    found = group_advantages(rewards, 4, scale_rewards)
+    assert found.values[:4].tolist() == [0, 0, 0, 0] and found.values[5] == -found.values[4] > 0
+    assert found.metrics["frac_reward_zero_std"] == 0.5
+
+
+def test_a_weighted_sum_becomes_one_advantage():
+    values = torch.tensor([[1.0, 10.0], [0.0, 30.0], [NAN, 20.0], [NAN, NAN]], dtype=torch.float64)
+    found = advantages_of(values, [2.0, 0.1], 4)
+    expected = group_advantages(torch.tensor([3.0, 3.0, 2.0, NAN]), 4)
+    torch.testing.assert_close(found.values, expected.values)
+    assert found.metrics == pytest.approx(expected.metrics) and found.metrics["reward"] == pytest.approx(8 / 3)
+
+
+def test_rewards_of_small_numbers_count_as_much_when_each_becomes_an_advantage():
+    small, large = torch.tensor([0.0, 1e-1, 0.0, 1e-1]), torch.tensor([100.0, 0.0, 0.0, 100.0])
+    values = torch.stack([small, large], dim=1).double()
+    summed = advantages_of(values, [1.0, 1.0], 4).values
+    each = advantages_of(values, [1.0, 1.0], 4, aggregation="normalize_then_sum").values
+    assert summed[1] < 0 and each[1].abs() < 1e-2 and each[3] > 1.5
+    parts = [group_advantages(column, 4).values for column in values.unbind(dim=1)]
+    weighted = advantages_of(values, [0.5, -2.0], 4, aggregation="normalize_then_sum")
+    torch.testing.assert_close(weighted.values, 0.5 * parts[0] - 2 * parts[1])
+    clipped = advantages_of(values, [1.0, 1.0], 4, "none", "normalize_then_sum", clip=0.5).values
+    assert clipped.abs().max() == 0.5
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_reward_that_never_applies_changes_nothing(aggregation):
+    known = torch.tensor([1.0, 0.0, 0.5, 0.5], dtype=torch.float64)
+    alone = advantages_of(known[:, None], [1.0], 2, aggregation=aggregation)
+    both = advantages_of(
+        torch.stack([known, torch.full_like(known, NAN)], dim=1), [1.0, 3.0], 2, aggregation=aggregation
+    )
+    assert torch.equal(alone.values, both.values) and alone.metrics == both.metrics
+
+
+def test_an_unknown_aggregation_is_refused():
+    with pytest.raises(ValueError, match=r"Unknown `multi_objective_aggregation` 'mean'\. Available: sum_then"):
+        advantages_of(torch.zeros(2, 1), [1.0], 2, aggregation="mean")

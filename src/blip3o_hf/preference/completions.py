@@ -30,7 +30,7 @@ class Completions:
     def write(self, folder: Path, step: int) -> Path:
         """
         Write `completions_STEP.parquet` with the columns `step`, `prompt`, `completion` (the picture's path in the
-        folder), one for each reward, and `reward`, their weighted sum; and the pictures in `STEP/`.
+        folder), one for each reward, and `weighted_sum` of these; and the pictures in `STEP/`.
 
         Returns:
             `Path` of the table.
@@ -49,7 +49,7 @@ class Completions:
                 "prompt": list(self.prompts),
                 "completion": names,
                 **rewards,
-                "reward": [_or_none(value) for value in self.scores.total.tolist()],
+                "weighted_sum": [_or_none(value) for value in self.scores.total.tolist()],
             }
         )
         path = folder / f"completions_{step:05d}.parquet"

@@ -15,14 +15,18 @@ from ..training.trainer import seeded_generator
 from .losses import dpo_loss, mean_square
 from .pairs import PICTURES, PreferenceDataset
 from .prompts import PromptDataset, collated
-from .reward_task import Drawn, FlowRewardConfig, FlowRewardTask, base_model
+from .reward_config import FlowRewardConfig
+from .reward_task import EVALUATION, Drawn, FlowRewardTask, base_model, compared
 from .reward_trainer import FlowRewardTrainer
+
+OF_DRAWN = {"num_iterations": 1, "log_completions": False, "min_diversity": None, "reward_patience": None}
+"""Settings of what is drawn, and their values where nothing is."""
 
 
 @dataclass
 class FlowDPOConfig(FlowRewardConfig):
     """
-    [`~preference.reward_task.FlowRewardConfig`] plus:
+    [`~preference.reward_config.FlowRewardConfig`] plus:
 
     Args:
         beta: how much a step away from the reference costs; the loss compares mean squared errors of velocities, which
@@ -63,6 +67,16 @@ class FlowDPOTask(FlowRewardTask):
 
     def needs_encoder(self, arguments):
         return not self.is_online
+
+    def setup(self, model, processor, target_encoder, arguments, peft_config=None):
+        model = super().setup(model, processor, target_encoder, arguments, peft_config)
+        of_drawn = [name for name, plain in OF_DRAWN.items() if getattr(arguments, name) != plain]
+        if of_drawn and not self.is_online:
+            raise ValueError(
+                f"Without rewards nothing is drawn. Got `{of_drawn[0]}`, which is of drawn pictures. Leave it out, or "
+                f"pass `reward_funcs`."
+            )
+        return model
 
     # Data
 
@@ -139,8 +153,10 @@ class FlowDPOTask(FlowRewardTask):
             "sigma": torch.cat([sigma, sigma]),
         }
         target = noisy["noise"] - clean
-        chosen, rejected = mean_square(self.velocity(model, noisy) - target).chunk(2)
-        references = mean_square(self.reference_velocity(noisy) - target).chunk(2)
+        velocity = self.velocity(model, noisy)
+        chosen, rejected = mean_square(velocity - target).chunk(2)
+        reference = self.reference_velocity(noisy)
+        references = mean_square(reference - target).chunk(2)
         found = dpo_loss(chosen, rejected, *references, self.arguments.beta, self.arguments.label_smoothing)
         if counted is None:
             counted = torch.ones(len(pairs["chosen"]), dtype=torch.bool, device=clean.device)
@@ -154,7 +170,7 @@ class FlowDPOTask(FlowRewardTask):
             "errors/rejected": rejected.detach(),
         }
         metrics = {name: value[counted].mean().item() for name, value in values.items()}
-        return found.loss * counted, metrics
+        return found.loss * counted, {**metrics, **compared(velocity, reference)}
 
     def validate(self, model, dataset):
         if self.is_online:
@@ -162,7 +178,7 @@ class FlowDPOTask(FlowRewardTask):
         sums: dict[str, float] = {}
         for first, rows in enumerate(self.batches(dataset)):
             pairs = self._encoded(self.on_device(self(rows), model))
-            generators = [seeded_generator(0, first, index) for index in range(len(rows))]
+            generators = [seeded_generator(EVALUATION, first, index) for index in range(len(rows))]
             losses, metrics = self._compared(model, pairs, generators)
             for name, value in {**metrics, "loss": losses.mean().item()}.items():
                 sums[name] = sums.get(name, 0.0) + value * len(rows) / len(dataset)

@@ -1,5 +1,6 @@
 """Learning from rewards by Flow-GRPO: policy gradients of sampling steps with noise."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,16 +8,19 @@ import torch
 from torch import Tensor
 
 from ..checks import check_name, check_sizes
-from ..schedulers.stochastic_step import SDE_TYPES, StochasticStep, stochastic_step
+from ..schedulers.stochastic_step import SDE_TYPES, StochasticStep, check_noise_level, stochastic_step
 from ..training.trainer import seeded_generator
 from .losses import clip_of, clipped_ratio_loss, guarded_log_ratio, mean_square
-from .reward_task import Drawn, FlowRewardConfig, FlowRewardTask
+from .reward_config import FlowRewardConfig
+from .reward_task import Drawn, FlowRewardTask, compared
 from .reward_trainer import FlowRewardTrainer
 from .rollouts import NoisySteps
 
 WINDOW_SCHEDULES = ("fixed", "random", "progressive")
 CLIP_OF_ALL, CLIP_OF_WINDOW = 6.5, 0.65
 """kappa of all steps (Flow-GRPO's 1e-4 at D = 65,536), and of a window (Flow-GRPO-Fast's 1e-5)."""
+WINDOWS = 5
+"""Last of the numbers that seed places of windows, so that nothing else is drawn from the same."""
 GUARDED_CLIP = 0.13
 """Of GRPO-Guard: 2e-6 at D = 65,536."""
 
@@ -24,7 +28,7 @@ GUARDED_CLIP = 0.13
 @dataclass
 class FlowGRPOConfig(FlowRewardConfig):
     """
-    [`~preference.reward_task.FlowRewardConfig`] plus:
+    [`~preference.reward_config.FlowRewardConfig`] plus:
 
     Args:
         noise_level: a of the steps with noise.
@@ -58,7 +62,10 @@ class FlowGRPOConfig(FlowRewardConfig):
         check_sizes(2, rollout_steps=self.rollout_steps)
         check_sizes(window_interval=self.window_interval)
         self.check_above(noise_level=self.noise_level)
-        first, last = self.noisy_range
+        check_noise_level(self.noise_level, self.sde_type)
+        given = self.sde_window_range
+        is_pair = given is None or (len(given) == 2 and all(type(number) is int for number in given))
+        first, last = self.noisy_range if is_pair else (-1, -1)
         if not 0 <= first < last < self.rollout_steps:
             raise ValueError(
                 f"`sde_window_range` must be two steps, 0 <= first < last <= {self.rollout_steps - 1}: after the last "
@@ -92,7 +99,7 @@ class FlowGRPOConfig(FlowRewardConfig):
         places = last - first - self.sde_window_size + 1
         moved = 0
         if self.window_schedule == "random":
-            moved = int(torch.randint(places, (1,), generator=seeded_generator(self.seed, step)))
+            moved = int(torch.randint(places, (1,), generator=seeded_generator(self.seed, step, WINDOWS)))
         elif self.window_schedule == "progressive":
             moved = min(step // self.window_interval, places - 1)
         return first + moved, first + moved + self.sde_window_size
@@ -138,16 +145,18 @@ class FlowGRPOTask(FlowRewardTask):
         advantages = drawn["advantages"]
         clip = arguments.clip(samples[0, 0].numel())
         losses, ratios = [], []
+        # GRPO-Guard's ratios have one scale in all steps; divided by its length, a step counts as much as any other
+        weights = [1 / (a - b) if arguments.guard else 1.0 for a, b in itertools.pairwise(sigmas)]
         for index, step in enumerate(steps):
             log_ratio = step.log_prob - drawn["old_log_probs"][:, index]
             if arguments.guard:
                 log_ratio = guarded_log_ratio(log_ratio, step.mean, drawn["old_means"][:, index], step.std)
-            losses.append(clipped_ratio_loss(log_ratio, advantages, clip))
+            losses.append(clipped_ratio_loss(log_ratio, advantages, clip) * weights[index])
             ratios.append(log_ratio.detach().exp() - 1)
         loss = torch.stack(losses).mean(dim=0)
         self._note(torch.stack(ratios), advantages, clip)
         if arguments.beta:
-            loss = loss + arguments.beta * self._divergence(steps, at_step, samples, sigmas)
+            loss = loss + arguments.beta * self._divergence(velocity, steps, at_step, samples, sigmas)
         return loss
 
     def _replayed(self, velocity: Tensor, samples: Tensor, sigmas: Sequence[float]) -> list[StochasticStep]:
@@ -177,18 +186,24 @@ class FlowGRPOTask(FlowRewardTask):
         return null + scale * (velocity - null)
 
     def _divergence(
-        self, steps: Sequence[StochasticStep], at_step: Drawn, samples: Tensor, sigmas: Sequence[float]
+        self,
+        velocity: Tensor,
+        steps: Sequence[StochasticStep],
+        at_step: Drawn,
+        samples: Tensor,
+        sigmas: Sequence[float],
     ) -> Tensor:
         """From the reference `[N]`: of normal steps the exact one over D, of `cps` the squared distance of means."""
         with torch.no_grad(), self.policies.as_reference():
-            velocity = self._guided(self.policies.model, at_step)
-        references = self._replayed(velocity, samples, sigmas)
+            reference_velocity = self._guided(self.policies.model, at_step)
+        growth = compared(velocity, reference_velocity)["velocity_growth"]
+        references = self._replayed(reference_velocity, samples, sigmas)
         distances = []
         for step, reference in zip(steps, references, strict=True):
             factor = 1.0 if self.arguments.sde_type == "cps" else 1 / (2 * step.std**2)
             distances.append(factor * mean_square(step.mean - reference.mean))
         divergence = torch.stack(distances).mean(dim=0)
-        self.metrics[-1]["kl"] = divergence.mean().item()
+        self.metrics[-1] |= {"kl": divergence.mean().item(), "velocity_growth": growth}
         return divergence
 
     def _note(self, distances: Tensor, advantages: Tensor, clip: float) -> None:

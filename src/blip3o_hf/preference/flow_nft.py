@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..checks import check_name, check_sizes, is_finite_number
 from .losses import awm_loss, nft_loss, positives_loss
-from .reward_task import FlowRewardConfig, FlowRewardTask, base_model
+from .reward_config import FlowRewardConfig
+from .reward_task import FlowRewardTask, base_model
 from .reward_trainer import FlowRewardTrainer
 
 LOSS_TYPES = ("nft", "awm", "positives")
@@ -17,7 +18,7 @@ LOSS_TYPES = ("nft", "awm", "positives")
 @dataclass
 class FlowNFTConfig(FlowRewardConfig):
     """
-    [`~preference.reward_task.FlowRewardConfig`] plus:
+    [`~preference.reward_config.FlowRewardConfig`] plus:
 
     Args:
         loss_type: `nft` (arXiv 2509.16117), `awm` (arXiv 2509.25050), or `positives`: the flow's own loss on pictures
@@ -26,8 +27,8 @@ class FlowNFTConfig(FlowRewardConfig):
         adaptive_weight: of `nft` and `positives`, errors are divided by their own size.
         beta: weight of the mean squared distance of velocities from the reference; 0 for no reference.
         train_levels_per_sample: noise levels at which each picture is learned from.
-        old_policy_slope, old_policy_max: the policy that draws keeps `min(slope * step, max)` of itself at each step
-            and takes the rest from the one that learns.
+        old_policy_slope, old_policy_max: before the next pictures, the policy that draws keeps `min(slope * step,
+            max)` of itself, and takes the rest from the one that learns.
     """
 
     loss_type: str = field(default="nft")
@@ -94,7 +95,8 @@ class FlowNFTTask(FlowRewardTask):
         return torch.cat(chosen).to(features.device), torch.cat(noises).to(features)
 
     def end_step(self, step):
-        self.policies.follow(min(self.arguments.old_policy_slope * step, self.arguments.old_policy_max))
+        if step % self.arguments.num_iterations == 0:  # until then, the old policy is the one that drew
+            self.policies.follow(min(self.arguments.old_policy_slope * step, self.arguments.old_policy_max))
 
 
 class FlowNFTTrainer(FlowRewardTrainer):

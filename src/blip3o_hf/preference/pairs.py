@@ -1,11 +1,13 @@
 """Preferences: rows with a `prompt`, the `chosen` picture and the `rejected` one."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image, ImageChops
 
 from ..data.images import decode_image
+from ..data.records import BadItem
 from .prompts import PromptDataset
 
 PICTURES = ("chosen", "rejected")
@@ -21,8 +23,8 @@ class PreferenceDataset(PromptDataset):
         name: of the argument, for errors.
 
     Raises:
-        TypeError: when there are no rows to read.
-        ValueError: when a row lacks something, or both pictures are the same.
+        TypeError: when there are no rows to read, or something else than a picture is in one.
+        ValueError: when a row lacks something, a picture cannot be read, or both are the same.
     """
 
     checks_all = False
@@ -47,7 +49,17 @@ class PreferenceDataset(PromptDataset):
             )
         if isinstance(value, Mapping):  # of a dataset whose images are not decoded
             value = value.get("bytes") or value.get("path")
-        return decode_image(value, f"{side} of {self.name}[{index}]")
+        if not isinstance(value, (Image.Image, bytes, str, os.PathLike)):
+            raise TypeError(
+                f"A picture must be a PIL image, or bytes or the path of a file. {side} of {self.name}[{index}] is "
+                f"{type(value).__name__}. Cast the column to datasets.Image()."
+            )
+        try:
+            return decode_image(value, f"{side} of {self.name}[{index}]")
+        except BadItem as error:
+            raise ValueError(
+                f"Both pictures of a preference must be readable. Got {error}. Replace it, or leave this row out."
+            ) from error
 
 
 __all__ = ["PICTURES", "PreferenceDataset"]

@@ -1,26 +1,23 @@
 """The task of all trainers that draw and ask rewards: groups of pictures, their advantages, and what is learned."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..checks import check_name, check_sizes, is_finite_number
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from ..rewards.advantages import AGGREGATIONS, SCALES, Advantages, advantages_of
+from ..rewards.advantages import Advantages, advantages_of
 from ..rewards.manager import RewardManager, Scores
-from ..training.arguments import Blip3oTrainingArguments
 from ..training.tasks.generation import GenerationTask
 from ..training.trainer import seeded_generator
 from .completions import Completions
 from .losses import mean_square
 from .policies import Policies
 from .prompts import PromptDataset, collated
+from .reward_config import FlowRewardConfig
 from .rollouts import Rollout, Rollouts, evaluating
-from .safeguards import SAFEGUARDS
 
 Drawn = dict[str, Tensor]
 """
@@ -29,89 +26,8 @@ and what a trainer adds. All of it can be saved.
 """
 
 
-@dataclass
-class FlowRewardConfig(Blip3oTrainingArguments):
-    """
-    [`Blip3oTrainingArguments`] plus, by TRL's names where there are such:
-
-    Args:
-        num_generations: pictures of a prompt, at least 2. `per_device_train_batch_size` counts prompts.
-        num_generations_eval: the same in evaluations; by default as many.
-        num_iterations: steps that learn from the same pictures.
-        rollout_steps: sampling steps of the pictures that are judged.
-        rollout_guidance_scale: their guidance; 1 for none.
-        rollout_decoder_steps: steps of a diffusion decoder for them; by default its own.
-        beta: weight of the distance from the reference, which is the model at the start; 0 for no reference.
-        scale_rewards: what divides rewards: the standard deviation of the `group`, of the `batch` of all processes, or
-            `none`.
-        multi_objective_aggregation: `sum_then_normalize`, or `normalize_then_sum`: each reward becomes an advantage of
-            its own, which keeps one of small numbers from being lost.
-        advantage_clip: largest advantage, either way.
-        reward_weights: one for each reward; 1 by default.
-        log_completions: write a table of the last pictures with their rewards at every log, in
-            `output_dir/completions`.
-        max_kl: stop when `kl`, the distance from the reference, is larger; needs `beta`.
-        max_velocity_growth: stop when velocities are so many times as long as those of the reference; needs `beta`.
-        min_diversity: stop when the distance of pictures of one prompt is below this share of what it was.
-        reward_patience: stop when the reward of held-out prompts was not better for so many evaluations.
-        max_real_loss_growth: stop when the loss of `real_dataset` is so many times what it was.
-    """
-
-    num_generations: int = field(default=8)
-    num_generations_eval: int | None = field(default=None)
-    num_iterations: int = field(default=1)
-    rollout_steps: int = field(default=10)
-    rollout_guidance_scale: float = field(default=1.0)
-    rollout_decoder_steps: int | None = field(default=None)
-    beta: float = field(default=0.0)
-    scale_rewards: str = field(default="group")
-    multi_objective_aggregation: str = field(default="sum_then_normalize")
-    advantage_clip: float = field(default=5.0)
-    reward_weights: list[float] | None = field(default=None)
-    log_completions: bool = field(default=False)
-    max_kl: float | None = field(default=None)
-    max_velocity_growth: float | None = field(default=None)
-    min_diversity: float | None = field(default=None)
-    reward_patience: int | None = field(default=None)
-    max_real_loss_growth: float | None = field(default=None)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_sizes(2, num_generations=self.num_generations)
-        check_sizes(rollout_steps=self.rollout_steps, num_iterations=self.num_iterations)
-        if self.num_generations_eval is not None:
-            check_sizes(2, num_generations_eval=self.num_generations_eval)
-        if self.rollout_decoder_steps is not None:
-            check_sizes(rollout_decoder_steps=self.rollout_decoder_steps)
-        check_name("`scale_rewards`", self.scale_rewards, SCALES)
-        check_name("`multi_objective_aggregation`", self.multi_objective_aggregation, AGGREGATIONS)
-        self.check_above(rollout_guidance_scale=self.rollout_guidance_scale, advantage_clip=self.advantage_clip)
-        self.check_not_below(beta=self.beta)
-        self._check_safeguards()
-
-    def _check_safeguards(self) -> None:
-        limits = {name: getattr(self, name) for name in SAFEGUARDS if getattr(self, name) is not None}
-        self.check_above(**limits)
-        if self.reward_patience is not None:
-            check_sizes(reward_patience=self.reward_patience)
-        for name in ("max_kl", "max_velocity_growth"):
-            if name in limits and not self.beta:
-                raise ValueError(
-                    f"`{name}` compares with the reference, which is kept where `beta` is above 0. Got `{name}` "
-                    f"{limits[name]} and `beta` 0. Set beta=1e-4."
-                )
-
-    def check_above(self, least: float = 0, **values: Any) -> None:
-        """Raise a `ValueError` for a value that is not a finite number above `least`."""
-        for name, value in values.items():
-            if not is_finite_number(value, least):
-                raise ValueError(f"`{name}` must be a number above {least}. Got {value!r:.40}. Leave it out.")
-
-    def check_not_below(self, **values: Any) -> None:
-        """Raise a `ValueError` for a value that is not a finite number of at least 0."""
-        for name, value in values.items():
-            if not is_finite_number(value) or value < 0:
-                raise ValueError(f"`{name}` must be at least 0. Got {value!r:.40}. Leave it out.")
+EVALUATION = 2**32
+"""First of the numbers that seed the noise of evaluations; no seed of a training is as large."""
 
 
 class FlowRewardTask(GenerationTask):
@@ -155,6 +71,7 @@ class FlowRewardTask(GenerationTask):
             )
         _check_trains_alone(model, arguments, peft_config)
         model = super().setup(model, processor, target_encoder, arguments, peft_config)
+        _check_conditions_stay(model)
         self.policies = Policies(model, self.has_old_policy, has_reference=arguments.beta > 0)
         return model
 
@@ -222,7 +139,8 @@ class FlowRewardTask(GenerationTask):
             self.kept[number] = {name: value.to(device) for name, value in self.kept[number].items()}
             return self.kept[number]
         drawn, rollout = self.draw(list(rows["prompt"]), generators)
-        scores = self.judged(rollout, rows)
+        self.completions = self.judged(rollout, rows)
+        scores = self.completions.scores
         found = self._advantages(scores)
         drawn["advantages"] = found.values.to(rollout.features.device)
         self.metrics.append({**found.metrics, **scores.metrics, "diversity": diversity(rollout)})
@@ -237,14 +155,12 @@ class FlowRewardTask(GenerationTask):
             rollout = self.rollouts(prompts, generators)
         return {"condition": rollout.condition, "features": rollout.features}, rollout
 
-    def judged(self, rollout: Rollout, rows: Mapping[str, Sequence[Any]]) -> Scores:
-        """What the rewards say of the pictures of a rollout, whose prompts have these columns."""
+    def judged(self, rollout: Rollout, rows: Mapping[str, Sequence[Any]]) -> Completions:
+        """The pictures of a rollout, whose prompts have these columns, and what the rewards say of them."""
         size = rollout.num_generations
         columns = {name: [value for value in values for _ in range(size)] for name, values in rows.items()}
         prompts, pictures = columns.pop("prompt"), self.rollouts.pictures(rollout)
-        scores = self.rewards(prompts, pictures, columns)
-        self.completions = Completions(prompts, pictures, scores)
-        return scores
+        return Completions(prompts, pictures, self.rewards(prompts, pictures, columns))
 
     def _advantages(self, scores: Scores) -> Advantages:
         arguments = self.arguments
@@ -279,7 +195,9 @@ class FlowRewardTask(GenerationTask):
                 noise=noisy["noise"],
                 sigma=noisy["sigma"],
             )
-        return output.prediction.float()
+        level = noisy["sigma"].view(-1, *[1] * (noisy["clean"].ndim - 1))
+        at_noise = whole.objective.add_noise(noisy["clean"], noisy["noise"], noisy["sigma"])
+        return whole.objective.predicted_velocity(output.prediction.float(), at_noise, level)
 
     def reference_velocity(self, noisy: Drawn) -> Tensor:
         """The same of the reference, without gradient."""
@@ -289,23 +207,21 @@ class FlowRewardTask(GenerationTask):
     def distance(self, velocity: Tensor, noisy: Drawn) -> Tensor:
         """Mean squared distance of velocities from those of the reference, `[N]`; logged as `kl`."""
         reference = self.reference_velocity(noisy)
-        distance = mean_square(velocity - reference)
-        lengths = [mean_square(each.detach()).mean().sqrt().item() for each in (velocity, reference)]
-        self.metrics[-1] |= {"kl": distance.mean().item(), "velocity_growth": lengths[0] / lengths[1]}
-        return distance
+        self.metrics[-1] |= compared(velocity, reference)
+        return mean_square(velocity - reference)
 
     def validate(self, model, dataset):
         """Rewards of prompts, each with the same noise at every call, drawn by the model itself."""
-        values: list[Tensor] = []
+        judged: list[Scores] = []
         spread: list[float] = []
         for first, rows in enumerate(self.batches(dataset)):
             columns = collated(rows)
-            generators = [seeded_generator(0, first, index) for index in range(len(rows))]
+            generators = [seeded_generator(EVALUATION, first, index) for index in range(len(rows))]
             rollout = self.rollouts(columns["prompt"], generators, self.arguments.num_generations_eval)
-            values.append(self.judged(rollout, columns).values)
+            judged.append(self.judged(rollout, columns).scores)
             spread.append(diversity(rollout))
-        means = torch.cat(values).nanmean(dim=0).tolist()
-        total = sum(weight * mean for weight, mean in zip(self.rewards.weights, means, strict=True))
+        means = torch.cat([each.values for each in judged]).nanmean(dim=0).tolist()
+        total = torch.cat([each.total for each in judged]).nanmean().item()
         named = {f"rewards/{name}": mean for name, mean in zip(self.rewards.names, means, strict=True)}
         return {**named, "reward": total, "diversity": sum(spread) / len(spread), "loss": -total}
 
@@ -313,6 +229,13 @@ class FlowRewardTask(GenerationTask):
 def base_model(model: nn.Module) -> Any:
     """The BLIP3-o itself, without PEFT around it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def compared(velocity: Tensor, reference: Tensor) -> dict[str, float]:
+    """What to log: `kl`, the mean squared distance from the reference, and `velocity_growth`, the ratio of lengths."""
+    velocity = velocity.detach()
+    growth = mean_square(velocity).mean().sqrt() / mean_square(reference).mean().sqrt()
+    return {"kl": mean_square(velocity - reference).mean().item(), "velocity_growth": growth.item()}
 
 
 def diversity(rollout: Rollout) -> float:
@@ -330,12 +253,14 @@ def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_conf
             f"{base_model(model).config.objective!r}. Leave `train` out, and take a model with a flow."
         )
     if peft_config is not None:
-        layers, whole = str(peft_config.target_modules), peft_config.modules_to_save
-        if whole or "backbone" in layers:
+        if getattr(peft_config, "lora_dropout", 0):
             raise ValueError(
-                f"Conditions must stay as they are while a flow learns from rewards. Got adapters on {layers:.80} and "
-                f"{whole} to save. Pass lora_config(model, train_queries=False)."
+                f"The policy that learns must be the one that drew. Got lora_dropout={peft_config.lora_dropout}, with "
+                f"which each pass is by another one. Leave dropout out."
             )
+        odd = [*(peft_config.modules_to_save or ()), *["backbone"] * ("backbone" in str(peft_config.target_modules))]
+        if odd:
+            raise _conditions_change(odd[0])
     plugin = arguments.deepspeed_plugin
     if (plugin is not None and plugin.zero_stage == 3) or arguments.fsdp:
         raise ValueError(
@@ -344,4 +269,19 @@ def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_conf
         )
 
 
-__all__ = ["Drawn", "FlowRewardConfig", "FlowRewardTask", "base_model", "diversity"]
+def _check_conditions_stay(model: nn.Module) -> None:
+    """Raise a `ValueError` where something trains, by whatever pattern of PEFT, that conditions depend on."""
+    names = (name for name, parameter in base_model(model).named_parameters() if parameter.requires_grad)
+    odd = next((name for name in names if not name.startswith("transformer.")), None)
+    if odd is not None:
+        raise _conditions_change(odd)
+
+
+def _conditions_change(name: str) -> ValueError:
+    return ValueError(
+        f"Conditions must stay as they are while a flow learns from rewards. This `peft_config` trains {name}, too. "
+        f"Pass lora_config(model, train_queries=False)."
+    )
+
+
+__all__ = ["Drawn", "FlowRewardTask", "base_model", "compared", "diversity"]

@@ -13,8 +13,12 @@ from transformers import TrainerCallback
 from ..rewards.manager import Reward, RewardManager
 from ..training.tasks.generation import GenerationTask
 from ..training.trainer import Blip3oTrainer, seeded_generator
-from .reward_task import FlowRewardConfig, FlowRewardTask
+from .reward_config import FlowRewardConfig
+from .reward_task import FlowRewardTask
 from .safeguards import SAFEGUARDS
+
+ORDERS = 3
+"""Last of the numbers that seed the orders of prompts, so that nothing else is drawn from the same."""
 
 
 class RepeatedPrompts(Sampler[int]):
@@ -42,7 +46,7 @@ class RepeatedPrompts(Sampler[int]):
         return -(-self.num_prompts // self.step_size) * self.step_size * self.num_repeats
 
     def __iter__(self):
-        generator = seeded_generator(self.seed, self.epoch)
+        generator = seeded_generator(self.seed, self.epoch, ORDERS)
         order = torch.randperm(self.num_prompts, generator=generator).tolist()
         order = order if self.is_shuffled else list(range(self.num_prompts))
         for start in range(0, self.num_prompts, self.step_size):
@@ -72,6 +76,7 @@ class PolicyCallback(TrainerCallback):
         """
         Raises:
             FileNotFoundError: when the checkpoint that is resumed from lacks something.
+            ValueError: when its pictures are of other batches.
         """
         task = self.trainer.task
         task.kept, task.metrics = [], []
@@ -83,6 +88,13 @@ class PolicyCallback(TrainerCallback):
         if state.global_step % args.num_iterations:
             names = [self._drawn_file(folder, number) for number in range(args.gradient_accumulation_steps)]
             task.kept = [load_file(_found(name, "the pictures that it learns from")) for name in names]
+            expected = args.per_device_train_batch_size * args.num_generations
+            odd = [len(drawn["advantages"]) for drawn in task.kept if len(drawn["advantages"]) != expected]
+            if odd:
+                raise ValueError(
+                    f"To go on, a checkpoint must hold pictures for every process. These settings need {expected} in "
+                    f"a micro-batch, and {folder} has {odd[0]}. Resume with the settings that it was saved with."
+                )
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.task.end_step(state.global_step)
@@ -154,6 +166,14 @@ class FlowRewardTrainer(Blip3oTrainer):
         task.place = lambda: (self.step_so_far[0], self.step_so_far[1] - 1)
         task.gather = lambda rows: self.accelerator.gather(rows)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, task=task, **kwargs)
+        if self.args.reward_patience is not None and (
+            self.eval_dataset is None or isinstance(self.eval_dataset, dict)
+        ):
+            raise ValueError(
+                f"`reward_patience` watches the reward of held-out prompts. There "
+                f"{'is no' if self.eval_dataset is None else 'are several in'} `eval_dataset`. Pass one, or leave it "
+                f"out."
+            )
         self.add_real_data(real_dataset)
 
     def make_task(self, reward_funcs: Any, args: FlowRewardConfig) -> FlowRewardTask:
@@ -177,9 +197,9 @@ class FlowRewardTrainer(Blip3oTrainer):
                 )
             return
         records = GenerationTask.open(self.task, dataset, "real_dataset")
+        self.target_encoder().model.to(self.args.device)
 
         def evaluate(trainer: Blip3oTrainer) -> dict[str, Any]:
-            trainer.target_encoder()
             losses = GenerationTask.validate(self.task, trainer.unwrapped_model, records)
             return {"real_loss": losses["loss"]}
 
@@ -197,7 +217,8 @@ class FlowRewardTrainer(Blip3oTrainer):
         args = self.args
         step_size = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         assert isinstance(self.train_dataset, Sized)  # rows, which `open` has read
-        return RepeatedPrompts(len(self.train_dataset), step_size, args.num_iterations, args.seed)
+        is_shuffled = args.train_sampling_strategy != "sequential"
+        return RepeatedPrompts(len(self.train_dataset), step_size, args.num_iterations, args.seed, is_shuffled)
 
     def log(self, logs, *args, **kwargs):
         """As in [`Blip3oTrainer`], with the means of rewards since the last log, of all processes, by TRL's names."""

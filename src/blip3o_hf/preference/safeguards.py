@@ -1,5 +1,6 @@
 """Safeguards: callbacks that watch for what rewards do not see, show it as a curve, and stop a run in time."""
 
+import math
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,9 +36,10 @@ class Safeguard(TrainerCallback):
         self.tripped_at = None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.metric not in (logs or {}):
+        if math.isnan((logs or {}).get(self.metric, math.nan)):  # of rewards, where none applied
             return control
-        points = [(entry["step"], entry[self.metric]) for entry in state.log_history if self.metric in entry]
+        points = [(entry["step"], entry.get(self.metric, math.nan)) for entry in state.log_history]
+        points = [point for point in points if not math.isnan(point[1])]
         values = [value for _, value in points]
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)

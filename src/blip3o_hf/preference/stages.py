@@ -13,7 +13,7 @@ from ..training.stages.generation import GenerationStage
 from .flow_dpo import FlowDPOConfig, FlowDPOTrainer
 from .flow_grpo import FlowGRPOConfig, FlowGRPOTrainer
 from .flow_nft import FlowNFTConfig, FlowNFTTrainer
-from .reward_task import FlowRewardConfig
+from .reward_config import FlowRewardConfig
 from .reward_trainer import FlowRewardTrainer
 
 _PLAIN = {f.name for f in fields(Blip3oTrainingArguments)}

@@ -53,7 +53,9 @@ def group_advantages(
     means = groups.nansum(dim=1, keepdim=True) / numbers
     centred = (groups - means).masked_fill(~known, 0.0)
     deviations = (centred.square().sum(dim=1, keepdim=True) / (numbers - 1).clamp(min=1)).sqrt()
-    is_flat = centred.abs().amax(dim=1, keepdim=True) == 0
+    highest = groups.masked_fill(~known, -math.inf).amax(dim=1, keepdim=True)
+    lowest = groups.masked_fill(~known, math.inf).amin(dim=1, keepdim=True)
+    is_flat = highest <= lowest  # of rewards themselves: their mean is rounded
     values = centred
     if scale_rewards == "group":
         values = centred / (deviations + _EPSILON)

@@ -30,7 +30,7 @@ class Scores:
     """
     Attributes:
         values (`[N, K]`): what each reward said of each picture, float64; NaN where it did not apply.
-        total (`[N]`): the weighted sum of those that applied; NaN where none did.
+        total (`[N]`): the weighted sum, in which those that did not apply add nothing; NaN where none did.
         names: of the rewards.
         not_finite: how often each returned NaN or infinity, which counts as not applicable, and never as 0.
     """
@@ -103,6 +103,12 @@ class RewardManager:
         arguments = {**columns, "prompts": list(prompts), "completions": list(completions)}
         said = self._said(arguments)
         checked = [_checked(values, len(prompts), name) for values, name in zip(said, self.names, strict=True)]
+        for name, (_, number) in zip(self.names, checked, strict=True):
+            if number:
+                logger.warning(
+                    "The reward %s returned NaN or infinity for %d of %d pictures. They count as not applicable.",
+                    *(name, number, len(prompts)),
+                )
         values = torch.tensor([row for row, _ in checked], dtype=torch.float64).T
         return Scores(values, weighted_sum(values, self.weights), self.names, tuple(number for _, number in checked))
 

@@ -109,6 +109,14 @@ def _check(sigma: float, next_sigma: float, noise_level: float, sde_type: str) -
             f"A step goes from a noise level to a lower one, 1 >= sigma > next_sigma >= 0. Got sigma={sigma} and "
             f"next_sigma={next_sigma}. Take neighbours of a scheduler's `sigmas`."
         )
+    check_noise_level(noise_level, sde_type)
+
+
+def check_noise_level(noise_level: float, sde_type: str) -> None:
+    """
+    Raises:
+        ValueError: when it is out of the range of the form: at most sqrt(2) of `ddim`, 1 of `cps`, any of `flow`.
+    """
     highest = {"ddim": math.sqrt(2), "cps": 1.0, "flow": math.inf}[sde_type]
     if not is_finite_number(noise_level) or not 0 <= noise_level <= highest:
         raise ValueError(
@@ -116,4 +124,4 @@ def _check(sigma: float, next_sigma: float, noise_level: float, sde_type: str) -
         )
 
 
-__all__ = ["SDE_TYPES", "StochasticStep", "stochastic_step"]
+__all__ = ["SDE_TYPES", "StochasticStep", "check_noise_level", "stochastic_step"]

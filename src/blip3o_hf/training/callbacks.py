@@ -313,7 +313,9 @@ class EvaluationCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.evaluation_steps and state.global_step % args.evaluation_steps == 0 and self.trainer.has_evaluation:
+            should_log = control.should_log
             self.trainer.evaluate()
+            control.should_log = should_log  # what it logs is not what the step is to log
 
 
 class DrawPromptsCallback(TrainerCallback):
