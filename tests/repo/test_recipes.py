@@ -22,8 +22,11 @@ from blip3o_hf.training.stages import GenerationStage
 
 ROOT = Path(__file__).parents[2]
 CHAIN = ROOT / "recipes" / "tiny" / "chain.yaml"
+STUDIES = [ROOT / "recipes" / "study" / f"{name}.yaml" for name in ("smoke",)]
 RECIPES = sorted(
-    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate" and path != CHAIN
+    path
+    for path in (ROOT / "recipes").rglob("*.yaml")
+    if path.parent.name != "accelerate" and path not in (CHAIN, *STUDIES)
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GENERATION = ROOT / "recipes" / "tiny" / "generation.yaml"

@@ -47,7 +47,7 @@ def commands(monkeypatch, tmp_path):
         summary("encoder" if folder.endswith("first") else "decoder", overall=0.5).write(tmp_path / folder)
         return 0
 
-    monkeypatch.setattr("blip3o_hf.cli.chain.run_stage", run)
+    monkeypatch.setattr("blip3o_hf.training.chain.run_command", run)
     monkeypatch.chdir(tmp_path)
     return SimpleNamespace(given=given, fails=fails)
 
@@ -122,6 +122,6 @@ def test_what_is_no_chain_is_refused(tmp_path, content, message):
 
 def test_a_stage_is_run_by_this_python(chain, commands, monkeypatch):
     seen = []
-    monkeypatch.setattr("blip3o_hf.cli.chain.run_stage", lambda command: seen.append(command) or 1)
+    monkeypatch.setattr("blip3o_hf.training.chain.run_command", lambda command: seen.append(command) or 1)
     assert main(["chain", str(chain)]) == 1
     assert seen[0][:4] == [sys.executable, "-m", "blip3o_hf.cli", "train"]

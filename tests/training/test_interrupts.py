@@ -137,8 +137,8 @@ def test_a_chain_waits_for_the_checkpoint_of_its_stage(tmp_path):
     """The stage takes a second to end after the signal; subprocess alone would kill it after a quarter."""
     stage = "import signal, sys, time\nsignal.signal(2, lambda *a: (time.sleep(1), print('saved'), sys.exit(130)))\n"
     stage += "print('ready', flush=True)\ntime.sleep(30)\n"
-    program = "import sys\nfrom blip3o_hf.cli.chain import run_stage\n"
-    program += f"sys.exit(run_stage([sys.executable, '-c', {stage!r}]))"
+    program = "import sys\nfrom blip3o_hf.training.chain import run_command\n"
+    program += f"sys.exit(run_command([sys.executable, '-c', {stage!r}]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
@@ -147,7 +147,7 @@ def test_a_chain_waits_for_the_checkpoint_of_its_stage(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=20)[0] == "saved\n"
     assert process.returncode == 130
-    assert chain.run_stage([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
+    assert chain.run_command([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
 
 
 def test_a_finished_run_is_not_replaced(recipe, tmp_path, capsys):

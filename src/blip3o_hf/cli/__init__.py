@@ -19,6 +19,7 @@ COMMANDS = {
     "finetune": "fine-tune a model on your own images with captions",
     "train": "run one training stage from a recipe",
     "chain": "train all stages of a model, one after another",
+    "study": "train several ways on equal budgets and seeds, and say what their comparison decides",
     "precompute": "compute target features and conditions of a recipe's data once, for faster training",
     "data": "check training data: counts, sizes, caption lengths, bad items, duplicates",
     "collect": "make training data: prompts, and pictures from a teacher, as shards with manifests",
@@ -40,7 +41,7 @@ COMMANDS = {
 PATHS = ("answers", "backbone", "batch_in", "batch_out", "categories", "chain", "criteria", "data", "encoder")
 PATHS += ("exclude", "folder", "histogram", "image", "images", "include_path", "manifest", "model", "open", "out")
 PATHS += ("output", "path", "prompts", "recipe", "reference", "results", "save", "sheet", "source", "study")
-PATHS += ("target", "verdicts")
+PATHS += ("target", "verdicts", "report", "study_file")
 
 # Arguments that a model reads.
 TEXTS = ("prompt", "negative_prompt", "instruction", "question")

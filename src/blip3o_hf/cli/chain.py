@@ -1,7 +1,6 @@
 """`blip3o-hf chain`: every stage of a model, from nothing to the pipeline."""
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..training.chain import Summary, load_chain, table
+    from ..training.chain import Summary, load_chain, run_command, table
     from ..training.checkpoints import has_complete_checkpoint
 
     chain = load_chain(arguments.chain)
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
                 command.append("--resume")
             if arguments.threads is not None:
                 command += ["--threads", str(arguments.threads)]
-            code = run_stage(command)
+            code = run_command(command)
             if code:
                 print(f"The stage of {path} ended with exit code {code}. Give the same command again to go on.")
                 return code
@@ -49,13 +48,3 @@ def run(arguments: argparse.Namespace) -> int:
         summaries.append(summary)
     print(table(summaries, [link.show for link in chain.links]))
     return 0
-
-
-def run_stage(command: list[str]) -> int:
-    """The exit code of a stage. Ctrl-C is the stage's own: it writes a checkpoint, and the chain waits for that."""
-    with subprocess.Popen(command) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue

@@ -74,7 +74,9 @@ class Change:
         return f"{self.before:.3f} -> {self.after:.3f} ({self.value:+.3f} [{low:+.3f}, {high:+.3f}])"
 
 
-def paired_change(before: Sequence[float], after: Sequence[Sequence[float]], num_samples: int = 10_000) -> Change:
+def paired_change(
+    before: Sequence[float] | Sequence[Sequence[float]], after: Sequence[Sequence[float]], num_samples: int = 10_000
+) -> Change:
     """
     The same items measured before and after, the latter by runs of several seeds: the interval is that of the
     bootstrap over seeds and items at once, so that it tells of other seeds and other items.

@@ -41,7 +41,7 @@ from .backbones import (
     vision_or_text_model,
 )
 from .condition import Blip3oConditionMixin
-from .configuration_blip3o import Blip3oConfig
+from .configuration_blip3o import Blip3oConfig, backbone_config_of
 from .fitted_config import config_of, fitted
 from .plain_weights import folder_of_shards, save_plain
 from .transformer_next_dit import Blip3oTransformer2DModel
@@ -242,7 +242,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
 
         Args:
             backbone: folder or Hub id of any Hugging Face autoregressive model, such as
-                `Qwen/Qwen2.5-VL-3B-Instruct`.
+                `Qwen/Qwen2.5-VL-3B-Instruct`; or of a BLIP3-o, whose backbone is taken.
             config (*optional*): everything but the backbone; by default the paper's sizes.
             processor (*optional*): what [`Blip3oProcessor.from_backbone`] made. Tokens that it added get the mean of
                 the backbone's own embeddings, as in the reference; the vocabulary grows where it is too small.
@@ -250,9 +250,14 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         """
         settings = {} if config is None else config.to_dict()
         settings.pop("model_type", None)
-        settings["backbone_config"] = AutoConfig.from_pretrained(backbone)
+        settings["backbone_config"] = backbone_config = backbone_config_of(backbone)
         with torch.random.fork_rng(devices=()):  # what is new is drawn the same, however the backbone is loaded
-            pretrained = vision_or_text_model(settings["backbone_config"]).from_pretrained(backbone, **kwargs)
+            if isinstance(AutoConfig.from_pretrained(backbone), Blip3oConfig):
+                whole = cls.from_pretrained(backbone, **kwargs)
+                assert isinstance(whole, Blip3oForConditionalGeneration)  # no loading info was asked for
+                pretrained = whole.backbone
+            else:
+                pretrained = vision_or_text_model(backbone_config).from_pretrained(backbone, **kwargs)
         if processor is not None:
             tokenizer = AutoTokenizer.from_pretrained(backbone)
             assert tokenizer is not None  # the library's type for a class that cannot be imported

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,19 @@ def _link(settings: Mapping[str, Any], key: str) -> Link:
     given = typed_values(settings, {**hints_of(Link), "short": list[str]}, key)
     given["short"] = tuple(given.get("short", ()))
     return Link(**given)
+
+
+def run_command(command: Sequence[str]) -> int:
+    """
+    The exit code of a command that trains. Ctrl-C is the command's own: it writes a checkpoint, and who started it
+    waits for that.
+    """
+    with subprocess.Popen(command) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
 
 
 def table(summaries: list[Summary], shown: list[str]) -> str:

@@ -76,6 +76,8 @@ def assemble_pipeline(
 
 def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     """The parts of a pipeline that a decoder gives: by diffusion (also of a published BLIP3-o), a VAE or patches."""
+    if has_pipeline(folder) and os.path.isdir(os.path.join(folder, "decoder")):
+        folder = os.path.join(folder, "decoder")
     for subfolder in (PUBLISHED_DECODER, None):
         if has_decoder(folder, **({"subfolder": subfolder} if subfolder else {})):
             decoder = Blip3oDecoderPipeline.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype)

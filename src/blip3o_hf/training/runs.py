@@ -1,21 +1,26 @@
 """A recipe's run from its first step to what it leaves; and the run behind the command `finetune`."""
 
 import contextlib
+import json
 from pathlib import Path
 
 import torch
 
 from ..evaluation.sheets import curves
-from ..files import check_can_write
+from ..files import check_can_write, written_whole
 from .chain import SUMMARY, Summary, summarize
 from .checkpoints import delete_incomplete, last_complete_checkpoint
 from .interrupts import InterruptCallback, TrainingInterrupted
 from .recipes import Recipe
 
+HISTORY = "history.json"
+"""What a run has logged, beside its result: a list of dictionaries with `step`, losses and scores."""
+
 
 def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     """
-    Train what a recipe says, evaluate it, and write the result, its curves and its summary to `output_dir`.
+    Train what a recipe says, evaluate it, and write the result, its curves, its history and its summary to
+    `output_dir`.
 
     Args:
         recipe: of any stage.
@@ -56,6 +61,9 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     if trainer.has_evaluation:
         trainer.evaluate()
     trainer.save_result()
+    if trainer.is_world_process_zero():
+        with written_whole(folder / HISTORY) as temporary:
+            temporary.write_text(json.dumps(trainer.state.log_history) + "\n")
     if not trainer.is_world_process_zero():
         return None
     summary = summarize(trainer, spent, torch.get_num_threads())

@@ -4,11 +4,10 @@ from functools import cached_property
 from itertools import islice
 
 import torch
-from transformers import AutoConfig
 
 from ...checks import check_keys
 from ...models.adapters import lora_config
-from ...models.configuration_blip3o import Blip3oConfig
+from ...models.configuration_blip3o import Blip3oConfig, backbone_config_of
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.processing_blip3o import Blip3oProcessor
 from ...models.target_encoder import TargetEncoder, feature_channels
@@ -144,7 +143,7 @@ class GenerationStage(Stage):
         settings = self._given((*self.size_keys, *self.setting_keys))
         statistics = self.feature_statistics if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
-            backbone_config=AutoConfig.from_pretrained(folder),
+            backbone_config=backbone_config_of(folder),
             transformer_config=settings.pop("transformer", None),
             feature_dim=self._feature_dim,
             **settings,

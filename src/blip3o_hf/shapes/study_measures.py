@@ -1,0 +1,163 @@
+"""What a study of the tiny world measures of a run: drawing, diversity, distance to true pictures, answers."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..assets import packaged_model_path
+from ..checks import check_keys
+from ..evaluation.answers import answer
+from ..evaluation.distances import FeatureStatistics, frechet_distance
+from ..models.target_encoder import TargetEncoder, extract_features, load_target_encoder, normalize, stack_images
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..study.measuring import RunMeasure
+from . import EVALUATION_FAMILIES, benchmark, render, sample_example
+from .verify import detect, verify
+
+SEED = 1
+"""Of the held-out prompts, and of the first noise."""
+CALL = ("num_inference_steps", "guidance_scale", "plan")
+
+
+class _PipelineMeasure(RunMeasure):
+    """
+    Base of those that draw.
+
+    Settings: `num_inference_steps`, `guidance_scale` and `plan` of the call; the pipeline's own by default. Every
+    picture is drawn once.
+    """
+
+    keys: tuple[str, ...] = ()
+
+    def __init__(self, settings: Mapping[str, Any]):
+        check_keys(settings, (*self.keys, *CALL), f"the settings of {type(self).__name__}")
+        super().__init__(settings)
+
+    def pipeline(self, run: Path) -> Blip3oPipeline:
+        """That of a run."""
+        return Blip3oPipeline.from_pretrained(run / "pipeline")
+
+    def draw(self, pipe: Blip3oPipeline, prompts: Sequence[str], seed: int) -> list[np.ndarray]:
+        """A picture for each prompt, from noise `seed`, `seed + 1`, ..."""
+        call = {key: self.settings[key] for key in CALL if key in self.settings}
+        return benchmark.draw(pipe, prompts, seed=seed, num_attempts=1, **call).images
+
+
+class Drawing(_PipelineMeasure):
+    """
+    Whether each held-out prompt is drawn right: `overall`, and by family. Settings: `per_family`, 25 by default.
+    """
+
+    keys = ("per_family",)
+
+    def __call__(self, run):
+        prompts = benchmark.held_out_prompts(self.settings.get("per_family", 25), seed=SEED)
+        images = self.draw(self.pipeline(run), [prompt.text for prompt in prompts], SEED)
+        passed = [float(verify(image, prompt).passed) for image, prompt in zip(images, prompts, strict=True)]
+        families = {
+            family: [ok for ok, prompt in zip(passed, prompts, strict=True) if prompt.family == family]
+            for family in EVALUATION_FAMILIES
+        }
+        return {"overall": passed, **families}
+
+
+class Diversity(_PipelineMeasure):
+    """
+    How different the pictures of one prompt are: `features`, the mean distance of two of them in the target encoder's
+    features; `layouts`, how many different arrangements of objects there are, as a share of the pictures. Settings:
+    `num_prompts` (8) and `num_pictures` of each (64).
+    """
+
+    keys = ("num_prompts", "num_pictures")
+
+    def __call__(self, run):
+        number = self.settings.get("num_pictures", 64)
+        prompts = benchmark.held_out_prompts(-(-self.settings.get("num_prompts", 8) // len(EVALUATION_FAMILIES)), SEED)
+        pipe, encoder = self.pipeline(run), _encoder()
+        distances, layouts = [], []
+        for prompt in prompts[: self.settings.get("num_prompts", 8)]:
+            images = self.draw(pipe, [prompt.text] * number, SEED)
+            features = _features(encoder, images)
+            distances.append(float(np.sqrt(2 * features.var(axis=0, ddof=1).mean())))
+            layouts.append(len({_layout(image) for image in images}) / number)
+        return {"features": distances, "layouts": layouts}
+
+
+class Distance(_PipelineMeasure):
+    """
+    `frechet`: the Frechet distance between pictures of held-out prompts and true pictures of other ones, in the target
+    encoder's features. Settings: `num_pictures`, 1,000 by default.
+    """
+
+    keys = ("num_pictures",)
+
+    def __call__(self, run):
+        number, encoder = self.settings.get("num_pictures", 1000), _encoder()
+        per_family = -(-number // len(EVALUATION_FAMILIES))
+        prompts = benchmark.held_out_prompts(per_family, seed=SEED + 1)[:number]
+        images = self.draw(self.pipeline(run), [prompt.text for prompt in prompts], SEED)
+        true = [
+            render(sample_example(np.random.default_rng((SEED, 13, index)), split="test", family=prompt.family).scene)
+            for index, prompt in enumerate(prompts)
+        ]
+        drawn, real = (FeatureStatistics.of(_pooled(_features(encoder, each))) for each in (images, true))
+        return {"frechet": [frechet_distance(drawn, real)]}
+
+
+class Answers(RunMeasure):
+    """Whether each held-out question is answered exactly: `overall`. Settings: `per_kind`, 25 by default."""
+
+    def __init__(self, settings):
+        check_keys(settings, ("per_kind",), "the settings of Answers")
+        super().__init__(settings)
+
+    def __call__(self, run):
+        pipe = Blip3oPipeline.from_pretrained(run / "pipeline")
+        number = self.settings.get("per_kind", 25)
+        items = [item for kind in benchmark.ASKED_KINDS for item in benchmark.held_out_questions(kind, number, SEED)]
+        right: list[float] = []
+        for start in tqdm(range(0, len(items), 64), desc="asking", leave=False):
+            batch = items[start : start + 64]
+            replies = answer(
+                pipe.model, pipe.processor, [images for images, _ in batch], [q.text for _, q in batch], 24
+            )
+            right += [float(reply == q.answer) for reply, (_, q) in zip(replies, batch, strict=True)]
+        return {"overall": right}
+
+
+def _encoder() -> TargetEncoder:
+    """The packaged one, so that pictures of all designs are compared in one space."""
+    return TargetEncoder(*load_target_encoder(str(packaged_model_path()), "target_encoder"))
+
+
+@torch.no_grad()
+def _features(encoder: TargetEncoder, images: Sequence[np.ndarray]) -> np.ndarray:
+    """`[N, C * h * w]`, float64."""
+    found = []
+    for start in range(0, len(images), 64):
+        pixels = normalize(encoder.image_processor, stack_images(list(images[start : start + 64])))
+        found.append(extract_features(encoder.model, pixels).flatten(1).double().numpy())
+    return np.concatenate(found)
+
+
+def _pooled(features: np.ndarray) -> np.ndarray:
+    """The mean over places, `[N, C]`: of all numbers, few pictures tell no covariance."""
+    return features.reshape(len(features), -1, 64).mean(axis=2)
+
+
+def _layout(image: np.ndarray) -> tuple[Any, ...]:
+    """The objects of a picture and their places, on a grid of 8 pixels."""
+    seen = detect(Image.fromarray(image))
+    return tuple(
+        sorted(
+            (each.shape, each.color, each.size, *(int(value // 8) for value in each.center)) for each in seen.objects
+        )
+    )
+
+
+__all__ = ["Answers", "Distance", "Diversity", "Drawing"]

@@ -1,0 +1,139 @@
+"""The runs of a study, one after another, each by the command that trains a recipe: what is done stays done."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..files import written_whole
+from ..training.chain import Summary, run_command
+from ..training.checkpoints import has_complete_checkpoint
+from ..training.recipes import load_recipe
+from .measuring import measured
+from .study_file import Arm, Study
+
+FOUND = "found.json"
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; the study goes on from there when it is started again."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """
+    Attributes:
+        value: that was tried.
+        score: of its last evaluation.
+    """
+
+    value: object
+    score: float
+
+
+class StudyRuns:
+    """
+    Trains what a study names. Started again after any interruption, it goes on where it was.
+
+    Args:
+        study: to run.
+        more: further overrides of every recipe, such as `training.use_cpu=false`.
+        threads: of the CPU, for each run; all by default.
+        say: gets a line for each run that starts.
+    """
+
+    def __init__(
+        self, study: Study, more: Sequence[str] = (), threads: int | None = None, say: Callable[[str], object] = print
+    ):
+        self.study, self.more, self.threads, self.say = study, list(more), threads, say
+
+    def all(self) -> None:
+        """
+        Train parts, search, and train every arm with every seed; measure each result.
+
+        Raises:
+            RunFailed: when a run ends with an error.
+        """
+        study = self.study
+        for arm in study.ordered():
+            if study.is_part(arm.name):
+                self._train(arm, study.seeds[0])
+        for seed in study.seeds:
+            for arm in study.ordered():
+                if not study.is_part(arm.name):
+                    self._train(arm, seed)
+                    self._measure(arm, seed)
+
+    def _measure(self, arm: Arm, seed: int) -> None:
+        for measure in self.study.measures:
+            if not measure.arms or arm.name in measure.arms:
+                measured(measure, self.study.run_folder(arm.name, seed))
+
+    def _train(self, arm: Arm, seed: int) -> None:
+        folder = self.study.run_folder(arm.name, seed)
+        if Summary.read(folder) is None:
+            found = self._searched(arm)
+            self._run(arm, seed, found, folder)
+            _forget_checkpoints(folder)
+
+    def _searched(self, arm: Arm) -> list[str]:
+        """The override with the best value of the arm's search; it was found once, with the first seed."""
+        search = arm.search
+        if search is None:
+            return []
+        folder = self.study.folder / "search" / arm.name
+        path = folder / FOUND
+        if not path.is_file():
+            trials = []
+            for index, value in enumerate(search.values):
+                run = folder / str(index)
+                if Summary.read(run) is None:
+                    tried = [f"{search.key}={value}", *search.overrides]
+                    self._run(arm, self.study.seeds[0], tried, run)
+                    _forget_checkpoints(run)
+                trials.append(Trial(value, _score(run, search.by)))
+            best = max(trials, key=lambda trial: trial.score)
+            content = {"key": search.key, "best": best.value, "trials": [trial.__dict__ for trial in trials]}
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+        return [f"{search.key}={json.loads(path.read_text())['best']}"]
+
+    def _run(self, arm: Arm, seed: int, more: Sequence[str], folder: Path) -> None:
+        path, overrides = self.study.recipe(arm, seed, [*more, *self.more], folder)
+        load_recipe(path, overrides)  # which says what is wrong before anything starts
+        self.say(f"{folder.relative_to(self.study.folder)}: {path}")
+        command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(path), *overrides]
+        if has_complete_checkpoint(folder / "checkpoints"):
+            command.append("--resume")
+        if self.threads is not None:
+            command += ["--threads", str(self.threads)]
+        code = run_command(command)
+        if code:
+            raise RunFailed(f"The run {folder} ended with exit code {code}. Give the same command again to go on.")
+
+
+def trials_of(study: Study, arm: Arm) -> list[Trial]:
+    """What the search of an arm tried; nothing where it has none, or has not ended."""
+    path = study.folder / "search" / arm.name / FOUND
+    return [Trial(**trial) for trial in json.loads(path.read_text())["trials"]] if path.is_file() else []
+
+
+def _score(folder: Path, name: str) -> float:
+    summary = Summary.read(folder)
+    assert summary is not None  # the run has ended
+    if name not in summary.scores:
+        raise ValueError(
+            f"A search is decided by a score of its runs. {folder} has no '{name}', but {', '.join(summary.scores)}. "
+            f"Correct `search.by`."
+        )
+    return summary.scores[name]
+
+
+def _forget_checkpoints(folder: Path) -> None:
+    """A finished run needs none, and a study has many runs."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+__all__ = ["RunFailed", "StudyRuns", "Trial", "trials_of"]
