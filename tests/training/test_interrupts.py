@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from tests.processes import ROOT
 
 from blip3o_hf.assets import packaged_model_path
-from blip3o_hf.cli import chain, main
+from blip3o_hf.cli import main
 from blip3o_hf.evaluation.sheets import curves
 from blip3o_hf.training import runs
+from blip3o_hf.training.chain import run_command
 from blip3o_hf.training.interrupts import InterruptCallback
 from blip3o_hf.training.trainer import Blip3oTrainer
 
@@ -147,7 +148,7 @@ def test_a_chain_waits_for_the_checkpoint_of_its_stage(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=20)[0] == "saved\n"
     assert process.returncode == 130
-    assert chain.run_command([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
+    assert run_command([sys.executable, "-c", "import sys; sys.exit(3)"]) == 3
 
 
 def test_a_finished_run_is_not_replaced(recipe, tmp_path, capsys):
