@@ -32,6 +32,7 @@ from . import (
     sample_question,
     sample_scene,
     verify,
+    write_plan,
 )
 
 Item = TypeVar("Item")
@@ -59,6 +60,14 @@ def held_out_prompts(
         sample_example(np.random.default_rng((seed, index, position)), split="test", family=family).prompt
         for position, family in enumerate(families)
         for index in range(num_per_family)
+    ]
+
+
+def plans_of(prompts: Sequence[Prompt], seed: int = 0) -> list[str]:
+    """For each prompt the plan of a held-out scene that shows it: a long text that leaves nothing open."""
+    return [
+        write_plan(sample_scene(prompt, np.random.default_rng((seed, 17, index)), split="test"))
+        for index, prompt in enumerate(prompts)
     ]
 
 

@@ -16,31 +16,39 @@ from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..models.target_encoder import TargetEncoder, extract_features, load_target_encoder, normalize, stack_images
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..study.measuring import RunMeasure
-from . import EVALUATION_FAMILIES, benchmark, render, sample_example
+from . import EVALUATION_FAMILIES, Prompt, benchmark, render, sample_example
 from .verify import detect, verify
 
 SEED = 1
 """Of the held-out prompts, and of the first noise."""
 CALL = ("num_inference_steps", "guidance_scale", "plan")
+FROM_PLANS = "from_plans"
 
 
 class _PipelineMeasure(RunMeasure):
     """
     Base of those that draw.
 
-    Settings: `num_inference_steps`, `guidance_scale` and `plan` of the call; the pipeline's own by default. Every
-    picture is drawn once.
+    Settings: `num_inference_steps`, `guidance_scale` and `plan` of the call; the pipeline's own by default. With
+    `from_plans` it is given the plan of a true scene in the place of each prompt: a long text that leaves nothing
+    open, also to a backbone that cannot plan. Every picture is drawn once.
     """
 
     keys: tuple[str, ...] = ()
 
     def __init__(self, settings: Mapping[str, Any]):
-        check_keys(settings, (*self.keys, *CALL), f"the settings of {type(self).__name__}")
+        check_keys(settings, (*self.keys, *CALL, FROM_PLANS), f"the settings of {type(self).__name__}")
         super().__init__(settings)
 
     def pipeline(self, run: Path) -> Blip3oPipeline:
         """That of a run."""
         return Blip3oPipeline.from_pretrained(run / "pipeline")
+
+    def texts(self, prompts: Sequence[Prompt]) -> list[str]:
+        """What is drawn for prompts."""
+        if self.settings.get(FROM_PLANS):
+            return benchmark.plans_of(prompts, SEED)
+        return [prompt.text for prompt in prompts]
 
     def draw(self, pipe: Blip3oPipeline, prompts: Sequence[str], seed: int) -> list[np.ndarray]:
         """A picture for each prompt, from noise `seed`, `seed + 1`, ..."""
@@ -57,7 +65,7 @@ class Drawing(_PipelineMeasure):
 
     def __call__(self, run):
         prompts = benchmark.held_out_prompts(self.settings.get("per_family", 25), seed=SEED)
-        images = self.draw(self.pipeline(run), [prompt.text for prompt in prompts], SEED)
+        images = self.draw(self.pipeline(run), self.texts(prompts), SEED)
         passed = [float(verify(image, prompt).passed) for image, prompt in zip(images, prompts, strict=True)]
         families = {
             family: [ok for ok, prompt in zip(passed, prompts, strict=True) if prompt.family == family]
@@ -78,12 +86,12 @@ class Diversity(_PipelineMeasure):
     def __call__(self, run):
         number = self.settings.get("num_pictures", 64)
         prompts = benchmark.held_out_prompts(-(-self.settings.get("num_prompts", 8) // len(EVALUATION_FAMILIES)), SEED)
-        pipe, encoder = self.pipeline(run), _encoder()
+        pipe, eye = self.pipeline(run), encoder()
         distances, layouts = [], []
-        for prompt in prompts[: self.settings.get("num_prompts", 8)]:
-            images = self.draw(pipe, [prompt.text] * number, SEED)
-            features = _features(encoder, images)
-            distances.append(float(np.sqrt(2 * features.var(axis=0, ddof=1).mean())))
+        for text in self.texts(prompts)[: self.settings.get("num_prompts", 8)]:
+            images = self.draw(pipe, [text] * number, SEED)
+            found = features(eye, images)
+            distances.append(float(np.sqrt(2 * found.var(axis=0, ddof=1).mean())))
             layouts.append(len({_layout(image) for image in images}) / number)
         return {"features": distances, "layouts": layouts}
 
@@ -97,15 +105,15 @@ class Distance(_PipelineMeasure):
     keys = ("num_pictures",)
 
     def __call__(self, run):
-        number, encoder = self.settings.get("num_pictures", 1000), _encoder()
+        number, eye = self.settings.get("num_pictures", 1000), encoder()
         per_family = -(-number // len(EVALUATION_FAMILIES))
         prompts = benchmark.held_out_prompts(per_family, seed=SEED + 1)[:number]
-        images = self.draw(self.pipeline(run), [prompt.text for prompt in prompts], SEED)
+        images = self.draw(self.pipeline(run), self.texts(prompts), SEED)
         true = [
             render(sample_example(np.random.default_rng((SEED, 13, index)), split="test", family=prompt.family).scene)
             for index, prompt in enumerate(prompts)
         ]
-        drawn, real = (FeatureStatistics.of(_pooled(_features(encoder, each))) for each in (images, true))
+        drawn, real = (FeatureStatistics.of(pooled(features(eye, each))) for each in (images, true))
         return {"frechet": [frechet_distance(drawn, real)]}
 
 
@@ -130,22 +138,22 @@ class Answers(RunMeasure):
         return {"overall": right}
 
 
-def _encoder() -> TargetEncoder:
+def encoder() -> TargetEncoder:
     """The packaged one, so that pictures of all designs are compared in one space."""
     return TargetEncoder(*load_target_encoder(str(packaged_model_path()), "target_encoder"))
 
 
 @torch.no_grad()
-def _features(encoder: TargetEncoder, images: Sequence[np.ndarray]) -> np.ndarray:
+def features(eye: TargetEncoder, images: Sequence[np.ndarray]) -> np.ndarray:
     """`[N, C * h * w]`, float64."""
     found = []
     for start in range(0, len(images), 64):
-        pixels = normalize(encoder.image_processor, stack_images(list(images[start : start + 64])))
-        found.append(extract_features(encoder.model, pixels).flatten(1).double().numpy())
+        pixels = normalize(eye.image_processor, stack_images(list(images[start : start + 64])))
+        found.append(extract_features(eye.model, pixels).flatten(1).double().numpy())
     return np.concatenate(found)
 
 
-def _pooled(features: np.ndarray) -> np.ndarray:
+def pooled(features: np.ndarray) -> np.ndarray:
     """The mean over places, `[N, C]`: of all numbers, few pictures tell no covariance."""
     return features.reshape(len(features), -1, 64).mean(axis=2)
 
@@ -160,4 +168,4 @@ def _layout(image: np.ndarray) -> tuple[Any, ...]:
     )
 
 
-__all__ = ["Answers", "Distance", "Diversity", "Drawing"]
+__all__ = ["Answers", "Distance", "Diversity", "Drawing", "encoder", "features", "pooled"]

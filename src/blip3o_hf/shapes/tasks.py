@@ -61,6 +61,8 @@ class ShapesPictures(Dataset):
         history_rate: share of records with earlier turns: a question about a picture, or the wish to have it drawn.
             Three in four edits with earlier turns are of the picture in the last one.
         plan_rate: share of records whose prompt is the plan of the picture, as a model writes it before it draws.
+        wrong_rate: share of records, of those that neither edit nor reconstruct, whose prompt is that of another
+            picture, as in data that nobody has looked at.
 
     Raises:
         ValueError: when the shares are negative or more than one together.
@@ -78,6 +80,7 @@ class ShapesPictures(Dataset):
         reconstruction_rate: float = 0.0,
         history_rate: float = 0.0,
         plan_rate: float = 0.0,
+        wrong_rate: float = 0.0,
     ):
         self.scenes = scenes
         self.complete = complete
@@ -87,13 +90,14 @@ class ShapesPictures(Dataset):
             "reconstruction_rate": reconstruction_rate,
             "history_rate": history_rate,
             "plan_rate": plan_rate,
+            "wrong_rate": wrong_rate,
         }
         if not (edit_rate >= 0 and reconstruction_rate >= 0 and edit_rate + reconstruction_rate <= 1):
             raise ValueError(
                 f"`edit_rate` and `reconstruction_rate` are shares of the records. Got {edit_rate} and "
                 f"{reconstruction_rate}. Choose numbers of at least 0 that make at most 1 together."
             )
-        for name in ("history_rate", "plan_rate"):
+        for name in ("history_rate", "plan_rate", "wrong_rate"):
             if not 0 <= self.rates[name] <= 1:
                 raise ValueError(f"`{name}` is a share in [0, 1] of the records. Got {self.rates[name]}.")
 
@@ -123,8 +127,12 @@ class ShapesPictures(Dataset):
         else:
             drawn = self.scenes[index]
             scene, prompt, picture = drawn.scene, drawn.caption, Image.fromarray(drawn.image)
+            is_wrong = self.rates["wrong_rate"] > 0 and rng.random() < self.rates["wrong_rate"]
+            if is_wrong:
+                other = self.scenes[int(rng.integers(len(self.scenes)))]
+                scene, prompt = other.scene, other.caption
             if chance < self.rates["edit_rate"] + self.rates["reconstruction_rate"]:
-                scene = Scene(in_reading_order(scene.objects), scene.background)
+                scene = Scene(in_reading_order(drawn.scene.objects), drawn.scene.background)
                 prompt, images = RECONSTRUCT, (picture,)
         is_exact = is_planned or chance < self.rates["edit_rate"] + self.rates["reconstruction_rate"]
         record = Record(
