@@ -33,7 +33,7 @@ class PreferenceStage(GenerationStage):
     inputs = ("model",)
     optional_inputs = ("encoder", "decoder")
     model_keys = ("frozen_dtype", "max_length", "lora")
-    lora_keys = ("rank", "alpha", "dropout")
+    lora_keys = ("rank", "alpha")
     data_keys = ()
     use = "prompts"
     trainer_class: ClassVar[type[FlowRewardTrainer]]
