@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from blip3o_hf.pipelines.planning import spawn
-from blip3o_hf.preference.rollouts import Rollouts
+from blip3o_hf.preference.reward_task import diversity
+from blip3o_hf.preference.rollouts import Rollout, Rollouts
 from blip3o_hf.training.trainer import seeded_generator
 
 PROMPTS = ["a red circle", "two blue squares"]
@@ -75,3 +76,15 @@ def test_what_is_no_policy_is_refused(pipe, make_pipeline):
         Rollouts(pipe, num_generations=1)
     with pytest.raises(ValueError, match=r"The objective 'feature_regression' has none\. Take a model with a flow"):
         Rollouts(make_pipeline(objective="feature_regression"))
+
+
+def test_diversity_is_the_distance_of_two_pictures_of_a_prompt():
+    features = torch.randn(6, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    rollout = Rollout(torch.zeros(6, 1, 1), features, 3, ())
+    expected = []
+    for group in features.flatten(1).unflatten(0, (2, 3)):
+        squares = [(group[i] - group[j]).square().mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+        expected.append(torch.stack(squares).mean().sqrt().item())
+    assert diversity(rollout) == pytest.approx(sum(expected) / 2, rel=1e-5)
+    same = Rollout(torch.zeros(6, 1, 1), features[:1].expand(6, -1, -1, -1), 3, ())
+    assert diversity(same) == 0

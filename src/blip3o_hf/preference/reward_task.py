@@ -239,10 +239,13 @@ def compared(velocity: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 def diversity(rollout: Rollout) -> float:
-    """Mean squared distance of the features of two pictures of one prompt, over all such pairs."""
+    """
+    Distance of the features of two pictures of one prompt: the root of the mean square over all such pairs and
+    numbers, and the mean over prompts.
+    """
     size = rollout.num_generations
     groups = rollout.features.flatten(1).unflatten(0, (-1, size))
-    return (2 * groups.var(dim=1)).mean().item()  # the mean over pairs is twice the variance
+    return (2 * groups.var(dim=1)).mean(dim=1).sqrt().mean().item()  # the mean square over pairs is twice the variance
 
 
 def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_config: Any) -> None:
