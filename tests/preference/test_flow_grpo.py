@@ -223,3 +223,15 @@ def test_the_clip_is_relative_to_the_size_of_features(tmp_path):
 def test_bad_settings_are_refused(start, settings, message):
     with pytest.raises(ValueError, match=message):
         start("grpo", **settings)
+
+
+def test_pictures_of_a_prompt_may_start_from_one_noise(make_pipeline):
+    rollouts = Rollouts(make_pipeline(), num_generations=3, num_steps=4)
+    generators = [seeded_generator(0, index) for index in range(2)]
+    alike = rollouts.trajectories(["a", "b"], generators, NoisySteps(0, 2, 0.7, "ddim", starts_alike=True)).samples
+    start, after = alike[0].unflatten(0, (2, 3)), alike[1].unflatten(0, (2, 3))
+    assert torch.equal(start[:, 0], start[:, 2]) and not torch.equal(start[0], start[1])
+    assert not torch.equal(after[:, 0], after[:, 2])
+    generators = [seeded_generator(0, index) for index in range(2)]
+    apart = rollouts.trajectories(["a", "b"], generators, NoisySteps(0, 2, 0.7, "ddim")).samples
+    assert torch.equal(apart[0][0], alike[0][0]) and not torch.equal(apart[0][0], apart[0][1])

@@ -40,6 +40,8 @@ class FlowGRPOConfig(FlowRewardConfig):
         window_schedule: where in the range the window is: at its beginning (`fixed`), anywhere (`random`, anew in each
             step), or `progressive`: one step further every `window_interval` steps.
         window_interval: of `progressive`.
+        share_start: the pictures of a prompt start from one noise, so that they differ by the steps with noise alone,
+            and what these did is told from where a picture began.
         clip_scale: kappa: ratios are clipped at kappa / D, D being the numbers of a picture's features. By default
             6.5, 0.65 for a window, 0.13 with `guard`.
         guard: ratios of GRPO-Guard (arXiv 2510.22319), which have no bias and one scale at all steps.
@@ -52,6 +54,7 @@ class FlowGRPOConfig(FlowRewardConfig):
     sde_window_range: tuple[int, int] | list[int] | None = field(default=None)
     window_schedule: str = field(default="fixed")
     window_interval: int = field(default=25)
+    share_start: bool = field(default=False)
     clip_scale: float | None = field(default=None)
     guard: bool = field(default=False)
 
@@ -120,7 +123,8 @@ class FlowGRPOTask(FlowRewardTask):
 
     def draw(self, prompts, generators):
         arguments = self.arguments
-        window = NoisySteps(*arguments.window(self.place()[0]), arguments.noise_level, arguments.sde_type)
+        steps = arguments.window(self.place()[0])
+        window = NoisySteps(*steps, arguments.noise_level, arguments.sde_type, arguments.share_start)
         rollout = self.rollouts.trajectories(prompts, generators, window)
         sigmas = torch.tensor(rollout.sigmas).repeat(len(rollout.features), 1)
         samples = rollout.samples.transpose(0, 1).contiguous()

@@ -49,12 +49,14 @@ class NoisySteps:
     Attributes:
         first, last: numbers of the first of them, and of the one after them.
         noise_level, sde_type: as of [`~schedulers.stochastic_step.stochastic_step`].
+        starts_alike: whether the pictures of a prompt start from one noise, that of the first of them.
     """
 
     first: int
     last: int
     noise_level: float
     sde_type: str
+    starts_alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class Rollouts:
         kept: list[Tensor] = []
         with evaluating(model), scheduler_of_run(pipe.scheduler) as scheduler:
             latents = pipe.prepare_latents(len(condition), own).float()
+            if noisy.starts_alike:
+                latents = latents[:: self.num_generations].repeat_interleave(self.num_generations, dim=0)
             scheduler.set_timesteps(self.num_steps, device=latents.device)
             sigmas = scheduler.sigmas.tolist()
             denoiser = FeatureDenoiser(model, scheduler, condition)
