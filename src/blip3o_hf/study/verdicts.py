@@ -44,6 +44,13 @@ def decided(comparison: Comparison, of: Sequence[Sequence[float]], against: Sequ
     Raises:
         ValueError: when the items or seeds of both differ.
     """
+    counts = [sorted({len(row) for row in rows}) for rows in (of, against)]
+    if len(of) != len(against) or counts[0] != counts[1] or len(counts[0]) != 1:
+        raise ValueError(
+            f"Arms are compared on the same items and seeds. `{comparison.name}` has {len(of)} seeds of "
+            f"{comparison.of} and {len(against)} of {comparison.against}, with {counts[0]} and {counts[1]} items. "
+            f"Correct the measure of {comparison.value}."
+        )
     one, other = np.asarray(of, dtype=np.float64), np.asarray(against, dtype=np.float64)
     change = paired_change(against, of) if one.shape[1:] != (1,) else _student(comparison, one, other)
     sign = 1 if comparison.direction == "higher" else -1
@@ -54,10 +61,10 @@ def decided(comparison: Comparison, of: Sequence[Sequence[float]], against: Sequ
 
 def _student(comparison: Comparison, of: np.ndarray, against: np.ndarray) -> Change:
     """Of values of whole runs, paired by seeds."""
-    if of.shape != against.shape or not 2 <= len(of) <= len(_STUDENT):
+    if not 2 <= len(of) <= len(_STUDENT):
         raise ValueError(
-            f"A value of whole runs is compared over 2 to {len(_STUDENT)} seeds. `{comparison.name}` has "
-            f"{of.shape[0]} and {against.shape[0]}. Change the seeds of the study."
+            f"A value of whole runs is compared over 2 to {len(_STUDENT)} seeds. `{comparison.name}` has {len(of)}. "
+            f"Change the seeds of the study."
         )
     differences = (of - against).ravel()
     half = _STUDENT[len(differences) - 1] * differences.std(ddof=1) / math.sqrt(len(differences))
