@@ -93,7 +93,10 @@ def test_a_recipe_takes_all_it_needs_from_the_packaged_model(tmp_path, whole):
     training = {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 2, "compile_transformer": False}
     training |= {"lr_scheduler_kwargs": {"num_decay_steps": 1}, "evaluation_steps": 0}
     overrides += [f"training.{name}={json.dumps(value)}" for name, value in training.items()]
-    overrides += ["evaluation={benchmark: null, num_inference_steps: 2, plan: false, num_attempts: 1}"]
+    overrides += [
+        "data.length=8",
+        "evaluation={benchmark: null, num_inference_steps: 2, plan: false, num_attempts: 1}",
+    ]
     summary = run_recipe(load_recipe(ROOT / "recipes" / "tiny" / "generation.yaml", overrides))
     assert (summary.steps, summary.batch_size) == (1, 2)
     history = json.loads((tmp_path / "history.json").read_text())
