@@ -29,14 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.runs import RunFailed, StudyRuns
     from ..study.study_file import load_study
 
-    study = load_study(arguments.study_file)
+    study = load_study(arguments.study_file, arguments.overrides)
     if arguments.plan:
         _say_plan(study)
         return 0
     from ..study.report import write_report
 
     try:
-        StudyRuns(study, arguments.overrides, arguments.threads, lambda line: print(line, flush=True)).all()
+        StudyRuns(study, arguments.threads, lambda line: print(line, flush=True)).all()
     except RunFailed as failure:
         print(failure)
         return 1

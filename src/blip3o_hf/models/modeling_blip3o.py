@@ -256,6 +256,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
                 whole = cls.from_pretrained(backbone, **kwargs)
                 assert isinstance(whole, Blip3oForConditionalGeneration)  # no loading info was asked for
                 pretrained = whole.backbone
+                pretrained.generation_config = whole.generation_config  # answers are as long, and end as before
             else:
                 pretrained = vision_or_text_model(backbone_config).from_pretrained(backbone, **kwargs)
         if processor is not None:

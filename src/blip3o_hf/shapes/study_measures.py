@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..assets import packaged_model_path
-from ..checks import check_keys
+from ..checks import check_keys, check_sizes
 from ..evaluation.answers import answer
 from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..models.target_encoder import TargetEncoder, extract_features, load_target_encoder, normalize, stack_images
@@ -25,7 +25,21 @@ CALL = ("num_inference_steps", "guidance_scale", "plan")
 FROM_PLANS = "from_plans"
 
 
-class _PipelineMeasure(RunMeasure):
+class _SizedMeasure(RunMeasure):
+    """Base of all: `sizes` are settings that are whole numbers, and what each must be at least."""
+
+    sizes: Mapping[str, int] = {}
+    keys: tuple[str, ...] = ()
+
+    def __init__(self, settings: Mapping[str, Any]):
+        check_keys(settings, (*self.sizes, *self.keys), f"the settings of {type(self).__name__}")
+        for name, least in self.sizes.items():
+            if name in settings:
+                check_sizes(least, **{name: settings[name]})
+        super().__init__(settings)
+
+
+class _PipelineMeasure(_SizedMeasure):
     """
     Base of those that draw.
 
@@ -34,11 +48,7 @@ class _PipelineMeasure(RunMeasure):
     open, also to a backbone that cannot plan. Every picture is drawn once.
     """
 
-    keys: tuple[str, ...] = ()
-
-    def __init__(self, settings: Mapping[str, Any]):
-        check_keys(settings, (*self.keys, *CALL, FROM_PLANS), f"the settings of {type(self).__name__}")
-        super().__init__(settings)
+    keys = (*CALL, FROM_PLANS)
 
     def pipeline(self, run: Path) -> Blip3oPipeline:
         """That of a run."""
@@ -61,7 +71,7 @@ class Drawing(_PipelineMeasure):
     Whether each held-out prompt is drawn right: `overall`, and by family. Settings: `per_family`, 25 by default.
     """
 
-    keys = ("per_family",)
+    sizes = {"per_family": 1}
 
     def __call__(self, run):
         prompts = benchmark.held_out_prompts(self.settings.get("per_family", 25), seed=SEED)
@@ -76,12 +86,12 @@ class Drawing(_PipelineMeasure):
 
 class Diversity(_PipelineMeasure):
     """
-    How different the pictures of one prompt are: `features`, the mean distance of two of them in the target encoder's
-    features; `layouts`, how many different arrangements of objects there are, as a share of the pictures. Settings:
-    `num_prompts` (8) and `num_pictures` of each (64).
+    How different the pictures of one prompt are: `features`, by how much two of them differ in each of the target
+    encoder's features (root mean square); `layouts`, how many different arrangements of objects there are, as a share
+    of the pictures. Settings: `num_prompts` (8) and `num_pictures` of each (64).
     """
 
-    keys = ("num_prompts", "num_pictures")
+    sizes = {"num_prompts": 1, "num_pictures": 2}
 
     def __call__(self, run):
         number = self.settings.get("num_pictures", 64)
@@ -102,7 +112,7 @@ class Distance(_PipelineMeasure):
     encoder's features. Settings: `num_pictures`, 1,000 by default.
     """
 
-    keys = ("num_pictures",)
+    sizes = {"num_pictures": 2}
 
     def __call__(self, run):
         number, eye = self.settings.get("num_pictures", 1000), encoder()
@@ -117,12 +127,10 @@ class Distance(_PipelineMeasure):
         return {"frechet": [frechet_distance(drawn, real)]}
 
 
-class Answers(RunMeasure):
+class Answers(_SizedMeasure):
     """Whether each held-out question is answered exactly: `overall`. Settings: `per_kind`, 25 by default."""
 
-    def __init__(self, settings):
-        check_keys(settings, ("per_kind",), "the settings of Answers")
-        super().__init__(settings)
+    sizes = {"per_kind": 1}
 
     def __call__(self, run):
         pipe = Blip3oPipeline.from_pretrained(run / "pipeline")

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..checks import find_class
 from ..files import written_whole
@@ -51,23 +52,25 @@ def measured(measure: Measure, run: Path) -> dict[str, list[float]]:
     asked = hashlib.sha256(json.dumps([measure.kind, dict(measure.settings)], sort_keys=True).encode()).hexdigest()
     if known.get(measure.name, {}).get("asked") != asked:
         values = find_class(measure.kind, {}, f"the measure `{measure.name}`")(measure.settings)(run)
-        known[measure.name] = {
-            "asked": asked,
-            "values": {name: _checked(measure, name, values[name]) for name in values},
-        }
+        known[measure.name] = {"asked": asked, "values": _checked(measure, values)}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(known))
     return {f"{measure.name}.{name}": each for name, each in known[measure.name]["values"].items()}
 
 
-def _checked(measure: Measure, name: str, values: Sequence[float]) -> list[float]:
-    numbers = [float(value) for value in values]
-    if not numbers or not all(map(math.isfinite, numbers)):
+def _checked(measure: Measure, values: Values) -> dict[str, list[float]]:
+    found = {name: np.asarray(numbers) for name, numbers in values.items()}
+    for name, numbers in found.items():
+        if numbers.ndim != 1 or not numbers.size or numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
+            raise ValueError(
+                f"A measure gives finite numbers, a row of at least one for each value. `{measure.name}` gave "
+                f"{values[name]!r:.60} for `{name}`. Correct {measure.kind}, or its settings."
+            )
+    if not found:
         raise ValueError(
-            f"A measure gives finite numbers, at least one for each value. `{measure.name}` gave "
-            f"{numbers!r:.60} for `{name}`. Correct {measure.kind}."
+            f"A measure gives at least one value. `{measure.name}` gave none. Correct {measure.kind}, or its settings."
         )
-    return numbers
+    return {name: numbers.astype(np.float64).tolist() for name, numbers in found.items()}
 
 
 __all__ = ["MEASURED", "RunMeasure", "Values", "measured"]

@@ -19,8 +19,6 @@ from .runs import trials_of
 from .study_file import Arm, Comparison, Measure, Plot, Study
 from .verdicts import Verdict, decided
 
-RESULTS = "results.json"
-
 
 def write_report(study: Study, path: Path) -> list[Verdict]:
     """
@@ -104,8 +102,13 @@ def _check_finished(study: Study) -> None:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [head, ["---"] * len(head), *([_cell(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A text on one line, whose bars are no borders of the table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
@@ -166,7 +169,7 @@ def _budgets(study: Study) -> str:
 def _searches(study: Study) -> str:
     rows = [
         [arm.name, f"`{arm.search.key}`", str(trial.value), f"{trial.score:.3f}"]
-        for arm in study.arms
+        for arm in (*study.parts, *study.arms)
         if arm.search is not None
         for trial in trials_of(study, arm)
     ]
@@ -210,15 +213,17 @@ def _write_manifest(
     study: Study, values: dict[str, dict[str, list[list[float]]]], verdicts: Sequence[Verdict], path: Path
 ) -> None:
     """All that the tables are made of, with hashes of what was read."""
-    recipes = {arm.recipe: file_hash(study.source.parent / arm.recipe) for arm in (*study.parts, *study.arms)}
+    trained = (*study.parts, *study.arms)
+    recipes = {arm.recipe: file_hash(study.recipe(arm, study.seeds[0])[0]) for arm in trained}
     content = {
         "study": study.source.name,
         "date": now(),
         "versions": versions(),
         "inputs": {study.source.name: file_hash(study.source), **recipes},
+        "overrides": list(study.more),
         "seeds": list(study.seeds),
         "values": values,
-        "searches": {arm.name: [asdict(trial) for trial in trials_of(study, arm)] for arm in study.arms},
+        "searches": {arm.name: [asdict(trial) for trial in trials_of(study, arm)] for arm in trained},
         "verdicts": [
             {"comparison": v.comparison.name, "verdict": v.word, "change": asdict(v.change)} for v in verdicts
         ],

@@ -1,6 +1,7 @@
 """The runs of a study, one after another, each by the command that trains a recipe: what is done stays done."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from ..files import written_whole
 from ..training.chain import Summary, run_command
 from ..training.checkpoints import has_complete_checkpoint
-from ..training.recipes import load_recipe
 from .measuring import measured
 from .study_file import Arm, Study
 
@@ -39,15 +39,12 @@ class StudyRuns:
 
     Args:
         study: to run.
-        more: further overrides of every recipe, such as `training.use_cpu=false`.
         threads: of the CPU, for each run; all by default.
         say: gets a line for each run that starts.
     """
 
-    def __init__(
-        self, study: Study, more: Sequence[str] = (), threads: int | None = None, say: Callable[[str], object] = print
-    ):
-        self.study, self.more, self.threads, self.say = study, list(more), threads, say
+    def __init__(self, study: Study, threads: int | None = None, say: Callable[[str], object] = print):
+        self.study, self.threads, self.say = study, threads, say
 
     def all(self) -> None:
         """
@@ -76,10 +73,15 @@ class StudyRuns:
         if Summary.read(folder) is None:
             found = self._searched(arm)
             self._run(arm, seed, found, folder)
-            _forget_checkpoints(folder)
+        _forget_checkpoints(folder)
 
     def _searched(self, arm: Arm) -> list[str]:
-        """The override with the best value of the arm's search; it was found once, with the first seed."""
+        """
+        The override with the best value of the arm's search; it was found once, with the first seed.
+
+        Raises:
+            ValueError: when it was found among others than the study's file has now.
+        """
         search = arm.search
         if search is None:
             return []
@@ -90,19 +92,23 @@ class StudyRuns:
             for index, value in enumerate(search.values):
                 run = folder / str(index)
                 if Summary.read(run) is None:
-                    tried = [f"{search.key}={value}", *search.overrides]
-                    self._run(arm, self.study.seeds[0], tried, run)
-                    _forget_checkpoints(run)
+                    self._run(arm, self.study.seeds[0], [search.override(value), *search.overrides], run)
+                _forget_checkpoints(run)
                 trials.append(Trial(value, _score(run, search.by)))
-            best = max(trials, key=lambda trial: trial.score)
+            best = max(trials, key=lambda trial: trial.score if math.isfinite(trial.score) else -math.inf)
             content = {"key": search.key, "best": best.value, "trials": [trial.__dict__ for trial in trials]}
             with written_whole(path) as temporary:
                 temporary.write_text(json.dumps(content, indent=1) + "\n")
-        return [f"{search.key}={json.loads(path.read_text())['best']}"]
+        found = json.loads(path.read_text())
+        if found["key"] != search.key or [trial["value"] for trial in found["trials"]] != list(search.values):
+            raise ValueError(
+                f"A search is made once. That in {folder} was of other values of {found['key']} than `{arm.name}` has "
+                f"now. Write these again, or delete that folder."
+            )
+        return [search.override(found["best"])]
 
     def _run(self, arm: Arm, seed: int, more: Sequence[str], folder: Path) -> None:
-        path, overrides = self.study.recipe(arm, seed, [*more, *self.more], folder)
-        load_recipe(path, overrides)  # which says what is wrong before anything starts
+        path, overrides = self.study.recipe(arm, seed, more, folder)
         self.say(f"{folder.relative_to(self.study.folder)}: {path}")
         command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(path), *overrides]
         if has_complete_checkpoint(folder / "checkpoints"):

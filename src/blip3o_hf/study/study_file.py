@@ -1,5 +1,6 @@
 """What a study compares, as a YAML file says it: parts, arms, measures, and hypotheses that stand before the runs."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,13 +10,17 @@ from typing import Any
 
 import yaml
 
-from ..checks import check_keys, check_name
+from ..checks import check_keys, check_name, find_class
 from ..files import expanded
 from ..training.recipe_files import find_recipe
 from ..training.recipe_values import hints_of, read_yaml, typed, typed_values
 from ..training.recipes import Recipe, load_recipe
 
 DIRECTIONS = ("higher", "lower")
+COUNTED = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps")
+"""What tells how many examples a run sees."""
+DATA_SEED = 1000
+"""Of the data, for the seed 0."""
 _NAME = re.compile(r"[a-z0-9_]+")
 _PLACE = re.compile(r"\{([a-z0-9_]+)\}")
 
@@ -36,6 +41,10 @@ class Search:
     values: tuple[Any, ...]
     overrides: tuple[str, ...] = ()
     by: str = "overall"
+
+    def override(self, value: Any) -> str:
+        """That with a value, written as YAML reads it back."""
+        return f"{self.key}={json.dumps(value)}"
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,7 @@ class Study:
         parts: that are trained once.
         arms, measures, comparisons, plots: see there.
         source: the file.
+        more: further overrides of every recipe, such as `training.use_cpu=false`.
     """
 
     title: str
@@ -139,6 +149,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     plots: tuple[Plot, ...]
     source: Path
+    more: tuple[str, ...] = ()
 
     def arm(self, name: str) -> Arm:
         """The arm, or the part, of that name."""
@@ -170,21 +181,45 @@ class Study:
         """
         places = {name: str(self.run_folder(name, seed)) for name in arm.needs}
         overrides = [_PLACE.sub(lambda found: places[found[1]], text) for text in arm.overrides]
-        seeded = [f"training.seed={seed}", f"data.seed={1000 + seed}"]
+        seeded = [f"training.seed={seed}", f"data.seed={DATA_SEED + seed}"]
         where = self.run_folder(arm.name, seed) if folder is None else folder
-        return self.source.parent / arm.recipe, [*overrides, *seeded, *more, f"output_dir={where}"]
+        return find_recipe(self.source.parent / arm.recipe), [
+            *overrides,
+            *seeded,
+            *more,
+            *self.more,
+            f"output_dir={where}",
+        ]
 
     def load(self, arm: Arm, seed: int) -> Recipe:
         """The recipe of a run, without what a search finds."""
         return load_recipe(*self.recipe(arm, seed))
 
     def pictures(self, name: str) -> int:
-        """How many training examples an arm sees, and the arms that it starts from; those of parts are not counted."""
-        arm = self.arm(name)
-        training = self.load(arm, self.seeds[0]).training
+        """
+        How many training examples an arm sees, and the arms that it starts from, each counted once; those of parts are
+        not counted.
+
+        Raises:
+            ValueError: when a recipe leaves its number open.
+        """
+        return sum(self._own_pictures(each) for each in self._trained_for(name))
+
+    def _trained_for(self, name: str) -> set[str]:
+        """An arm, and the arms that it starts from."""
+        arms = [each for each in self.arm(name).needs if not self.is_part(each)]
+        return {name}.union(*map(self._trained_for, arms))
+
+    def _own_pictures(self, name: str) -> int:
+        training = self.load(self.arm(name), self.seeds[0]).training
+        for key in COUNTED[:2]:
+            if key not in training:
+                raise ValueError(
+                    f"The recipes of a study say how many examples they see. That of `{name}` has no training.{key}. "
+                    f"Add it to its overrides."
+                )
         own = training["max_steps"] * training["per_device_train_batch_size"]
-        own *= training.get("gradient_accumulation_steps", 1)
-        return own + sum(self.pictures(each) for each in arm.needs if not self.is_part(each))
+        return own * training.get("gradient_accumulation_steps", 1)
 
     def ordered(self) -> Iterator[Arm]:
         """Parts, and then arms, each after those that it reads."""
@@ -203,15 +238,16 @@ class Study:
                 waiting.remove(arm)
 
 
-def load_study(path: str | os.PathLike) -> Study:
+def load_study(path: str | os.PathLike, more: Sequence[str] = ()) -> Study:
     """
-    Read a study, and check all of it; no folder is looked at.
+    Read a study, and check all of it, its recipes and measures included; no folder is looked at.
 
     Args:
         path: a YAML file, or the name of one in recipes/, such as `study/laptop`.
+        more: further overrides of every recipe, such as `training.use_cpu=false`.
 
     Raises:
-        FileNotFoundError: when there is no such file.
+        FileNotFoundError: when there is no such file, or no such recipe.
         ValueError: when it is not a study, names what it does not have, or compares arms of different budgets.
     """
     path = find_recipe(path, "study")
@@ -219,8 +255,8 @@ def load_study(path: str | os.PathLike) -> Study:
         content = read_yaml(path)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"A study must be valid YAML. {path} is not: {error}. Correct that line.") from error
-    known = [f.name for f in fields(Study) if f.name != "source"]
-    if not isinstance(content, dict) or "arms" not in content:
+    known = [f.name for f in fields(Study) if f.name not in ("source", "more")]
+    if not isinstance(content, dict) or not content.get("arms"):
         raise ValueError(f"A study compares `arms`. {path} has none. See recipes/study/laptop.yaml.")
     check_keys(content, known, str(path))
     for name in ("title", "folder", "seeds"):
@@ -236,6 +272,7 @@ def load_study(path: str | os.PathLike) -> Study:
         comparisons=tuple(_entries(content, "comparisons", Comparison)),
         plots=tuple(_entries(content, "plots", Plot)),
         source=path,
+        more=tuple(more),
     )
     _check(study)
     return study
@@ -246,7 +283,7 @@ def _entries(content: Mapping[str, Any], section: str, kind: Any) -> Iterator[An
     given = typed(content.get(section) or {}, dict[str, dict[str, Any]], section)
     for name, settings in given.items():
         key = f"{section}.{name}"
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(str(name)):
             raise ValueError(f"Names are small letters, digits and _. Got {name!r:.40} in `{section}`. Rename it.")
         names = [f.name for f in fields(kind) if f.name != "name"]
         check_keys(settings, names, f"`{key}`")
@@ -258,7 +295,7 @@ def _entries(content: Mapping[str, Any], section: str, kind: Any) -> Iterator[An
         missing = [f.name for f in fields(kind) if f.name not in values and f.name != "name" and _is_needed(f)]
         if missing:
             raise ValueError(f"`{key}` must have the key '{missing[0]}'. Got {', '.join(settings) or 'none'}. Add it.")
-        yield kind(name=name, **values)
+        yield kind(name=str(name), **values)
 
 
 def _is_needed(each: Field) -> bool:
@@ -286,12 +323,17 @@ def _check(study: Study) -> None:
         raise ValueError(f"Parts and arms must have different names. Got {', '.join(runs)}. Rename one.")
     arms, measures = [arm.name for arm in study.arms], [measure.name for measure in study.measures]
     for arm in (*study.parts, *study.arms):
+        is_part = study.is_part(arm.name)
         for name in arm.needs:
-            check_name(f"part or arm in the overrides of `{arm.name}`:", name, runs)
+            kind, known = ("part", [part.name for part in study.parts]) if is_part else ("part or arm", runs)
+            check_name(f"{kind} in the overrides of `{arm.name}`:", name, known)
     for each in (*study.measures, *study.plots):
         for name in each.arms:
             check_name(f"arm of `{each.name}`:", name, arms)
     list(study.ordered())
+    _check_recipes(study)
+    for measure in study.measures:
+        find_class(measure.kind, {}, f"the measure `{measure.name}`")(measure.settings)
     for comparison in study.comparisons:
         for name in (comparison.of, comparison.against):
             check_name(f"arm of the comparison `{comparison.name}`:", name, arms)
@@ -304,6 +346,31 @@ def _check(study: Study) -> None:
                 f"Arms are compared that saw as many pictures. In `{comparison.name}`, {comparison.of} sees "
                 f"{pictures[0]:,} and {comparison.against} {pictures[1]:,}. Change their steps, or write budget: free."
             )
+
+
+def _check_recipes(study: Study) -> None:
+    """Raise for a recipe that cannot be, before any other of them takes its hours."""
+    for arm in (*study.parts, *study.arms):
+        for seed in study.seeds:
+            recipe = study.load(arm, seed).checked()
+            if recipe.training["seed"] != seed or recipe.data["seed"] != DATA_SEED + seed:
+                raise ValueError(
+                    f"The seeds of a study are given by its `seeds`. For {seed}, `{arm.name}` would run with "
+                    f"training.seed={recipe.training['seed']} and data.seed={recipe.data['seed']}. Leave these out."
+                )
+        if arm.search is not None:
+            _check_search(study, arm, arm.search)
+
+
+def _check_search(study: Study, arm: Arm, search: Search) -> None:
+    if search.key in ("training.seed", "data.seed", *(f"training.{key}" for key in COUNTED)):
+        raise ValueError(
+            f"A search must leave seeds and budgets as they are. That of `{arm.name}` is of {search.key}. Make an arm "
+            f"for each value."
+        )
+    for value in search.values:
+        tried = [search.override(value), *search.overrides]
+        load_recipe(*study.recipe(arm, study.seeds[0], tried)).checked()
 
 
 __all__ = ["DIRECTIONS", "Arm", "Comparison", "Measure", "Plot", "Search", "Study", "load_study"]
