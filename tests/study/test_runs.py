@@ -84,11 +84,19 @@ def test_a_failing_run_stops_the_study_which_goes_on_there(content, make_study, 
     assert not (tmp_path / "runs/report.md").exists()
     assert names(runs) == ORDER[:5]
     assert all(words[-2:] == ["--threads", "2"] and "training.weight_decay=0.5" in words for words in runs.given)
-    assert main(["study", "study.yaml"]) == 0
+    assert main(["study", "study.yaml", "training.weight_decay=0.5"]) == 0
     assert runs.given[6][-1] == "--resume" and "output_dir=runs/runs/further-0" in runs.given[6]
     assert names(runs) == ORDER and sum("--resume" in words for words in runs.given) == 1
     last = capsys.readouterr().out.splitlines()
     assert last[-1] == "runs/report.md" and last[-2].startswith("rates: ")
+
+
+def test_a_run_of_other_settings_is_not_taken(content, make_study, runs, capsys):
+    make_study(content)
+    assert main(["study", "study.yaml"]) == 0
+    assert main(["study", "study.yaml", "training.weight_decay=0.5"]) == 2
+    assert "runs/parts/eye was started with others. Write these back, or delete" in capsys.readouterr().err
+    assert main(["study", "study.yaml"]) == 0 and names(runs) == ORDER
 
 
 def test_a_run_is_started_by_this_python(content, make_study, monkeypatch):

@@ -1,6 +1,7 @@
 """What a step of an arm computes, counted on one batch."""
 
 import json
+import shutil
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,6 +32,7 @@ def flops_per_step(study: Study, arm: Arm) -> float:
     trainer.model.train()
     with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
         trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+    shutil.rmtree(recipe.output_dir, ignore_errors=True)  # which the Trainer has made
     accumulated = load_recipe(where, overrides).training.get("gradient_accumulation_steps", 1)
     flops = float(counter.get_total_flops()) * accumulated
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The runs of a study, one after another, each by the command that trains a recipe: what is done stays done."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ from .measuring import measured
 from .study_file import Arm, Study
 
 FOUND = "found.json"
+ASKED = "asked.sha256"
 
 
 class RunFailed(RuntimeError):
@@ -70,9 +72,7 @@ class StudyRuns:
 
     def _train(self, arm: Arm, seed: int) -> None:
         folder = self.study.run_folder(arm.name, seed)
-        if Summary.read(folder) is None:
-            found = self._searched(arm)
-            self._run(arm, seed, found, folder)
+        self._run(arm, seed, self._searched(arm), folder)
         _forget_checkpoints(folder)
 
     def _searched(self, arm: Arm) -> list[str]:
@@ -91,8 +91,7 @@ class StudyRuns:
             trials = []
             for index, value in enumerate(search.values):
                 run = folder / str(index)
-                if Summary.read(run) is None:
-                    self._run(arm, self.study.seeds[0], [search.override(value), *search.overrides], run)
+                self._run(arm, self.study.seeds[0], [search.override(value), *search.overrides], run)
                 _forget_checkpoints(run)
                 trials.append(Trial(value, _score(run, search.by)))
             best = max(trials, key=lambda trial: trial.score if math.isfinite(trial.score) else -math.inf)
@@ -108,7 +107,15 @@ class StudyRuns:
         return [search.override(found["best"])]
 
     def _run(self, arm: Arm, seed: int, more: Sequence[str], folder: Path) -> None:
+        """
+        Raises:
+            ValueError: when the folder holds a run of other settings.
+            RunFailed: when the run ends with an error.
+        """
         path, overrides = self.study.recipe(arm, seed, more, folder)
+        _check_asked(folder, hashlib.sha256(path.read_bytes() + json.dumps(overrides).encode()).hexdigest())
+        if Summary.read(folder) is not None:
+            return
         self.say(f"{folder.relative_to(self.study.folder)}: {path}")
         command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(path), *overrides]
         if has_complete_checkpoint(folder / "checkpoints"):
@@ -118,6 +125,20 @@ class StudyRuns:
         code = run_command(command)
         if code:
             raise RunFailed(f"The run {folder} ended with exit code {code}. Give the same command again to go on.")
+
+
+def _check_asked(folder: Path, asked: str) -> None:
+    """What a run was asked for is written beside it before it starts."""
+    path = folder / ASKED
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            temporary.write_text(asked)
+    elif path.read_text() != asked:
+        raise ValueError(
+            f"A run is of the settings that its study has. {folder} was started with others. Write these back, or "
+            f"delete that folder to train anew."
+        )
 
 
 def trials_of(study: Study, arm: Arm) -> list[Trial]:
