@@ -39,6 +39,7 @@ from blip3o_hf.training.trainer import seeded_generator
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 10
 SAMPLERS = {"without guidance": 1.0, "guidance 2": 2.0}
+PLAN_TOP_P = 0.7
 WEAKEST = 3
 DIVERSITY_PROMPTS = 40
 
@@ -150,6 +151,13 @@ def _parts_of(folder: Path) -> list[str]:
 # Scores
 
 
+def opened(folder: Path) -> Blip3oPipeline:
+    """A pipeline that samples its plans as the packaged one does, whatever it was trained with: plans are then paired."""
+    pipe = Blip3oPipeline.from_pretrained(folder)
+    pipe.register_to_config(plan_top_p=PLAN_TOP_P)
+    return pipe
+
+
 def score(folder: Path, per_family: int) -> dict[str, Any]:
     """Whether each held-out prompt is drawn right by each sampler, and how different pictures of one prompt are."""
     path = folder / "scores.json"
@@ -157,7 +165,7 @@ def score(folder: Path, per_family: int) -> dict[str, Any]:
         found = json.loads(path.read_text())
         if found["per_family"] == per_family:
             return found
-    pipe = Blip3oPipeline.from_pretrained(folder / "pipeline")
+    pipe = opened(folder / "pipeline")
     prompts = benchmark.held_out_prompts(per_family, seed=1)
     texts = [prompt.text for prompt in prompts]
     found: dict[str, Any] = {"per_family": per_family, "families": [prompt.family for prompt in prompts]}
@@ -186,7 +194,7 @@ def best_of(work: Path, per_family: int, number: int = 4) -> dict[str, Any]:
     path = work / "start" / "best_of.json"
     if path.exists():
         return json.loads(path.read_text())
-    pipe = Blip3oPipeline.from_pretrained(work / "start/pipeline")
+    pipe = opened(work / "start/pipeline")
     prompts = benchmark.held_out_prompts(per_family, seed=1)
     texts = [prompt.text for prompt in prompts]
     began = time.process_time()
@@ -269,7 +277,13 @@ def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family:
         ),
         command="python benchmarks/preference.py report",
         date=now(),
-        settings={"seeds": seeds, "steps": steps, "prompts per family": per_family, "sampling steps": STEPS},
+        settings={
+            "seeds": seeds,
+            "steps": steps,
+            "prompts per family": per_family,
+            "sampling steps": STEPS,
+            "plan_top_p": PLAN_TOP_P,
+        },
         versions=versions(),
         scores=tuple(scores),
     )
@@ -319,7 +333,7 @@ def draw_sheet(work: Path, names: Sequence[str]) -> None:
     images: list[Image.Image] = []
     captions: list[str] = []
     for name in ("start", *(f"{name}-0" for name in names)):
-        pipe = Blip3oPipeline.from_pretrained(work / name / "pipeline")
+        pipe = opened(work / name / "pipeline")
         drawing = benchmark.draw(
             pipe, prompts, seed=0, plan=True, num_attempts=1, guidance_scale=1.0, num_inference_steps=STEPS
         )
