@@ -152,7 +152,7 @@ def _parts_of(folder: Path) -> list[str]:
 
 
 def opened(folder: Path) -> Blip3oPipeline:
-    """A pipeline that samples its plans as the packaged one does, whatever it was trained with: plans are then paired."""
+    """A pipeline that samples its plans as the packaged one does, so that before and after are of the same plans."""
     pipe = Blip3oPipeline.from_pretrained(folder)
     pipe.register_to_config(plan_top_p=PLAN_TOP_P)
     return pipe
