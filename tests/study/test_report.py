@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -132,3 +133,13 @@ def test_the_command_tells_the_plan_and_writes_where_it_is_asked_to(finished, tm
     assert not (tmp_path / "runs/report.md").exists()
     assert main(["study", "none.yaml"]) == 2
     assert "A study is a YAML file. There is none at" in capsys.readouterr().err
+
+
+def test_one_arm_may_be_measured_in_two_ways(finished):
+    values = values_of(finished)
+    plain = finished.comparisons[0]
+    values["other.way"] = {plain.of: [[number + 1 for number in row] for row in values[plain.value][plain.of]]}
+    ways = replace(plain, against=plain.of, against_value="other.way")
+    assert verdict_of(ways, values).change.value == pytest.approx(-1)
+    with pytest.raises(ValueError, match=f"compares no.thing of {plain.of}, and measured are"):
+        verdict_of(replace(ways, against_value="no.thing"), values)

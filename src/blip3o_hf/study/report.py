@@ -70,14 +70,15 @@ def verdict_of(comparison: Comparison, values: dict[str, dict[str, list[list[flo
     Raises:
         ValueError: when the value is not measured of both arms.
     """
-    by_arm = values.get(comparison.value, {})
-    for name in (comparison.of, comparison.against):
-        if name not in by_arm:
+    rows = []
+    for name, value in zip((comparison.of, comparison.against), comparison.values, strict=True):
+        if name not in values.get(value, {}):
             raise ValueError(
-                f"A comparison is of measured values. `{comparison.name}` compares {comparison.value} of {name}, and "
-                f"measured are {', '.join(sorted(values)) or 'none'}. Correct it."
+                f"A comparison is of measured values. `{comparison.name}` compares {value} of {name}, and measured "
+                f"are {', '.join(sorted(values)) or 'none'}. Correct it."
             )
-    return decided(comparison, by_arm[comparison.of], by_arm[comparison.against])
+        rows.append(values[value][name])
+    return decided(comparison, *rows)
 
 
 def _measured_arms(study: Study, measure: Measure) -> list[Arm]:
@@ -117,7 +118,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     rows = [
         [
             verdict.comparison.hypothesis + (f" ({verdict.comparison.paper})" if verdict.comparison.paper else ""),
-            f"`{verdict.comparison.value}`, {verdict.comparison.direction}",
+            f"`{'` against `'.join(dict.fromkeys(verdict.comparison.values))}`, {verdict.comparison.direction}",
             f"{verdict.comparison.of}: {verdict.change.after:.3f}",
             f"{verdict.comparison.against}: {verdict.change.before:.3f}",
             f"{verdict.change.value:+.3f} [{verdict.change.interval[0]:+.3f}, {verdict.change.interval[1]:+.3f}]",

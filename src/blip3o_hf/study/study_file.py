@@ -95,6 +95,7 @@ class Comparison:
 
     Args:
         value: what is compared, `MEASURE.VALUE`.
+        against_value: of the second arm, where that is another one: so one arm is measured in two ways.
         of, against: the two arms.
         direction: `higher` or `lower`: where `of` is expected to be.
         hypothesis: the same in a sentence.
@@ -110,6 +111,12 @@ class Comparison:
     hypothesis: str
     paper: str = ""
     budget: str = "equal"
+    against_value: str = ""
+
+    @property
+    def values(self) -> tuple[str, str]:
+        """What is compared of each arm."""
+        return self.value, self.against_value or self.value
 
 
 @dataclass(frozen=True)
@@ -337,7 +344,8 @@ def _check(study: Study) -> None:
     for comparison in study.comparisons:
         for name in (comparison.of, comparison.against):
             check_name(f"arm of the comparison `{comparison.name}`:", name, arms)
-        check_name(f"measure of the comparison `{comparison.name}`:", comparison.value.partition(".")[0], measures)
+        for value in comparison.values:
+            check_name(f"measure of the comparison `{comparison.name}`:", value.partition(".")[0], measures)
         check_name(f"direction of the comparison `{comparison.name}`:", comparison.direction, DIRECTIONS)
         check_name(f"budget of the comparison `{comparison.name}`:", comparison.budget, ("equal", "free"))
         pictures = [study.pictures(name) for name in (comparison.of, comparison.against)]
