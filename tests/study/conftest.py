@@ -80,7 +80,7 @@ def runs(monkeypatch):
     """The stand-in of what trains."""
     clock = Clock()
     runs = Runs(clock)
-    monkeypatch.setattr("blip3o_hf.study.runs.run_command", runs)
+    monkeypatch.setattr("blip3o_hf.training.chain.run_command", runs)
     monkeypatch.setattr("blip3o_hf.study.report.flops_per_step", lambda study, arm: 2e9)
     monkeypatch.setattr(Result, "asked", [])
     monkeypatch.setattr(Result, "clock", clock)

@@ -101,7 +101,7 @@ def test_a_run_of_other_settings_is_not_taken(content, make_study, runs, capsys)
 
 def test_a_run_is_started_by_this_python(content, make_study, monkeypatch):
     seen = []
-    monkeypatch.setattr("blip3o_hf.study.runs.run_command", lambda command: seen.append(command) or 1)
+    monkeypatch.setattr("blip3o_hf.training.chain.run_command", lambda command: seen.append(command) or 1)
     with pytest.raises(RunFailed):
         StudyRuns(make_study(content)).all()
     assert seen[0][:4] == [sys.executable, "-m", "blip3o_hf.cli", "train"]

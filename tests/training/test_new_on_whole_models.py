@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tests.processes import ROOT
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from blip3o_hf import packaged_model_path
 from blip3o_hf.evaluation.answers import answer
@@ -31,7 +31,7 @@ def whole():
 def built(whole):
     """With fewer queries and a small transformer."""
     config = Blip3oConfig(
-        backbone_config=backbone_config_of(TINY),
+        backbone_config=backbone_config_of(AutoConfig.from_pretrained(TINY)),
         transformer_config=SMALL,
         num_queries=8,
         feature_dim=whole.config.feature_dim,
@@ -41,10 +41,10 @@ def built(whole):
 
 
 def test_the_config_of_a_backbone_is_that_inside_a_whole_model(whole, tmp_path):
-    found = backbone_config_of(TINY)
+    found = backbone_config_of(AutoConfig.from_pretrained(TINY))
     assert type(found) is type(whole.backbone.config) and found.model_type != "blip3o"
     found.save_pretrained(tmp_path)
-    assert backbone_config_of(tmp_path).to_diff_dict() == found.to_diff_dict()
+    assert backbone_config_of(AutoConfig.from_pretrained(tmp_path)).to_diff_dict() == found.to_diff_dict()
 
 
 def test_the_backbone_is_kept_bit_for_bit_and_the_rest_is_new(whole, built):

@@ -1,7 +1,6 @@
 """`blip3o-hf chain`: every stage of a model, from nothing to the pipeline."""
 
 import argparse
-import sys
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -23,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..training.chain import Summary, load_chain, run_command, table
-    from ..training.checkpoints import has_complete_checkpoint
+    from ..training.chain import Summary, load_chain, table, train_alone
 
     chain = load_chain(arguments.chain)
     output = arguments.output or (f"{chain.folder}-short" if arguments.short else None)
@@ -34,12 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder = Path(chain.load(link, output, arguments.short).output_dir)
         if Summary.read(folder) is None:
             print(f"stage {number} of {len(chain.links)}: {path}", flush=True)
-            command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(path), *overrides, *arguments.overrides]
-            if has_complete_checkpoint(folder / "checkpoints"):
-                command.append("--resume")
-            if arguments.threads is not None:
-                command += ["--threads", str(arguments.threads)]
-            code = run_command(command)
+            code = train_alone(path, [*overrides, *arguments.overrides], folder, arguments.threads)
             if code:
                 print(f"The stage of {path} ended with exit code {code}. Give the same command again to go on.")
                 return code

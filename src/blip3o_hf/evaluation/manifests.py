@@ -1,7 +1,6 @@
 """A result with all that it takes to get it again, and what differs when it is made again."""
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +12,7 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 
-from ..files import written_whole
-from ..hub.results import Evaluation, Score, digest_of, read_measured
+from ..hub.results import Evaluation, Score, read_measured, write_measured
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -65,10 +63,7 @@ class Manifest:
         """Write it as JSON, whole or not at all, with the digest that `read` checks."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("evaluation", "pictures")}
         content = {"schema": SCHEMA, **asdict(self.evaluation), **own, "pictures": [asdict(p) for p in self.pictures]}
-        content = json.loads(json.dumps(content))  # tuples become lists, as they are read again
-        content["digest"] = digest_of(content)
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        write_measured(path, content, indent=1)
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Manifest":

@@ -1,8 +1,9 @@
 """Sheets of pictures and curves of a training run."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -49,6 +50,32 @@ def curve(points: Sequence[tuple[float, float]], name: str, path: Path) -> None:
     panel = figure.subplots()
     panel.plot(*zip(*points, strict=True), marker="o", markersize=3)
     panel.set(xlabel="step", ylabel=name)
+    figure.tight_layout()
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
+
+
+def bands(lines: Mapping[str, Sequence[Mapping[int, float]]], name: str, title: str, path: Path) -> None:
+    """
+    Means of several runs along their steps, with bands from the least to the most, as a PNG.
+
+    Args:
+        lines: by their labels, for each run its values by step; steps that not all have are left out.
+        name: of the value.
+        title: of the figure.
+        path: where to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5))
+    panel = figure.subplots()
+    for label, runs in lines.items():
+        steps = sorted(set.intersection(*map(set, runs)))
+        columns = [[run[step] for run in runs] for step in steps]
+        panel.plot(steps, [fmean(column) for column in columns], marker="o", markersize=3, label=label)
+        panel.fill_between(steps, list(map(min, columns)), list(map(max, columns)), alpha=0.2)
+    panel.set(xlabel="step", ylabel=name, title=title)
+    panel.legend(fontsize=8)
     figure.tight_layout()
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)

@@ -149,6 +149,14 @@ def digest_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
+def write_measured(path: str | os.PathLike, content: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write the content of a manifest as JSON, whole or not at all, with its digest, which `read_measured` checks."""
+    content = json.loads(json.dumps(content))  # tuples become lists, as they are read again
+    content["digest"] = digest_of(content)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent) + "\n")
+
+
 def read_measured(path: str | os.PathLike) -> dict[str, Any]:
     """
     The content of a file of results, or of a manifest, which must be as it was written.

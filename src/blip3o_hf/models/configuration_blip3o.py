@@ -1,7 +1,6 @@
 """Configuration of a BLIP3-o model: which backbone, which transformer, which objective."""
 
 import math
-import os
 from typing import Any, ClassVar, cast
 
 from huggingface_hub.errors import StrictDataclassError
@@ -216,14 +215,13 @@ class Blip3oConfig(PreTrainedConfig):
         return self._backbone.get_text_config(*args, **kwargs)
 
 
-def backbone_config_of(name: str | os.PathLike) -> PreTrainedConfig:
+def backbone_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     The config of a backbone.
 
     Args:
-        name: folder or Hub id of an autoregressive model, or of a BLIP3-o, whose backbone is meant.
+        config: of an autoregressive model, or of a BLIP3-o, whose backbone is meant.
     """
-    config = AutoConfig.from_pretrained(name)
     return config._backbone if isinstance(config, Blip3oConfig) else config
 
 

@@ -250,9 +250,10 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         """
         settings = {} if config is None else config.to_dict()
         settings.pop("model_type", None)
-        settings["backbone_config"] = backbone_config = backbone_config_of(backbone)
+        found = AutoConfig.from_pretrained(backbone)
+        settings["backbone_config"] = backbone_config = backbone_config_of(found)
         with torch.random.fork_rng(devices=()):  # what is new is drawn the same, however the backbone is loaded
-            if isinstance(AutoConfig.from_pretrained(backbone), Blip3oConfig):
+            if isinstance(found, Blip3oConfig):
                 whole = cls.from_pretrained(backbone, **kwargs)
                 assert isinstance(whole, Blip3oForConditionalGeneration)  # no loading info was asked for
                 pretrained = whole.backbone

@@ -25,6 +25,7 @@ def flops_per_step(study: Study, arm: Arm) -> float:
         return float(json.loads(path.read_text())["flops"])
     where, overrides = study.recipe(arm, study.seeds[0], folder=study.folder / "flops" / arm.name)
     recipe = load_recipe(where, overrides)
+    accumulated = recipe.training.get("gradient_accumulation_steps", 1)
     recipe.training["compile_transformer"] = False
     recipe.training["gradient_accumulation_steps"] = 1
     trainer = recipe.trainer()
@@ -33,7 +34,6 @@ def flops_per_step(study: Study, arm: Arm) -> float:
     with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
         trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
     shutil.rmtree(recipe.output_dir, ignore_errors=True)  # which the Trainer has made
-    accumulated = load_recipe(where, overrides).training.get("gradient_accumulation_steps", 1)
     flops = float(counter.get_total_flops()) * accumulated
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluation.manifests import file_hash
+from ..evaluation.sheets import bands
 from ..files import written_whole
 from ..hub.provenance import now, versions
-from ..hub.results import digest_of
+from ..hub.results import write_measured
 from ..training.chain import Summary
 from ..training.runs import HISTORY
 from .costs import flops_per_step
 from .measuring import measured
 from .runs import trials_of
-from .study_file import Arm, Comparison, Measure, Plot, Study
+from .study_file import Comparison, Plot, Study
 from .verdicts import Verdict, decided
 
 
@@ -58,7 +59,7 @@ def values_of(study: Study) -> dict[str, dict[str, list[list[float]]]]:
     """By the name of a value and of an arm: a row of numbers for each seed."""
     found: dict[str, dict[str, list[list[float]]]] = {}
     for measure in study.measures:
-        for arm in _measured_arms(study, measure):
+        for arm in filter(measure.is_of, study.arms):
             rows = [measured(measure, study.run_folder(arm.name, seed)) for seed in study.seeds]
             for name in rows[0]:
                 found.setdefault(name, {})[arm.name] = [row[name] for row in rows]
@@ -79,10 +80,6 @@ def verdict_of(comparison: Comparison, values: dict[str, dict[str, list[list[flo
             )
         rows.append(values[value][name])
     return decided(comparison, *rows)
-
-
-def _measured_arms(study: Study, measure: Measure) -> list[Arm]:
-    return [arm for arm in study.arms if not measure.arms or arm.name in measure.arms]
 
 
 def _check_finished(study: Study) -> None:
@@ -182,31 +179,18 @@ def _searches(study: Study) -> str:
 
 def _draw(study: Study, plot: Plot, path: Path) -> Path:
     """Lines of means over seeds, with bands from the least to the most."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5))
-    panel = figure.subplots()
+    key, lines = f"eval_{plot.score}", {}
     for name in plot.arms:
-        runs = []
-        for seed in study.seeds:
-            history = json.loads((study.run_folder(name, seed) / HISTORY).read_text())
-            key = f"eval_{plot.score}"
-            runs.append({each["step"]: each[key] for each in history if key in each})
-        steps = sorted(set.intersection(*(set(run) for run in runs)))
-        if not steps:
+        histories = [json.loads((study.run_folder(name, seed) / HISTORY).read_text()) for seed in study.seeds]
+        runs = [{each["step"]: each[key] for each in history if key in each} for history in histories]
+        if not set.intersection(*map(set, runs)):
             raise ValueError(
                 f"A plot shows a score of evaluations. `{plot.name}` shows '{plot.score}', which {name} has not. "
                 f"Correct it, or set training.evaluation_steps."
             )
-        values = np.array([[run[step] for step in steps] for run in runs])
-        panel.plot(steps, values.mean(axis=0), marker="o", markersize=3, label=study.arm(name).title or name)
-        panel.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2)
+        lines[study.arm(name).title or name] = runs
     title = f"{plot.name.replace('_', ' ')}, {len(study.seeds)} seeds"
-    panel.set(xlabel="step", ylabel=plot.score.replace("_", " "), title=title)
-    panel.legend(fontsize=8)
-    figure.tight_layout()
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    bands(lines, plot.score.replace("_", " "), title, path)
     return path
 
 
@@ -229,10 +213,7 @@ def _write_manifest(
             {"comparison": v.comparison.name, "verdict": v.word, "change": asdict(v.change)} for v in verdicts
         ],
     }
-    content = json.loads(json.dumps(content))
-    content["digest"] = digest_of(content)
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n")
+    write_measured(path, content)
 
 
 __all__ = ["values_of", "verdict_of", "write_report"]

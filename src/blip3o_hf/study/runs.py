@@ -4,14 +4,12 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import written_whole
-from ..training.chain import Summary, run_command
-from ..training.checkpoints import has_complete_checkpoint
+from ..training.chain import Summary, train_alone
 from .measuring import measured
 from .study_file import Arm, Study
 
@@ -67,7 +65,7 @@ class StudyRuns:
 
     def _measure(self, arm: Arm, seed: int) -> None:
         for measure in self.study.measures:
-            if not measure.arms or arm.name in measure.arms:
+            if measure.is_of(arm):
                 measured(measure, self.study.run_folder(arm.name, seed))
 
     def _train(self, arm: Arm, seed: int) -> None:
@@ -117,12 +115,7 @@ class StudyRuns:
         if Summary.read(folder) is not None:
             return
         self.say(f"{folder.relative_to(self.study.folder)}: {path}")
-        command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(path), *overrides]
-        if has_complete_checkpoint(folder / "checkpoints"):
-            command.append("--resume")
-        if self.threads is not None:
-            command += ["--threads", str(self.threads)]
-        code = run_command(command)
+        code = train_alone(path, overrides, folder, self.threads)
         if code:
             raise RunFailed(f"The run {folder} ended with exit code {code}. Give the same command again to go on.")
 

@@ -87,6 +87,10 @@ class Measure:
     settings: Mapping[str, Any] = field(default_factory=dict)
     arms: tuple[str, ...] = ()
 
+    def is_of(self, arm: Arm) -> bool:
+        """Whether it is measured of an arm."""
+        return not self.arms or arm.name in self.arms
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -168,11 +172,7 @@ class Study:
 
     def run_folder(self, name: str, seed: int) -> Path:
         """Where the run of an arm, or of a part, is."""
-        return (
-            self.folder
-            / ("parts" if self.is_part(name) else "runs")
-            / (name if self.is_part(name) else f"{name}-{seed}")
-        )
+        return self.folder / "parts" / name if self.is_part(name) else self.folder / "runs" / f"{name}-{seed}"
 
     def recipe(
         self, arm: Arm, seed: int, more: Sequence[str] = (), folder: Path | None = None

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from ..checks import check_keys
 from ..files import expanded, written_whole
+from .checkpoints import has_complete_checkpoint
 from .recipe_files import find_recipe
 from .recipe_values import hints_of, read_yaml, typed, typed_values
 from .recipes import Recipe, load_recipe
@@ -185,6 +187,24 @@ def run_command(command: Sequence[str]) -> int:
                 return process.wait()
             except KeyboardInterrupt:
                 continue
+
+
+def train_alone(recipe: Path, overrides: Sequence[str], folder: Path, threads: int | None = None) -> int:
+    """
+    The exit code of `blip3o-hf train` in a process of its own, which goes on from a checkpoint where there is one.
+
+    Args:
+        recipe: its file.
+        overrides: of it.
+        folder: its `output_dir`.
+        threads: of the CPU; all by default.
+    """
+    command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(recipe), *overrides]
+    if has_complete_checkpoint(folder / "checkpoints"):
+        command.append("--resume")
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    return run_command(command)
 
 
 def table(summaries: list[Summary], shown: list[str]) -> str:

@@ -4,6 +4,7 @@ from functools import cached_property
 from itertools import islice
 
 import torch
+from transformers import AutoConfig
 
 from ...checks import check_keys
 from ...models.adapters import lora_config
@@ -143,7 +144,7 @@ class GenerationStage(Stage):
         settings = self._given((*self.size_keys, *self.setting_keys))
         statistics = self.feature_statistics if settings.pop("standardize_features", False) else {}
         config = Blip3oConfig(
-            backbone_config=backbone_config_of(folder),
+            backbone_config=backbone_config_of(AutoConfig.from_pretrained(folder)),
             transformer_config=settings.pop("transformer", None),
             feature_dim=self._feature_dim,
             **settings,
