@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -170,6 +170,29 @@ def make_model(make_config) -> Callable[..., Blip3oForConditionalGeneration]:
     def make(**settings) -> Blip3oForConditionalGeneration:
         torch.manual_seed(0)
         return Blip3oForConditionalGeneration(make_config(**settings)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llava_processor() -> Callable[..., LlavaProcessor]:
+    """`make_llava_processor(tokenizer)`: that of the backbone `llava`, with a chat template."""
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+
+    def make(tokenizer) -> LlavaProcessor:
+        return LlavaProcessor(
+            CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+            tokenizer,
+            patch_size=8,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            image_token="<|image_pad|>",
+            chat_template=template,
+        )
 
     return make
 

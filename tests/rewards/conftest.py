@@ -14,7 +14,6 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
-    LlavaProcessor,
 )
 
 from blip3o_hf.shapes import render, sample_scene
@@ -51,13 +50,8 @@ def clip_folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def llava_folder(tmp_path_factory, tokenizer, make_backbone_config: Callable) -> str:
+def llava_folder(tmp_path_factory, tokenizer, make_backbone_config: Callable, make_llava_processor: Callable) -> str:
     """A random LLaVA with its processor: a chat model that sees, and knows the words yes and no."""
-    template = (
-        "{% for message in messages %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endfor %}"
-    )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llava")
     tokenizer = copy.deepcopy(tokenizer)
@@ -65,13 +59,5 @@ def llava_folder(tmp_path_factory, tokenizer, make_backbone_config: Callable) ->
     config = make_backbone_config("llava")
     config.text_config.vocab_size = len(tokenizer)
     AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<|image_pad|>",
-        chat_template=template,
-    ).save_pretrained(folder)
+    make_llava_processor(tokenizer).save_pretrained(folder)
     return str(folder)

@@ -16,7 +16,7 @@ from .losses import dpo_loss, mean_square
 from .pairs import PICTURES, PreferenceDataset
 from .prompts import PromptDataset, collated
 from .reward_config import FlowRewardConfig
-from .reward_task import EVALUATION, Drawn, FlowRewardTask, base_model, compared
+from .reward_task import EVALUATION, Drawn, FlowRewardTask, base_model, compared, drawn_noise
 from .reward_trainer import FlowRewardTrainer
 
 OF_DRAWN = {"num_iterations": 1, "log_completions": False, "min_diversity": None, "reward_patience": None}
@@ -140,9 +140,8 @@ class FlowDPOTask(FlowRewardTask):
         """
         number = self.arguments.train_levels_per_sample
         config = base_model(self.policies.model).config
-        shape = pairs["chosen"].shape[1:]
         uniform = torch.cat([torch.rand(number, generator=each) for each in generators])
-        noise = torch.cat([torch.randn(number, *shape, generator=each) for each in generators]).to(pairs["chosen"])
+        noise = drawn_noise(pairs["chosen"], generators, number)
         sigma = sigma_from_uniform(uniform.to(noise.device), config.noise_distribution, config.noise_shift)
         condition = pairs["condition"].repeat_interleave(number, dim=0)
         clean = torch.cat([pairs[side].repeat_interleave(number, dim=0) for side in PICTURES])
@@ -213,7 +212,6 @@ class FlowDPOTrainer(FlowRewardTrainer):
     ```
     """
 
-    config_class = FlowDPOConfig
     task_class = FlowDPOTask
 
     def make_task(self, reward_funcs, args):

@@ -245,7 +245,6 @@ class FlowGRPOTrainer(FlowRewardTrainer):
     ```
     """
 
-    config_class = FlowGRPOConfig
     task_class = FlowGRPOTask
 
 

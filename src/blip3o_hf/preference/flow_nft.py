@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checks import check_name, check_sizes, is_finite_number
 from .losses import awm_loss, nft_loss, positives_loss
 from .reward_config import FlowRewardConfig
-from .reward_task import FlowRewardTask, base_model
+from .reward_task import FlowRewardTask, base_model, drawn_noise
 from .reward_trainer import FlowRewardTrainer
 
 LOSS_TYPES = ("nft", "awm", "positives")
@@ -91,8 +91,7 @@ class FlowNFTTask(FlowRewardTask):
         """Noise levels `[N * number]` of the sampler, and noises, by the generators of the prompts."""
         levels, size = self.rollouts.levels(), self.arguments.num_generations * number
         chosen = [levels[torch.randint(len(levels), (size,), generator=each)] for each in generators]
-        noises = [torch.randn(size, *features.shape[1:], generator=each) for each in generators]
-        return torch.cat(chosen).to(features.device), torch.cat(noises).to(features)
+        return torch.cat(chosen).to(features.device), drawn_noise(features, generators, size)
 
     def end_step(self, step):
         if step % self.arguments.num_iterations == 0:  # until then, the old policy is the one that drew
@@ -124,7 +123,6 @@ class FlowNFTTrainer(FlowRewardTrainer):
     ```
     """
 
-    config_class = FlowNFTConfig
     task_class = FlowNFTTask
 
 

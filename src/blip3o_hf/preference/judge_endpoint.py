@@ -17,8 +17,7 @@ from ..collection.checks import picture_message
 from ..collection.endpoint import Endpoint, Refused
 from ..collection.teachers import Answer
 from ..evaluation.benchmarks.judges import MIN_MASS
-from ..rewards.questions import QUESTION, check_question, mean_answers
-from ..rewards.ready import ReadyReward
+from ..rewards.questions import QUESTION, QuestionReward
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ VARIABLES = ("BLIP3O_JUDGE_URL", "BLIP3O_JUDGE_MODEL", "BLIP3O_JUDGE_KEY")
 """Environment variables that [`endpoint_judge`] reads: address, model and, if it is set, key."""
 
 
-class EndpointJudge(ReadyReward):
+class EndpointJudge(QuestionReward):
     r"""
     \(P(\text{yes}) / (P(\text{yes}) + P(\text{no}))\) in [0, 1] of the first token of an answer, where the endpoint
     tells log-probabilities; else 1 for yes and 0 for no, the first word of the answer; `None` for any other answer,
@@ -62,39 +61,14 @@ class EndpointJudge(ReadyReward):
         options: Mapping[str, Any] | None = None,
         **settings: Any,
     ):
-        check_question(question)
+        super().__init__(question, name, licence)
         check_sizes(at_once=at_once)
-        super().__init__(name, licence)
         self.endpoint = Endpoint(base_url, key, **settings)
-        self.model, self.question, self.at_once = model, question, at_once
+        self.model, self.at_once = model, at_once
         sent = {"max_tokens": 5, "temperature": 0, "logprobs": True, "top_logprobs": 20, **(options or {})}
         self.options = {name: value for name, value in sent.items() if value is not None}
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[Image.Image],
-        questions: Sequence[Sequence[str] | None] | None = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """
-        Args:
-            prompts: texts.
-            completions: a picture for each.
-            questions (*optional*): of each picture, yes/no questions, all of which yes answers if it is right; their
-                mean is the score. `None` or an empty list asks for the whole prompt.
-            columns: others, which are not read.
-
-        Returns:
-            Numbers in [0, 1]; `None` where a question was not answered with yes or no.
-
-        Raises:
-            OSError: when a request fails, after all attempts; no further one is made then.
-            ValueError: when `questions` does not hold lists of texts.
-        """
-        return mean_answers(self.question, prompts, completions, questions, self._answers)
-
-    def _answers(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float | None]:
+    def answers(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float | None]:
         stop = Event()
         with ThreadPoolExecutor(self.at_once) as pool:
             asked = [pool.submit(self._ask, *each, stop) for each in zip(images, texts, strict=True)]

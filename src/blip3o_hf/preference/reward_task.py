@@ -226,6 +226,11 @@ class FlowRewardTask(GenerationTask):
         return {**named, "reward": total, "diversity": sum(spread) / len(spread), "loss": -total}
 
 
+def drawn_noise(features: Tensor, generators: Sequence[torch.Generator], number: int) -> Tensor:
+    """So many noises of each generator, of the shape of features `[N, C, h, w]`."""
+    return torch.cat([torch.randn(number, *features.shape[1:], generator=each) for each in generators]).to(features)
+
+
 def base_model(model: nn.Module) -> Any:
     """The BLIP3-o itself, without PEFT around it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -287,4 +292,4 @@ def _conditions_change(name: str) -> ValueError:
     )
 
 
-__all__ = ["Drawn", "FlowRewardTask", "base_model", "compared", "diversity"]
+__all__ = ["Drawn", "FlowRewardTask", "base_model", "compared", "diversity", "drawn_noise"]

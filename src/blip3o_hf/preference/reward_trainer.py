@@ -142,7 +142,6 @@ class FlowRewardTrainer(Blip3oTrainer):
         kwargs: as of [`Blip3oTrainer`]. With `peft_config`, adapters train.
     """
 
-    config_class: type[FlowRewardConfig] = FlowRewardConfig
     task_class: type[FlowRewardTask] = FlowRewardTask
     task: FlowRewardTask
     args: Any
@@ -160,7 +159,7 @@ class FlowRewardTrainer(Blip3oTrainer):
     ):
         if args is None:
             name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
-            args = self.config_class(f"{Path(name).name}-{self.task_class.name}")
+            args = self.task_class.config_class(f"{Path(name).name}-{self.task_class.name}")
         task = self.make_task(reward_funcs, args)
         task.make_pipeline = self.pipeline
         task.place = lambda: (self.step_so_far[0], self.step_so_far[1] - 1)

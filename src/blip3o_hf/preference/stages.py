@@ -1,6 +1,5 @@
 """The stages `nft`, `grpo` and `dpo` of recipes: a whole BLIP3-o learns from rewards or preferences."""
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -10,18 +9,10 @@ from ..training.arguments import Blip3oTrainingArguments
 from ..training.recipe_values import hints_of
 from ..training.recipes import REWARDS
 from ..training.stages.generation import GenerationStage
-from .flow_dpo import FlowDPOConfig, FlowDPOTrainer
-from .flow_grpo import FlowGRPOConfig, FlowGRPOTrainer
-from .flow_nft import FlowNFTConfig, FlowNFTTrainer
-from .reward_config import FlowRewardConfig
+from .flow_dpo import FlowDPOTrainer
+from .flow_grpo import FlowGRPOTrainer
+from .flow_nft import FlowNFTTrainer
 from .reward_trainer import FlowRewardTrainer
-
-_PLAIN = {f.name for f in fields(Blip3oTrainingArguments)}
-
-
-def _added(kind: type[FlowRewardConfig]) -> tuple[str, ...]:
-    """Names of what a config has beyond plain training arguments."""
-    return tuple(f.name for f in fields(kind) if f.name not in _PLAIN)
 
 
 class PreferenceStage(GenerationStage):
@@ -37,6 +28,19 @@ class PreferenceStage(GenerationStage):
     data_keys = ()
     use = "prompts"
     trainer_class: ClassVar[type[FlowRewardTrainer]]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Arguments, keys and types are those of the Trainer."""
+        super().__init_subclass__(**kwargs)
+        kind = cls.arguments_class = cls.trainer_class.task_class.config_class
+        plain = {f.name for f in fields(Blip3oTrainingArguments)}
+        added = [f.name for f in fields(kind) if f.name not in plain]
+        cls.preference_keys = (REWARDS, *added)
+        cls.types = {
+            **GenerationStage.types,
+            "model.lora": hints_of(lora_config, *cls.lora_keys),
+            "preference": {REWARDS: list[str], **hints_of(kind, *added)},
+        }
 
     def __init__(self, recipe):
         super().__init__(recipe)
@@ -70,32 +74,18 @@ class PreferenceStage(GenerationStage):
         )
 
 
-def _types(kind: type[FlowRewardConfig]) -> Mapping[str, Mapping[str, Any]]:
-    return {
-        **GenerationStage.types,
-        "model.lora": hints_of(lora_config, *PreferenceStage.lora_keys),
-        "preference": {REWARDS: list[str], **hints_of(kind, *_added(kind))},
-    }
-
-
 class NFTStage(PreferenceStage):
     """Learns from rewards by DiffusionNFT or advantage-weighted matching: [`~preference.flow_nft.FlowNFTTrainer`]."""
 
     name = "nft"
-    arguments_class = FlowNFTConfig
     trainer_class = FlowNFTTrainer
-    preference_keys = (REWARDS, *_added(FlowNFTConfig))
-    types = _types(FlowNFTConfig)
 
 
 class GRPOStage(PreferenceStage):
     """Learns from rewards by Flow-GRPO: [`~preference.flow_grpo.FlowGRPOTrainer`]."""
 
     name = "grpo"
-    arguments_class = FlowGRPOConfig
     trainer_class = FlowGRPOTrainer
-    preference_keys = (REWARDS, *_added(FlowGRPOConfig))
-    types = _types(FlowGRPOConfig)
 
 
 class DPOStage(PreferenceStage):
@@ -105,10 +95,7 @@ class DPOStage(PreferenceStage):
     """
 
     name = "dpo"
-    arguments_class = FlowDPOConfig
     trainer_class = FlowDPOTrainer
-    preference_keys = (REWARDS, *_added(FlowDPOConfig))
-    types = _types(FlowDPOConfig)
 
     @property
     def needs_rewards(self):

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from ..checkpoints.loading import load_complete
 from ..checks import check_sizes
-from .ready import ReadyReward, find_device, find_weights, licence_of
+from .ready import ReadyReward, find_weights, licence_of, load_judge
 
 CLIP = "openai/clip-vit-large-patch14"
 PICKSCORE = "yuvalkirstain/PickScore_v1"
@@ -66,9 +65,7 @@ class ClipReward(ReadyReward):
             source, processor = find_weights(self.source), find_weights(self.processor_source)
             self._image_processor = AutoImageProcessor.from_pretrained(processor, backend="pil")
             self._tokenizer: Any = AutoTokenizer.from_pretrained(processor)
-            load: Any = CLIPModel.from_pretrained
-            model, _ = load_complete(load, source, may_hold_more=True, dtype=self.dtype)
-            self._model = model.to(find_device(self.device)).eval().requires_grad_(False)
+            self._model = load_judge(CLIPModel, source, self.dtype, self.device)
         return self._model
 
     def __call__(

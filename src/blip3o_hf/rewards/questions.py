@@ -1,10 +1,12 @@
 """Which yes/no questions a reward asks of each picture, and the mean of the answers."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image
 
 from ..evaluation.benchmarks.judges import shows
+from .ready import ReadyReward
 
 QUESTION = shows("{prompt}").text
 """VQAScore's (Lin et al., 2024), with a place for the prompt."""
@@ -19,6 +21,58 @@ def check_question(question: str) -> None:
         raise ValueError(
             f"A question on a picture must hold {{prompt}}, where the prompt stands. Got {question!r:.80}. Write it."
         )
+
+
+class QuestionReward(ReadyReward):
+    """
+    Base of rewards that ask yes/no questions.
+
+    Args:
+        question: asked of each picture; `{prompt}` in it becomes the prompt.
+        name, licence: as of [`~rewards.ready.ReadyReward`].
+
+    Raises:
+        ValueError: when the question has no place for the prompt.
+    """
+
+    def __init__(self, question: str, name: str, licence: str):
+        check_question(question)
+        super().__init__(name, licence)
+        self.question = question
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Image.Image],
+        questions: Sequence[Sequence[str] | None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """
+        Args:
+            prompts: texts.
+            completions: a picture for each.
+            questions (*optional*): of each picture, yes/no questions, all of which yes answers if it is right; their
+                mean is the score (DSG, Cho et al., 2024). `None` or an empty list asks for the whole prompt.
+            columns: others, which are not read.
+
+        Returns:
+            Numbers in [0, 1]; `None` where a question was not answered with yes or no.
+
+        Raises:
+            ValueError: when `questions` does not hold lists of texts.
+            OSError: when who is asked cannot be reached.
+        """
+        return mean_answers(self.question, prompts, completions, questions, self.answers)
+
+    def answers(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float | None]:
+        """
+        How likely yes is.
+
+        Args:
+            images: pictures.
+            texts: a question for each.
+        """
+        raise NotImplementedError
 
 
 def mean_answers(
@@ -68,4 +122,4 @@ def _mean(answers: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(answers) else None
 
 
-__all__ = ["QUESTION", "check_question", "mean_answers"]
+__all__ = ["QUESTION", "QuestionReward", "check_question", "mean_answers"]

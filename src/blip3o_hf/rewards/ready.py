@@ -1,10 +1,12 @@
 """What the ready-made rewards share: a name for logs, the licence of their weights, and where these come from."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..assets import resolve_model
+from ..checkpoints.loading import load_complete
 from ..hub.reach import check_reachable
 
 
@@ -50,4 +52,18 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return torch.device(device)
 
 
-__all__ = ["ReadyReward", "find_device", "find_weights", "licence_of"]
+def load_judge(kind: Any, source: str, dtype: torch.dtype | str, device: torch.device | str | None) -> Any:
+    """
+    A model that judges, complete, in evaluation mode and without gradients.
+
+    Args:
+        kind: its class, or an Auto class of transformers.
+        source: what `find_weights` found.
+        dtype: of its weights.
+        device: as of `find_device`.
+    """
+    model, _ = load_complete(kind.from_pretrained, source, may_hold_more=True, dtype=dtype)
+    return model.to(find_device(device)).eval().requires_grad_(False)
+
+
+__all__ = ["ReadyReward", "find_device", "find_weights", "licence_of", "load_judge"]

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ..checkpoints.loading import load_complete
 from ..checks import check_name, check_sizes
 from ..evaluation.benchmarks.judges import chat_inputs
 from .questions import check_question
-from .ready import ReadyReward, find_device, find_weights, licence_of
+from .ready import ReadyReward, find_weights, licence_of, load_judge
 
 UNIFIED_REWARD = "CodeGoat24/UnifiedReward-2.0-qwen-3b"
 LICENCES = {UNIFIED_REWARD: "MIT; the model that it was trained from may have terms of its own"}
@@ -80,9 +79,7 @@ class UnifiedReward(ReadyReward):
         if self._model is None:
             source = find_weights(self.source)
             self._processor = AutoProcessor.from_pretrained(source)
-            load: Any = AutoModelForImageTextToText.from_pretrained
-            model, _ = load_complete(load, source, may_hold_more=True, dtype=self.dtype)
-            self._model = model.to(find_device(self.device)).eval()
+            self._model = load_judge(AutoModelForImageTextToText, source, self.dtype, self.device)
         return self._model
 
     def __call__(

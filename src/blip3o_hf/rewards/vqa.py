@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -11,14 +10,14 @@ from ..checks import check_sizes
 from ..evaluation.benchmarks.judges import VlmJudge, yes_or_no
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
-from .questions import QUESTION, check_question, mean_answers
-from .ready import ReadyReward, find_device, find_weights, licence_of
+from .questions import QUESTION, QuestionReward
+from .ready import find_device, find_weights, licence_of
 
 TINY = "blip3o-tiny"
 LICENCES = {TINY: "Apache-2.0"}
 
 
-class VqaScore(ReadyReward):
+class VqaScore(QuestionReward):
     r"""
     VQAScore (Lin et al., 2024, arXiv 2404.01291): \(P(\text{yes}) / (P(\text{yes}) + P(\text{no}))\) in [0, 1]. A
     judge that answers with something else gives `None`.
@@ -55,10 +54,10 @@ class VqaScore(ReadyReward):
         dtype: torch.dtype | str = "auto",
         batch_size: int = 16,
     ):
-        check_question(question)
+        given = licence or licence_of(judge if isinstance(judge, str) else judge.name, LICENCES)
+        super().__init__(question, name, given)
         check_sizes(batch_size=batch_size)
-        super().__init__(name, licence or licence_of(judge if isinstance(judge, str) else judge.name, LICENCES))
-        self.question, self.device, self.dtype, self.batch_size = question, device, dtype, batch_size
+        self.device, self.dtype, self.batch_size = device, dtype, batch_size
         self._judge = judge
 
     @classmethod
@@ -104,31 +103,7 @@ class VqaScore(ReadyReward):
             self._judge.batch_size = self.batch_size
         return self._judge
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[Image.Image],
-        questions: Sequence[Sequence[str] | None] | None = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """
-        Args:
-            prompts: texts.
-            completions: a picture for each.
-            questions (*optional*): of each picture, yes/no questions, all of which yes answers if it is right; their
-                mean is the score (DSG, Cho et al., 2024). `None` or an empty list asks for the whole prompt.
-            columns: others, which are not read.
-
-        Returns:
-            Numbers in [0, 1]; `None` where a question was not answered.
-
-        Raises:
-            ValueError: when `questions` does not hold lists of texts.
-            OSError: as `judge`.
-        """
-        return mean_answers(self.question, prompts, completions, questions, self._answers)
-
-    def _answers(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float | None]:
+    def answers(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float | None]:
         judge = self.judge
         with _in_evaluation_mode(judge.model):
             replies = judge.ask(images, [yes_or_no(text) for text in texts])

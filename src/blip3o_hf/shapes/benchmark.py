@@ -227,14 +227,24 @@ def score_understanding(
     """
     items = [item for kind in kinds for item in held_out_questions(kind, num_per_kind, seed)]
     rates = {kind: Rate(0, 0) for kind in kinds}
+    for (_, question), is_right in zip(items, answered(model, processor, items, batch_size), strict=True):
+        rates[question.kind] += Rate(int(is_right), 1)
+    return rates
+
+
+def answered(
+    model: Blip3oForConditionalGeneration,
+    processor: Blip3oProcessor,
+    items: Sequence[tuple[list[np.ndarray], Question]],
+    batch_size: int = 64,
+) -> Iterator[bool]:
+    """Whether each question is answered exactly; `items` as `held_out_questions` gives them."""
     for start in tqdm(range(0, len(items), batch_size), desc="asking", leave=False):
         batch = items[start : start + batch_size]
         replies = answer(
             model, processor, [image for image, _ in batch], [q.text for _, q in batch], max_new_tokens=24
         )
-        for reply, (_, question) in zip(replies, batch, strict=True):
-            rates[question.kind] += Rate(int(reply == question.answer), 1)
-    return rates
+        yield from (reply == question.answer for reply, (_, question) in zip(replies, batch, strict=True))
 
 
 def overall(rates: dict[str, Rate]) -> Rate:

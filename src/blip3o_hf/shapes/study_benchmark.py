@@ -3,15 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ..evaluation.benchmark import Benchmark
-from ..evaluation.distances import FeatureStatistics, frechet_distance
-from . import benchmark, render, sample_example
-from .study_measures import encoder, features, pooled
+from . import benchmark
+from .study_measures import SEED, distance_to_true
 from .verify import verify
-
-SEED = 1
 
 
 class PlansBenchmark(Benchmark):
@@ -28,14 +23,8 @@ class PlansBenchmark(Benchmark):
         drawing = benchmark.draw(pipe, benchmark.plans_of(prompts, SEED), seed=SEED, plan=False, num_attempts=1)
         passed = [verify(image, prompt).passed for image, prompt in zip(drawing.images, prompts, strict=True)]
         rates = benchmark.rates_by_family(prompts, passed)
-        true = [
-            render(sample_example(np.random.default_rng((SEED, 13, index)), split="test", family=prompt.family).scene)
-            for index, prompt in enumerate(prompts)
-        ]
-        eye = encoder()
-        drawn, real = (FeatureStatistics.of(pooled(features(eye, each))) for each in (drawing.images, true))
         values = {name: rate.value for name, rate in {**rates, "overall": benchmark.overall(rates)}.items()}
-        return {**values, "frechet": frechet_distance(drawn, real)}
+        return {**values, "frechet": distance_to_true(drawing.images, prompts)}
 
 
 __all__ = ["PlansBenchmark"]

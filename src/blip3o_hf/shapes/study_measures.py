@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from ..assets import packaged_model_path
 from ..checks import check_keys, check_sizes
-from ..evaluation.answers import answer
 from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..models.target_encoder import TargetEncoder, extract_features, load_target_encoder, normalize, stack_images
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
@@ -115,16 +113,11 @@ class Distance(_PipelineMeasure):
     sizes = {"num_pictures": 2}
 
     def __call__(self, run):
-        number, eye = self.settings.get("num_pictures", 1000), encoder()
+        number = self.settings.get("num_pictures", 1000)
         per_family = -(-number // len(EVALUATION_FAMILIES))
         prompts = benchmark.held_out_prompts(per_family, seed=SEED + 1)[:number]
         images = self.draw(self.pipeline(run), self.texts(prompts), SEED)
-        true = [
-            render(sample_example(np.random.default_rng((SEED, 13, index)), split="test", family=prompt.family).scene)
-            for index, prompt in enumerate(prompts)
-        ]
-        drawn, real = (FeatureStatistics.of(pooled(features(eye, each))) for each in (images, true))
-        return {"frechet": [frechet_distance(drawn, real)]}
+        return {"frechet": [distance_to_true(images, prompts)]}
 
 
 class Answers(_SizedMeasure):
@@ -136,14 +129,7 @@ class Answers(_SizedMeasure):
         pipe = Blip3oPipeline.from_pretrained(run / "pipeline")
         number = self.settings.get("per_kind", 25)
         items = [item for kind in benchmark.ASKED_KINDS for item in benchmark.held_out_questions(kind, number, SEED)]
-        right: list[float] = []
-        for start in tqdm(range(0, len(items), 64), desc="asking", leave=False):
-            batch = items[start : start + 64]
-            replies = answer(
-                pipe.model, pipe.processor, [images for images, _ in batch], [q.text for _, q in batch], 24
-            )
-            right += [float(reply == q.answer) for reply, (_, q) in zip(replies, batch, strict=True)]
-        return {"overall": right}
+        return {"overall": [float(is_right) for is_right in benchmark.answered(pipe.model, pipe.processor, items)]}
 
 
 def encoder() -> TargetEncoder:
@@ -161,6 +147,17 @@ def features(eye: TargetEncoder, images: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(found)
 
 
+def distance_to_true(images: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> float:
+    """The Frechet distance of pictures of prompts to true pictures of other prompts of the same families."""
+    true = [
+        render(sample_example(np.random.default_rng((SEED, 13, index)), split="test", family=prompt.family).scene)
+        for index, prompt in enumerate(prompts)
+    ]
+    eye = encoder()
+    drawn, real = (FeatureStatistics.of(pooled(features(eye, each))) for each in (images, true))
+    return frechet_distance(drawn, real)
+
+
 def pooled(features: np.ndarray) -> np.ndarray:
     """The mean over places, `[N, C]`: of all numbers, few pictures tell no covariance."""
     return features.reshape(len(features), -1, 64).mean(axis=2)
@@ -176,4 +173,4 @@ def _layout(image: np.ndarray) -> tuple[Any, ...]:
     )
 
 
-__all__ = ["Answers", "Distance", "Diversity", "Drawing", "encoder", "features", "pooled"]
+__all__ = ["Answers", "Distance", "Diversity", "Drawing", "distance_to_true", "encoder", "features", "pooled"]

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, LlavaProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import AutoModelForImageTextToText
 
 from blip3o_hf import Blip3oForConditionalGeneration, packaged_model_path
 from blip3o_hf.evaluation.benchmarks.judges import Question, VlmJudge, shows, spellings, unanswered, yes_or_no
@@ -99,23 +98,11 @@ def test_mass_is_that_of_the_logits(judge, monkeypatch):
     assert reply.is_first and reply.is_answer
 
 
-def test_a_model_of_transformers_judges_with_its_own_processor(make_backbone_config, tokenizer, make_image):
+def test_a_model_of_transformers_judges_with_its_own_processor(
+    make_backbone_config, make_llava_processor, tokenizer, make_image
+):
     model = AutoModelForImageTextToText.from_config(make_backbone_config("llava")).eval()
-    template = (
-        "{% for message in messages %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<|image_pad|>{% else %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endfor %}"
-    )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<|image_pad|>",
-        chat_template=template,
-    )
-    judge = VlmJudge(model, processor, "tiny llava")
+    judge = VlmJudge(model, make_llava_processor(tokenizer), "tiny llava")
     letters = Question("How many?", "a", ("a", "b"))
     replies = judge.ask(
         [make_image(0), make_image(1)], [letters, Question("a longer question: how many?", "b", ("a", "b"))]
