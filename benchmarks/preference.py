@@ -9,31 +9,30 @@ python benchmarks/preference.py report           # score all of them, the table,
 import argparse
 import json
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure as Plot
 from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from blip3o_hf import Blip3oForConditionalGeneration, Blip3oPipeline, packaged_model_path
 from blip3o_hf.evaluation.manifests import Manifest, environment_of, file_hash, model_hash
-from blip3o_hf.evaluation.sheets import contact_sheet
+from blip3o_hf.evaluation.sheets import bands, contact_sheet
 from blip3o_hf.evaluation.statistics import Change, paired_change
 from blip3o_hf.files import written_whole
 from blip3o_hf.hub.provenance import now, versions
 from blip3o_hf.hub.results import Evaluation, Figure, Score
 from blip3o_hf.preference.reward_task import diversity
 from blip3o_hf.preference.rollouts import Rollouts
-from blip3o_hf.shapes import EVALUATION_FAMILIES, benchmark, verify
+from blip3o_hf.shapes import EVALUATION_FAMILIES, Prompt, benchmark, verify
+from blip3o_hf.shapes.benchmark import Drawing
 from blip3o_hf.training.recipes import load_recipe
-from blip3o_hf.training.runs import run_recipe
+from blip3o_hf.training.runs import HISTORY, run_recipe
 from blip3o_hf.training.trainer import seeded_generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,7 +79,6 @@ def methods(steps: int) -> dict[str, Method]:
     learned = (f"training.max_steps={steps}",)
     return {
         "nft": Method("nft", learned, "FlowNFTTrainer"),
-        "awm": Method("nft", (*learned, "preference.loss_type=awm"), "FlowNFTTrainer, awm"),
         "grpo": Method("grpo", learned, "FlowGRPOTrainer"),
         "dpo": Method("dpo", learned, "FlowDPOTrainer, online"),
         "positives": Method("nft", (*learned, "preference.loss_type=positives"), "rejection fine-tuning"),
@@ -158,26 +156,39 @@ def opened(folder: Path) -> Blip3oPipeline:
     return pipe
 
 
-def score(folder: Path, per_family: int) -> dict[str, Any]:
-    """Whether each held-out prompt is drawn right by each sampler, and how different pictures of one prompt are."""
-    path = folder / "scores.json"
+def drawn(pipe: Blip3oPipeline, texts: Sequence[str], seed: int = 1, scale: float = 1.0, attempts: int = 1) -> Drawing:
+    """A picture for each prompt, from a plan, in `STEPS` steps."""
+    return benchmark.draw(
+        pipe, texts, seed=seed, plan=True, num_attempts=attempts, guidance_scale=scale, num_inference_steps=STEPS
+    )
+
+
+def kept(path: Path, per_family: int, make: Callable[[list[Prompt]], dict[str, Any]]) -> dict[str, Any]:
+    """What is known of so many prompts; made and written where it is not."""
     if path.exists():
         found = json.loads(path.read_text())
         if found["per_family"] == per_family:
             return found
-    pipe = opened(folder / "pipeline")
-    prompts = benchmark.held_out_prompts(per_family, seed=1)
-    texts = [prompt.text for prompt in prompts]
-    found: dict[str, Any] = {"per_family": per_family, "families": [prompt.family for prompt in prompts]}
-    for name, scale in SAMPLERS.items():
-        drawing = benchmark.draw(
-            pipe, texts, seed=1, plan=True, num_attempts=1, guidance_scale=scale, num_inference_steps=STEPS
-        )
-        found[name] = [verify(image, prompt).passed for image, prompt in zip(drawing.images, prompts, strict=True)]
-    found["diversity"] = [float(value) for value in _diversities(pipe, texts)]
+    found = {"per_family": per_family, **make(benchmark.held_out_prompts(per_family, seed=1))}
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(found))
     return found
+
+
+def right(drawing: Drawing, prompts: Sequence[Prompt]) -> list[bool]:
+    """Whether each picture shows its prompt."""
+    return [verify(image, prompt).passed for image, prompt in zip(drawing.images, prompts, strict=True)]
+
+
+def score(folder: Path, per_family: int) -> dict[str, Any]:
+    """Whether each held-out prompt is drawn right by each sampler, and how different pictures of one prompt are."""
+
+    def make(prompts: list[Prompt]) -> dict[str, Any]:
+        pipe, texts = opened(folder / "pipeline"), [prompt.text for prompt in prompts]
+        rates = {name: right(drawn(pipe, texts, scale=scale), prompts) for name, scale in SAMPLERS.items()}
+        return {"families": [prompt.family for prompt in prompts], **rates, "diversity": _diversities(pipe, texts)}
+
+    return kept(folder / "scores.json", per_family, make)
 
 
 def _diversities(pipe: Blip3oPipeline, texts: Sequence[str]) -> list[float]:
@@ -191,31 +202,18 @@ def _diversities(pipe: Blip3oPipeline, texts: Sequence[str]) -> list[float]:
 
 def best_of(work: Path, per_family: int, number: int = 4) -> dict[str, Any]:
     """The start, which draws several pictures: the first that it finds right itself, and whether any is right."""
-    path = work / "start" / "best_of.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    pipe = opened(work / "start/pipeline")
-    prompts = benchmark.held_out_prompts(per_family, seed=1)
-    texts = [prompt.text for prompt in prompts]
-    began = time.process_time()
-    looked = benchmark.draw(
-        pipe, texts, seed=1, plan=True, num_attempts=number, guidance_scale=1.0, num_inference_steps=STEPS
-    )
-    seconds = (time.process_time() - began) / len(texts)
-    draws = [
-        benchmark.draw(
-            pipe, texts, seed=1 + 10_000 * n, plan=True, num_attempts=1, guidance_scale=1.0, num_inference_steps=STEPS
-        ).images
-        for n in range(number)
-    ]
-    found = {
-        "by itself": [verify(image, prompt).passed for image, prompt in zip(looked.images, prompts, strict=True)],
-        "any": [any(verify(each[i], prompt).passed for each in draws) for i, prompt in enumerate(prompts)],
-        "seconds": seconds,
-    }
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(found))
-    return found
+
+    def make(prompts: list[Prompt]) -> dict[str, Any]:
+        pipe, texts = opened(work / "start/pipeline"), [prompt.text for prompt in prompts]
+        looked = drawn(pipe, texts, attempts=number)
+        each = [right(drawn(pipe, texts, seed=1 + 10_000 * n), prompts) for n in range(number)]
+        return {
+            "by itself": right(looked, prompts),
+            "any": [any(of_prompt) for of_prompt in zip(*each, strict=True)],
+            "seconds": looked.cpu_seconds,
+        }
+
+    return kept(work / "start" / "best_of.json", per_family, make)
 
 
 def is_understanding_equal(work: Path, folder: Path) -> bool:
@@ -230,6 +228,8 @@ def is_understanding_equal(work: Path, folder: Path) -> bool:
 
 def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family: int) -> None:
     started = now()
+    names = [name for name in names if all((work / f"{name}-{n}" / "summary.json").exists() for n in range(seeds))]
+    print(f"finished: {', '.join(names)}")
     start = score(work / "start", per_family)
     families = np.array(start["families"])
     base = {name: np.array(start[name], dtype=float) for name in SAMPLERS}
@@ -240,12 +240,9 @@ def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family:
     scores: list[Score] = []
     for name in names:
         folders = [work / f"{name}-{seed}" for seed in range(seeds)]
-        if not all((folder / "summary.json").exists() for folder in folders):
-            print(f"{name}: not finished")
-            continue
         found = [score(folder, per_family) for folder in folders]
         minutes = np.mean([json.loads((f / "summary.json").read_text())["cpu_seconds"] / 60 for f in folders])
-        kept = min(np.mean(each["diversity"]) for each in found) / np.mean(start["diversity"])
+        diverse = min(np.mean(each["diversity"]) for each in found) / np.mean(start["diversity"])
         equal = all(is_understanding_equal(work, folder) for folder in folders)
         after = {sampler: np.array([each[sampler] for each in found], dtype=float) for sampler in SAMPLERS}
         is_weak = np.isin(families, weakest)
@@ -255,13 +252,13 @@ def report(work: Path, names: Sequence[str], seeds: int, steps: int, per_family:
             **{family: families == family for family in EVALUATION_FAMILIES},
         }
         title = methods(steps)[name].title
-        print(f"\n{title}: {minutes:.1f} CPU minutes a run, diversity {kept:.2f}, understanding bit-equal: {equal}")
+        print(f"\n{title}: {minutes:.1f} CPU minutes a run, diversity {diverse:.2f}, understanding bit-equal: {equal}")
         for sampler in SAMPLERS:
             for row, chosen in rows.items():
                 change = paired_change(base[sampler][chosen], after[sampler][:, chosen])
                 print(f"  {sampler:17s} {row:20s} {change}")
                 scores.append(_row(f"{title}: {row}, {sampler}", change, int(chosen.sum()) * seeds))
-        scores.append(Score("text-to-image", f"{title}: diversity kept", Figure(float(kept)), DIVERSITY_PROMPTS))
+        scores.append(Score("text-to-image", f"{title}: diversity kept", Figure(float(diverse)), DIVERSITY_PROMPTS))
         scores.append(Score("text-to-image", f"{title}: CPU minutes", Figure(float(minutes)), seeds))
     several = best_of(work, per_family)
     for name in ("by itself", "any"):
@@ -305,26 +302,14 @@ def _row(name: str, change: Change, total: int) -> Score:
 
 
 def draw_curves(work: Path, names: Sequence[str], seeds: int, steps: int) -> None:
-    """Rewards of held-out prompts along the CPU time, a line for each method and a band over its seeds."""
-    plot = Plot(figsize=(8, 5))
-    panel = plot.subplots()
+    """Rewards of held-out prompts along training, a line for each method that has them and a band over its seeds."""
+    lines = {}
     for name in names:
-        runs = []
-        for seed in range(seeds):
-            states = sorted((work / f"{name}-{seed}").glob("checkpoints/checkpoint-*/trainer_state.json"))
-            history = json.loads(max(states, key=lambda p: p.stat().st_mtime).read_text())["log_history"]
-            runs.append([(each["step"], each["eval_reward"]) for each in history if "eval_reward" in each])
-        if not all(runs):
-            continue
-        at = [step for step, _ in runs[0]]
-        values = np.array([[value for _, value in run] for run in runs])
-        panel.plot(at, values.mean(axis=0), marker="o", label=methods(steps)[name].title)
-        panel.fill_between(at, values.min(axis=0), values.max(axis=0), alpha=0.2)
-    panel.set(xlabel="step", ylabel="graded reward of held-out prompts", title="without guidance, 10 steps")
-    panel.legend()
-    plot.tight_layout()
-    with written_whole(ROOT / "docs/preference.png") as temporary:
-        plot.savefig(temporary, format="png", dpi=90)
+        histories = [json.loads((work / f"{name}-{seed}" / HISTORY).read_text()) for seed in range(seeds)]
+        runs = [{each["step"]: each["eval_reward"] for each in h if "eval_reward" in each} for h in histories]
+        if all(runs):
+            lines[methods(steps)[name].title] = runs
+    bands(lines, "graded reward of held-out prompts", "without guidance, 10 steps", ROOT / "docs/preference.png")
 
 
 def draw_sheet(work: Path, names: Sequence[str]) -> None:
@@ -334,10 +319,7 @@ def draw_sheet(work: Path, names: Sequence[str]) -> None:
     captions: list[str] = []
     for name in ("start", *(f"{name}-0" for name in names)):
         pipe = opened(work / name / "pipeline")
-        drawing = benchmark.draw(
-            pipe, prompts, seed=0, plan=True, num_attempts=1, guidance_scale=1.0, num_inference_steps=STEPS
-        )
-        images += [Image.fromarray(each) for each in drawing.images]
+        images += [Image.fromarray(each) for each in drawn(pipe, prompts, seed=0).images]
         captions += [f"{name.removesuffix('-0')}: {prompt}" for prompt in prompts]
     contact_sheet(images, captions, columns=len(prompts), size=96).save(ROOT / "docs/preference_sheet.png")
 
