@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", default=None, metavar="FILE", help="where to (default: report.md in the study's folder)"
     )
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads of each run (default: all)")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of each run (default: all, shared out)")
+    parser.add_argument("--workers", type=int, default=1, help="how many runs at once (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.report import write_report
 
     try:
-        StudyRuns(study, arguments.threads, lambda line: print(line, flush=True)).all()
+        StudyRuns(study, arguments.threads, lambda line: print(line, flush=True), arguments.workers).all()
     except RunFailed as failure:
         print(failure)
         return 1

@@ -19,7 +19,7 @@ from .tasks import ShapesPictures
 SCENE_KEYS = ("length", "seed", "long_caption_rate", "natural_rate", "family_weights")
 EDIT_KEYS = ("edit_weights",)
 QUESTION_KEYS = ("question_weights", "num_questions")
-PICTURE_KEYS = ("edit_rate", "reconstruction_rate", "history_rate", "plan_rate", "wrong_rate")
+PICTURE_KEYS = ("edit_rate", "reconstruction_rate", "history_rate", "plan_rate", "wrong_rate", "photograph_rate")
 CONVERSATION_KEYS = (
     "text_rate",
     "image_plan_rate",

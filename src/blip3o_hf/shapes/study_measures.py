@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ..assets import packaged_model_path
-from ..checks import check_keys, check_sizes
+from ..checks import check_keys, check_name, check_sizes
 from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..models.target_encoder import TargetEncoder, extract_features, load_target_encoder, normalize, stack_images
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
@@ -66,10 +66,19 @@ class _PipelineMeasure(_SizedMeasure):
 
 class Drawing(_PipelineMeasure):
     """
-    Whether each held-out prompt is drawn right: `overall`, and by family. Settings: `per_family`, 25 by default.
+    Whether each held-out prompt is drawn right: `overall`, and by family. Settings: `per_family`, 25 by default; and
+    `groups`, names of further values with the families of each, such as `{weak: [counting, position]}`.
     """
 
     sizes = {"per_family": 1}
+    keys = (*_PipelineMeasure.keys, "groups")
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.groups: Mapping[str, Sequence[str]] = settings.get("groups", {})
+        for name, families in self.groups.items():
+            for family in families:
+                check_name(f"family of the group `{name}`:", family, EVALUATION_FAMILIES)
 
     def __call__(self, run):
         prompts = benchmark.held_out_prompts(self.settings.get("per_family", 25), seed=SEED)
@@ -79,7 +88,8 @@ class Drawing(_PipelineMeasure):
             family: [ok for ok, prompt in zip(passed, prompts, strict=True) if prompt.family == family]
             for family in EVALUATION_FAMILIES
         }
-        return {"overall": passed, **families}
+        groups = {name: [ok for family in chosen for ok in families[family]] for name, chosen in self.groups.items()}
+        return {"overall": passed, **families, **groups}
 
 
 class Diversity(_PipelineMeasure):

@@ -26,6 +26,7 @@ from . import (
     write_plan,
 )
 from .dataset import ShapesDataset
+from .photographs import photograph
 from .wording import small_talk
 
 WORLD = 3
@@ -63,6 +64,7 @@ class ShapesPictures(Dataset):
         plan_rate: share of records whose prompt is the plan of the picture, as a model writes it before it draws.
         wrong_rate: share of records, of those that neither edit nor reconstruct, whose prompt is that of another
             picture, as in data that nobody has looked at.
+        photograph_rate: share of records whose picture to draw is seen through a camera.
 
     Raises:
         ValueError: when the shares are negative or more than one together.
@@ -81,6 +83,7 @@ class ShapesPictures(Dataset):
         history_rate: float = 0.0,
         plan_rate: float = 0.0,
         wrong_rate: float = 0.0,
+        photograph_rate: float = 0.0,
     ):
         self.scenes = scenes
         self.complete = complete
@@ -91,13 +94,14 @@ class ShapesPictures(Dataset):
             "history_rate": history_rate,
             "plan_rate": plan_rate,
             "wrong_rate": wrong_rate,
+            "photograph_rate": photograph_rate,
         }
         if not (edit_rate >= 0 and reconstruction_rate >= 0 and edit_rate + reconstruction_rate <= 1):
             raise ValueError(
                 f"`edit_rate` and `reconstruction_rate` are shares of the records. Got {edit_rate} and "
                 f"{reconstruction_rate}. Choose numbers of at least 0 that make at most 1 together."
             )
-        for name in ("history_rate", "plan_rate", "wrong_rate"):
+        for name in ("history_rate", "plan_rate", "wrong_rate", "photograph_rate"):
             if not 0 <= self.rates[name] <= 1:
                 raise ValueError(f"`{name}` is a share in [0, 1] of the records. Got {self.rates[name]}.")
 
@@ -134,6 +138,8 @@ class ShapesPictures(Dataset):
             if chance < self.rates["edit_rate"] + self.rates["reconstruction_rate"]:
                 scene = Scene(in_reading_order(drawn.scene.objects), drawn.scene.background)
                 prompt, images = RECONSTRUCT, (picture,)
+        if self.rates["photograph_rate"] > 0 and rng.random() < self.rates["photograph_rate"]:
+            picture = photograph(picture, rng)
         is_exact = is_planned or chance < self.rates["edit_rate"] + self.rates["reconstruction_rate"]
         record = Record(
             self.scenes.key(index),

@@ -1,17 +1,22 @@
-"""The runs of a study, one after another, each by the command that trains a recipe: what is done stays done."""
+"""The runs of a study, each by the command that trains a recipe, some at once: what is done stays done."""
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from ..checks import check_sizes
 from ..files import written_whole
 from ..training.chain import Summary, train_alone
 from .measuring import measured
-from .study_file import Arm, Study
+from .study_file import Arm, Search, Study
 
 FOUND = "found.json"
 ASKED = "asked.sha256"
@@ -33,49 +38,132 @@ class Trial:
     score: float
 
 
+@dataclass(frozen=True)
+class _Job:
+    """
+    Attributes:
+        name: of it.
+        needs: names of the jobs that must have ended before.
+        do: what it is.
+    """
+
+    name: str
+    needs: frozenset[str]
+    do: Callable[[], object]
+
+
 class StudyRuns:
     """
     Trains what a study names. Started again after any interruption, it goes on where it was.
 
     Args:
         study: to run.
-        threads: of the CPU, for each run; all by default.
+        threads: of the CPU, for each run and for what measures it; by default all, shared out among the workers.
+        workers: how many runs at once, of those that do not wait for one another. The results do not depend on it.
         say: gets a line for each run that starts.
+
+    Raises:
+        ValueError: when `workers` is less than 1.
     """
 
-    def __init__(self, study: Study, threads: int | None = None, say: Callable[[str], object] = print):
-        self.study, self.threads, self.say = study, threads, say
+    def __init__(
+        self, study: Study, threads: int | None = None, say: Callable[[str], object] = print, workers: int = 1
+    ):
+        check_sizes(workers=workers)
+        if threads is None and workers > 1:
+            threads = max(1, torch.get_num_threads() // workers)
+        self.study, self.threads, self.say, self.workers = study, threads, say, workers
 
     def all(self) -> None:
         """
-        Train parts, search, and train every arm with every seed; measure each result.
+        Train parts, search, and train every arm with every seed; measure each result. After a run that failed, none
+        is started any more, and those that were at work come to their end.
 
         Raises:
             RunFailed: when a run ends with an error.
         """
+        waiting = list(self._jobs())
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.workers == 1:
+            for job in waiting:
+                job.do()
+            return
+        done: set[str] = set()
+        working: dict[Future, str] = {}
+        with ThreadPoolExecutor(self.workers) as pool:
+            while waiting or working:
+                ready = [job for job in waiting if job.needs <= done][: self.workers - len(working)]
+                working |= {pool.submit(job.do): job.name for job in ready}
+                waiting = [job for job in waiting if job not in ready]
+                for future in wait(working, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    done.add(working.pop(future))
+
+    def _jobs(self) -> Iterator[_Job]:
+        """All that is to do, each after what it needs."""
         study = self.study
-        for arm in study.ordered():
-            if study.is_part(arm.name):
-                self._train(arm, study.seeds[0])
+        parts = [arm for arm in study.ordered() if study.is_part(arm.name)]
+        for part in parts:
+            yield from self._job_of(part, study.seeds[0])
         for seed in study.seeds:
             for arm in study.ordered():
-                if not study.is_part(arm.name):
-                    self._train(arm, seed)
-                    self._measure(arm, seed)
+                if arm not in parts:
+                    yield from self._job_of(arm, seed)
 
-    def _measure(self, arm: Arm, seed: int) -> None:
-        for measure in self.study.measures:
-            if measure.is_of(arm):
-                measured(measure, self.study.run_folder(arm.name, seed))
+    def _job_of(self, arm: Arm, seed: int) -> Iterator[_Job]:
+        """The job of a run, and those of the trials of its search before the first of its seeds."""
+        found = f"{arm.name}: {FOUND}"
+        needs = frozenset(self._job_name(name, seed) for name in arm.needs)
+        if arm.search is not None and seed == self.study.seeds[0]:
+            trials = {f"{arm.name}: trial {index}": index for index in range(len(arm.search.values))}
+            for name, index in trials.items():
+                yield _Job(name, needs, partial(self._try, arm, arm.search, index))
+            yield _Job(found, frozenset(trials), partial(self._decide, arm, arm.search))
+        if arm.search is not None:
+            needs |= {found}
+        yield _Job(self._job_name(arm.name, seed), needs, partial(self._finish, arm, seed))
 
-    def _train(self, arm: Arm, seed: int) -> None:
+    def _job_name(self, name: str, seed: int) -> str:
+        return name if self.study.is_part(name) else f"{name}: seed {seed}"
+
+    def _finish(self, arm: Arm, seed: int) -> None:
+        """Train an arm, or a part, and measure it."""
         folder = self.study.run_folder(arm.name, seed)
-        self._run(arm, seed, self._searched(arm), folder)
+        self._run(arm, seed, self._found(arm), folder)
         _forget_checkpoints(folder)
+        if not self.study.is_part(arm.name):
+            for measure in self.study.measures:
+                if measure.is_of(arm):
+                    measured(measure, folder)
 
-    def _searched(self, arm: Arm) -> list[str]:
+    def _search_folder(self, arm: Arm) -> Path:
+        return self.study.folder / "search" / arm.name
+
+    def _try(self, arm: Arm, search: Search, index: int) -> None:
+        """One trial of a search, unless it has been decided."""
+        if not (self._search_folder(arm) / FOUND).is_file():
+            run = self._search_folder(arm) / str(index)
+            self._run(arm, self.study.seeds[0], [search.override(search.values[index]), *search.overrides], run)
+            _forget_checkpoints(run)
+
+    def _decide(self, arm: Arm, search: Search) -> None:
+        """Write the best value of a search down, once."""
+        path = self._search_folder(arm) / FOUND
+        if path.is_file():
+            return
+        trials = [
+            Trial(value, _score(self._search_folder(arm) / str(index), search.by))
+            for index, value in enumerate(search.values)
+        ]
+        best = max(trials, key=lambda trial: trial.score if math.isfinite(trial.score) else -math.inf)
+        content = {"key": search.key, "best": best.value, "trials": [trial.__dict__ for trial in trials]}
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+    def _found(self, arm: Arm) -> list[str]:
         """
-        The override with the best value of the arm's search; it was found once, with the first seed.
+        The override with the best value of the arm's search; nothing where it has none.
 
         Raises:
             ValueError: when it was found among others than the study's file has now.
@@ -83,20 +171,8 @@ class StudyRuns:
         search = arm.search
         if search is None:
             return []
-        folder = self.study.folder / "search" / arm.name
-        path = folder / FOUND
-        if not path.is_file():
-            trials = []
-            for index, value in enumerate(search.values):
-                run = folder / str(index)
-                self._run(arm, self.study.seeds[0], [search.override(value), *search.overrides], run)
-                _forget_checkpoints(run)
-                trials.append(Trial(value, _score(run, search.by)))
-            best = max(trials, key=lambda trial: trial.score if math.isfinite(trial.score) else -math.inf)
-            content = {"key": search.key, "best": best.value, "trials": [trial.__dict__ for trial in trials]}
-            with written_whole(path) as temporary:
-                temporary.write_text(json.dumps(content, indent=1) + "\n")
-        found = json.loads(path.read_text())
+        folder = self._search_folder(arm)
+        found = json.loads((folder / FOUND).read_text())
         if found["key"] != search.key or [trial["value"] for trial in found["trials"]] != list(search.values):
             raise ValueError(
                 f"A search is made once. That in {folder} was of other values of {found['key']} than `{arm.name}` has "

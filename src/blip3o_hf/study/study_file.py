@@ -54,7 +54,8 @@ class Arm:
 
     Args:
         recipe: its file, beside that of the study.
-        overrides: of the recipe. `{NAME}` stands for the folder of a part, or of another arm with the same seed.
+        overrides: of the recipe. `{NAME}` stands for the folder of a part, or of another arm with the same seed. In
+            the file they may hold lists, as of an anchor that arms share.
         title: for tables; by default the name.
         search: of its learning rate, or of anything else.
     """
@@ -294,6 +295,9 @@ def _entries(content: Mapping[str, Any], section: str, kind: Any) -> Iterator[An
             raise ValueError(f"Names are small letters, digits and _. Got {name!r:.40} in `{section}`. Rename it.")
         names = [f.name for f in fields(kind) if f.name != "name"]
         check_keys(settings, names, f"`{key}`")
+        settings = dict(settings)
+        if "overrides" in settings:
+            settings["overrides"] = _flat(settings["overrides"])
         hints = {**hints_of(kind, *names), "overrides": list[str], "arms": list[str], "search": dict, "settings": dict}
         values = typed_values(settings, {each: hints[each] for each in names if each in hints}, key)
         values = {each: tuple(value) if isinstance(value, list) else value for each, value in values.items()}
@@ -303,6 +307,13 @@ def _entries(content: Mapping[str, Any], section: str, kind: Any) -> Iterator[An
         if missing:
             raise ValueError(f"`{key}` must have the key '{missing[0]}'. Got {', '.join(settings) or 'none'}. Add it.")
         yield kind(name=str(name), **values)
+
+
+def _flat(overrides: Any) -> Any:
+    """Overrides without the lists that they hold, such as those of an anchor that arms share."""
+    if not isinstance(overrides, list):
+        return overrides
+    return [text for each in overrides for text in (_flat(each) if isinstance(each, list) else [each])]
 
 
 def _is_needed(each: Field) -> bool:
@@ -316,7 +327,7 @@ def _search(settings: Mapping[str, Any], key: str) -> Search:
     return Search(
         typed(settings["key"], str, f"{key}.key"),
         tuple(typed(settings["values"], list, f"{key}.values")),
-        tuple(typed(settings.get("overrides", []), list[str], f"{key}.overrides")),
+        tuple(typed(_flat(settings.get("overrides", [])), list[str], f"{key}.overrides")),
         typed(settings.get("by", "overall"), str, f"{key}.by"),
     )
 
