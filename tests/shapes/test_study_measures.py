@@ -6,6 +6,7 @@ import pytest
 from blip3o_hf import packaged_model_path
 from blip3o_hf.shapes import EVALUATION_FAMILIES, render, sample_scene
 from blip3o_hf.shapes.benchmark import ASKED_KINDS, held_out_prompts, plans_of
+from blip3o_hf.shapes.study_benchmark import StudyBenchmark
 from blip3o_hf.shapes.study_measures import Answers, Distance, Diversity, Drawing
 
 FAST = {"num_inference_steps": 2, "plan": False}
@@ -78,6 +79,21 @@ def test_drawing_is_of_held_out_prompts_and_the_verifier_s(tmp_path):
     assert set(with_painter(Drawing({"per_family": 1}), grey)[0](tmp_path)["overall"]) == {0.0}
 
 
+def test_families_are_measured_together_where_a_study_names_them(tmp_path):
+    prompts = held_out_prompts(2, seed=1)
+    painted = of_scenes([prompt for prompt in prompts if prompt.family != "counting"])
+    counted = {prompt.text for prompt in prompts if prompt.family == "counting"}
+    groups = {"weak": ["counting", "position"]}
+    measure, _ = with_painter(
+        Drawing({"per_family": 2, "groups": groups}),
+        lambda text, generator: painted(text, generator) if text not in counted else grey(text, generator),
+    )
+    assert measure(tmp_path)["weak"] == [0.0, 0.0, 1.0, 1.0]
+    message = "Unknown family of the group `weak`: 'count'. Did you mean 'counting'"
+    with pytest.raises(ValueError, match=message):
+        Drawing({"groups": {"weak": ["count"]}})
+
+
 def test_a_model_that_cannot_plan_is_given_plans(tmp_path):
     prompts = held_out_prompts(1, seed=1)
     texts = plans_of(prompts, 1)
@@ -106,6 +122,16 @@ def test_true_pictures_are_near_to_true_ones_and_noise_is_far(tmp_path):
     (far,) = with_painter(Distance({"num_pictures": number}), noise)[0](tmp_path)["frechet"]
     assert len(painter.asked) == number
     assert 0 < near < far / 20
+
+
+def test_a_training_is_scored_by_plans_or_by_prompts():
+    prompts = held_out_prompts(2, seed=1)
+    for is_planned, texts in ((True, plans_of(prompts, 1)), (False, [prompt.text for prompt in prompts])):
+        painter = Painter(of_scenes(prompts, texts))
+        scores = StudyBenchmark({"per_family": 2, "from_plans": is_planned}).drawing(painter)
+        assert scores["overall"] == 1 and all(scores[family] == 1 for family in EVALUATION_FAMILIES)
+        assert [text for text, *_ in painter.asked] == texts and scores["frechet"] > 0
+    assert [text for text, *_ in painter.asked] != plans_of(prompts, 1)
 
 
 @pytest.mark.parametrize(

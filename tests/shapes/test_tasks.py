@@ -326,3 +326,33 @@ def test_all_but_captions_are_exact(tasks):
         task.record.prompt != scenes[index].caption for index, task in enumerate(drawn)
     ]
     assert {task.is_exact for task in drawn} == {True, False}
+
+
+def test_a_wrong_prompt_is_that_of_another_picture():
+    right, wrong = pictures(length=300, plan_rate=1.0), pictures(length=300, plan_rate=1.0, wrong_rate=0.3)
+    assert [plain(wrong[index].target) for index in range(40)] == [plain(right[index].target) for index in range(40)]
+    changed = [index for index in range(300) if wrong[index].prompt != right[index].prompt]
+    assert 60 < len(changed) < 120
+    prompts = {right[index].prompt for index in range(300)}
+    assert all(wrong[index].prompt in prompts for index in changed)
+
+
+def test_a_photograph_shows_the_same_scene_less_clearly():
+    clean = pictures(length=60, plan_rate=1.0)
+    seen = pictures(length=60, plan_rate=1.0, photograph_rate=1.0)
+    half = pictures(length=60, plan_rate=1.0, photograph_rate=0.5)
+    likeness = []
+    for index in range(60):
+        assert seen[index].prompt == clean[index].prompt and said(seen[index]) == said(seen[index])
+        first, second = (np.asarray(data[index].target, dtype=np.float64) for data in (clean, seen))
+        assert first.shape == second.shape and 2 < np.abs(first - second).mean() < 80
+        likeness.append(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+    assert min(likeness) > 0.4 and np.mean(likeness) > 0.85  # everything is where it was
+    assert 15 < sum(plain(half[index].target) == plain(clean[index].target) for index in range(60)) < 45
+    assert clean.identity != seen.identity
+
+
+@pytest.mark.parametrize("name", ["wrong_rate", "photograph_rate"])
+def test_a_rate_is_a_share(name):
+    with pytest.raises(ValueError, match=rf"`{name}` is a share in \[0, 1\] of the records\. Got 1\.5"):
+        pictures(**{name: 1.5})

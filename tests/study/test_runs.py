@@ -2,10 +2,12 @@
 
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tests.study.stand_ins import Killed, Result
 
 from blip3o_hf.cli import main
@@ -89,6 +91,43 @@ def test_a_failing_run_stops_the_study_which_goes_on_there(content, make_study, 
     assert names(runs) == ORDER and sum("--resume" in words for words in runs.given) == 1
     last = capsys.readouterr().out.splitlines()
     assert last[-1] == "runs/report.md" and last[-2].startswith("rates: ")
+
+
+def test_workers_train_at_once_what_does_not_wait_for_one_another(content, make_study, runs, monkeypatch, capsys):
+    make_study(content)
+    at_once, meet = set(), threading.Barrier(2, timeout=20)
+
+    def both(command):
+        folder = next(word for word in command if word.startswith("output_dir="))
+        name = Path(folder).name
+        if name in ("0", "1"):  # two trials of one search
+            at_once.add(name)
+            meet.wait()
+        return runs(command)
+
+    monkeypatch.setattr("blip3o_hf.training.chain.run_command", both)
+    assert main(["study", "study.yaml", "--workers", "2"]) == 0
+    assert at_once == {"0", "1"} and sorted(names(runs)) == sorted(ORDER)
+    order = names(runs)
+    assert order[0] == "eye" and all(order.index(f"plain-{seed}") < order.index(f"further-{seed}") for seed in (0, 7))
+    assert max(order.index(name) for name in ("0", "1", "2")) < order.index("plain-0")
+    threads = max(1, torch.get_num_threads() // 2)
+    assert all(words[words.index("--threads") + 1] == str(threads) for words in runs.given)
+    reported = capsys.readouterr().out.splitlines()[-2]
+    assert main(["study", "study.yaml"]) == 0 and sorted(names(runs)) == sorted(ORDER)
+    assert capsys.readouterr().out.splitlines()[-2] == reported
+
+
+def test_a_failure_starts_no_further_run_of_any_worker(content, make_study, runs):
+    runs.codes["0"] = 1
+    with pytest.raises(RunFailed, match="search/plain/0 ended with exit code 1"):
+        StudyRuns(make_study(content), workers=2).all()
+    assert set(names(runs)) <= {"eye", "1"}
+
+
+def test_workers_are_counted(content, make_study):
+    with pytest.raises(ValueError, match=r"`workers` must be a whole number of at least 1\. Got 0"):
+        StudyRuns(make_study(content), workers=0)
 
 
 def test_a_run_of_other_settings_is_not_taken(content, make_study, runs, capsys):

@@ -31,6 +31,16 @@ def test_a_study_is_read_as_it_stands(content, make_study):
     assert study.comparisons[0].paper == "section 0"
 
 
+def test_overrides_may_hold_lists_that_arms_share(content, make_study):
+    shared = ["training.weight_decay=0.5", ["training.warmup_steps=1"]]
+    content["arms"]["plain"]["overrides"] = [shared, "inputs.encoder={eye}"]
+    content["arms"]["plain"]["search"]["overrides"] = [shared]
+    study = make_study(content)
+    flat = ("training.weight_decay=0.5", "training.warmup_steps=1")
+    assert study.arm("plain").overrides == (*flat, "inputs.encoder={eye}")
+    assert study.arm("plain").search.overrides == flat
+
+
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [

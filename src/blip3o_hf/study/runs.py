@@ -82,13 +82,15 @@ class StudyRuns:
         Raises:
             RunFailed: when a run ends with an error.
         """
-        waiting = list(self._jobs())
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        if self.workers == 1:
-            for job in waiting:
-                job.do()
-            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads or threads)
+        try:
+            self._do(list(self._jobs()))
+        finally:
+            torch.set_num_threads(threads)
+
+    def _do(self, waiting: list[_Job]) -> None:
+        """All jobs, each when what it needs is done."""
         done: set[str] = set()
         working: dict[Future, str] = {}
         with ThreadPoolExecutor(self.workers) as pool:
