@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from tests.processes import ROOT
 
@@ -158,3 +159,12 @@ def test_a_finished_run_is_not_replaced(recipe, tmp_path, capsys):
     assert "A run must not replace a finished one." in capsys.readouterr().err
     assert (tmp_path / "run" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     assert main(["train", str(recipe), "--resume", "training.max_steps=2"]) == 0
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        assert main(["train", str(recipe), "training.max_steps=1"]) == 2
+    message = f"Another one is at work in {tmp_path / 'run'}. Wait for it, stop it, or choose another output_dir."
+    assert message in capsys.readouterr().err
+    assert main(["train", str(recipe), "training.max_steps=1"]) == 0

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..evaluation.sheets import curves
 from ..files import check_can_write, written_whole
@@ -12,6 +14,7 @@ from .chain import SUMMARY, Summary, summarize
 from .checkpoints import delete_incomplete, last_complete_checkpoint
 from .interrupts import InterruptCallback, TrainingInterrupted
 from .recipes import Recipe
+from .trainer import Blip3oTrainer
 
 HISTORY = "history.json"
 """What a run has logged, beside its result: a list of dictionaries with `step`, losses and scores."""
@@ -30,7 +33,8 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
         What the run took and reached; `None` in other processes than the first.
 
     Raises:
-        ValueError, FileNotFoundError: as [`Recipe.trainer`] does, and when there is no checkpoint to resume from.
+        ValueError, FileNotFoundError: as [`Recipe.trainer`] does, when there is no checkpoint to resume
+            from, and when another process trains in the same folder.
         OSError: when `output_dir` cannot be written.
         FileExistsError: when `output_dir` holds a finished run, and this one does not go on from it.
         TrainingInterrupted: after Ctrl-C, when a whole checkpoint was written; of one process alone.
@@ -42,6 +46,12 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
         check_not_finished(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = stage.trainer()
+    with _alone_in(folder) if trainer.is_world_process_zero() else contextlib.nullcontext():
+        return _run(trainer, folder, resume)
+
+
+def _run(trainer: Blip3oTrainer, folder: Path, resume: bool) -> Summary | None:
+    """The run of a trainer, which nobody else writes to the folder of meanwhile."""
     trainer.on_log_history(lambda history: curves(history, folder / "curves.png"))
     interrupts = InterruptCallback()
     trainer.add_callback(interrupts)
@@ -69,6 +79,23 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
     summary = summarize(trainer, spent, torch.get_num_threads())
     summary.write(folder)
     return summary
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        ValueError: when another process holds the folder, such as one that outlived a killed study.
+    """
+    try:
+        held = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"One process trains in a folder. Another one is at work in {folder}. Wait for it, stop it, or choose "
+            f"another output_dir."
+        ) from None
+    with held:
+        yield
 
 
 def check_not_finished(folder: Path) -> None:
