@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn, one half to learn from and one to judge by, for recipes/study/digits.yaml."""
+"""The handwritten digits of scikit-learn in two halves, to learn from and to judge by: recipes/study/digits.yaml."""
 
 import argparse
 from pathlib import Path

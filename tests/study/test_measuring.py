@@ -7,7 +7,7 @@ import pytest
 from tests.study.stand_ins import Result
 
 from blip3o_hf.study.measuring import MEASURED, measured
-from blip3o_hf.study.study_file import Measure
+from blip3o_hf.study.studies import Measure
 
 RESULT = "tests.study.stand_ins:Result"
 GIVEN = "tests.study.stand_ins:Given"

@@ -59,6 +59,13 @@ def test_a_trial_without_a_finite_score_loses(content, make_study, runs):
     assert "training.learning_rate=0.002" in overrides(runs, "plain-0")
 
 
+def test_a_search_may_look_for_the_lowest_score(content, make_study, runs):
+    content["arms"]["plain"]["search"]["direction"] = "lower"
+    runs.scores |= {"0": 0.2, "1": 0.1, "2": float("nan")}
+    StudyRuns(make_study(content)).all()
+    assert "training.learning_rate=0.003" in overrides(runs, "plain-0")
+
+
 def test_a_search_is_decided_by_a_score_that_its_runs_have(content, make_study, runs):
     content["arms"]["plain"]["search"]["by"] = "overal"
     message = r"A search is decided by a score of its runs\. .*plain/0 has no 'overal', but overall\. Correct"
@@ -144,6 +151,8 @@ def test_a_run_is_started_by_this_python(content, make_study, monkeypatch):
     with pytest.raises(RunFailed):
         StudyRuns(make_study(content)).all()
     assert seen[0][:4] == [sys.executable, "-m", "blip3o_hf.cli", "train"]
+    assert main(["study", "study.yaml", "--launcher", "torchrun --nproc_per_node 2"]) == 1
+    assert seen[1][:6] == ["torchrun", "--nproc_per_node", "2", "-m", "blip3o_hf.cli", "train"]
 
 
 def test_a_study_that_is_killed_at_any_moment_ends_as_if_nothing_had_happened(

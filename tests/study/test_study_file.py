@@ -31,6 +31,29 @@ def test_a_study_is_read_as_it_stands(content, make_study):
     assert study.comparisons[0].paper == "section 0"
 
 
+@pytest.mark.parametrize("name", ["smoke", "laptop", "digits", "paper"])
+def test_a_study_of_the_package_can_run(name):
+    study = load_study(f"study/{name}")
+    asked = {arm for comparison in study.comparisons for arm in (comparison.of, comparison.against)}
+    measured = {arm.name for measure in study.measures for arm in study.arms if measure.is_of(arm)}
+    assert asked and asked <= measured
+    searched = [arm for arm in study.arms if arm.search]
+    assert name == "smoke" or len(searched) == len(study.arms)
+    starts = {(arm.search.key, arm.search.values) for arm in searched if not any(n != "vae" for n in arm.needs)}
+    assert name == "smoke" or len(starts) <= 2  # one search for all that begin alike
+
+
+def test_examples_are_those_of_all_processes_where_the_recipe_says_so():
+    study = load_study("study/paper")
+    assert study.pictures("clip_flow") == 48_000 * 512
+
+
+def test_both_kinds_of_data_of_a_joint_recipe_have_the_seed():
+    study = load_study("study/paper")
+    data = study.load(study.arm("joint"), 43).data
+    assert (data["pictures"]["seed"], data["conversations"]["seed"]) == (1043, 1043) and "seed" not in data
+
+
 def test_overrides_may_hold_lists_that_arms_share(content, make_study):
     shared = ["training.weight_decay=0.5", ["training.warmup_steps=1"]]
     content["arms"]["plain"]["overrides"] = [shared, "inputs.encoder={eye}"]
@@ -60,6 +83,7 @@ def test_overrides_may_hold_lists_that_arms_share(content, make_study):
         ("arms", ["plain"], r"`arms` must be a mapping"),
         ("arms.plain", "decoder.yaml", r"`arms\.plain` must be a mapping"),
         ("arms.Plain-One", {"recipe": "decoder.yaml"}, r"small letters, digits and _\. Got 'Plain-One' in `arms`"),
+        ("arms.plain.search.direction", "up", "Unknown direction of `arms.plain.search`: 'up'"),
         ("arms.plain.recipe", None, r"`arms\.plain` must have the key 'recipe'\. Got overrides, search\. Add it\."),
         ("arms.plain.recip", "a", r"Unknown key 'recip' in `arms\.plain`\. Did you mean 'recipe'"),
         ("arms.plain.overrides", "a=b", r"`arms\.plain\.overrides` must be a list\. Got 'a=b'"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from blip3o_hf.study.study_file import Comparison
+from blip3o_hf.study.studies import Comparison
 from blip3o_hf.study.verdicts import REFUTED, SUPPORTED, UNDECIDED, decided
 
 

@@ -1,12 +1,14 @@
 """`blip3o-hf study`: train the arms of a study, measure them, and write what their comparison decides."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 EXAMPLES = """examples:
   blip3o-hf study recipes/study/smoke.yaml
   blip3o-hf study recipes/study/laptop.yaml --plan
-  blip3o-hf study recipes/study/laptop.yaml --report docs/study_results.md
+  blip3o-hf study recipes/study/laptop.yaml --workers 2 --report docs/study_laptop.md
+  blip3o-hf study recipes/study/paper.yaml --launcher "torchrun --nproc_per_node 8"
 
 A finished run is not run again, and an interrupted one goes on from its last checkpoint: after any interruption, give
 the same command again.
@@ -24,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each run (default: all, shared out)")
     parser.add_argument("--workers", type=int, default=1, help="how many runs at once (default: 1)")
+    parser.add_argument(
+        "--launcher",
+        default="",
+        metavar="WORDS",
+        help='what starts each run on several processes, such as "torchrun --nproc_per_node 8" (default: one process)',
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..study.report import write_report
 
     try:
-        StudyRuns(study, arguments.threads, lambda line: print(line, flush=True), arguments.workers).all()
+        StudyRuns(
+            study,
+            arguments.threads,
+            lambda line: print(line, flush=True),
+            arguments.workers,
+            shlex.split(arguments.launcher),
+        ).all()
     except RunFailed as failure:
         print(failure)
         return 1

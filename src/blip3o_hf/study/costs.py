@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..files import written_whole
 from ..training.recipes import load_recipe
-from .study_file import Arm, Study
+from .studies import Arm, Study
 
 
 def flops_per_step(study: Study, arm: Arm) -> float:

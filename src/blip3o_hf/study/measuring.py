@@ -10,11 +10,15 @@ import numpy as np
 
 from ..checks import find_class
 from ..files import written_whole
-from .study_file import Measure
+from .studies import Measure
 
 MEASURED = "measured.json"
 Values = Mapping[str, Sequence[float]]
 """By the name of the value: a number for each item, the same items for all runs; or one for the whole run."""
+
+
+class RunFailed(RuntimeError):
+    """A run, or what measures it, ended with an error; the study goes on from there when it is started again."""
 
 
 class RunMeasure:
@@ -73,4 +77,4 @@ def _checked(measure: Measure, values: Values) -> dict[str, list[float]]:
     return {name: numbers.astype(np.float64).tolist() for name, numbers in found.items()}
 
 
-__all__ = ["MEASURED", "RunMeasure", "Values", "measured"]
+__all__ = ["MEASURED", "RunFailed", "RunMeasure", "Values", "measured"]

@@ -17,7 +17,7 @@ from ..training.runs import HISTORY
 from .costs import flops_per_step
 from .measuring import measured
 from .runs import trials_of
-from .study_file import Comparison, Plot, Study
+from .studies import Comparison, Plot, Study
 from .verdicts import Verdict, decided
 
 

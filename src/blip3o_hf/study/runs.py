@@ -15,15 +15,11 @@ import torch
 from ..checks import check_sizes
 from ..files import written_whole
 from ..training.chain import Summary, train_alone
-from .measuring import measured
-from .study_file import Arm, Search, Study
+from .measuring import RunFailed, measured
+from .studies import Arm, Search, Study
 
 FOUND = "found.json"
 ASKED = "asked.sha256"
-
-
-class RunFailed(RuntimeError):
-    """A run ended with an error; the study goes on from there when it is started again."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +57,25 @@ class StudyRuns:
         threads: of the CPU, for each run and for what measures it; by default all, shared out among the workers.
         workers: how many runs at once, of those that do not wait for one another. The results do not depend on it.
         say: gets a line for each run that starts.
+        launcher: words that start each run on several processes, such as `torchrun --nproc_per_node 8`.
 
     Raises:
         ValueError: when `workers` is less than 1.
     """
 
     def __init__(
-        self, study: Study, threads: int | None = None, say: Callable[[str], object] = print, workers: int = 1
+        self,
+        study: Study,
+        threads: int | None = None,
+        say: Callable[[str], object] = print,
+        workers: int = 1,
+        launcher: Sequence[str] = (),
     ):
         check_sizes(workers=workers)
         if threads is None and workers > 1:
             threads = max(1, torch.get_num_threads() // workers)
         self.study, self.threads, self.say, self.workers = study, threads, say, workers
+        self.launcher = tuple(launcher)
 
     def all(self) -> None:
         """
@@ -158,7 +161,8 @@ class StudyRuns:
             Trial(value, _score(self._search_folder(arm) / str(index), search.by))
             for index, value in enumerate(search.values)
         ]
-        best = max(trials, key=lambda trial: trial.score if math.isfinite(trial.score) else -math.inf)
+        sign = 1 if search.direction == "higher" else -1
+        best = max(trials, key=lambda trial: sign * trial.score if math.isfinite(trial.score) else -math.inf)
         content = {"key": search.key, "best": best.value, "trials": [trial.__dict__ for trial in trials]}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
@@ -193,7 +197,7 @@ class StudyRuns:
         if Summary.read(folder) is not None:
             return
         self.say(f"{folder.relative_to(self.study.folder)}: {path}")
-        code = train_alone(path, overrides, folder, self.threads)
+        code = train_alone(path, overrides, folder, self.threads, self.launcher)
         if code:
             raise RunFailed(f"The run {folder} ended with exit code {code}. Give the same command again to go on.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluation.statistics import Change, paired_change
-from .study_file import Comparison
+from .studies import Comparison
 
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "not decided at this budget"
 # Quantiles of Student's t for 95 %, by the number of seeds less one.

@@ -189,7 +189,9 @@ def run_command(command: Sequence[str]) -> int:
                 continue
 
 
-def train_alone(recipe: Path, overrides: Sequence[str], folder: Path, threads: int | None = None) -> int:
+def train_alone(
+    recipe: Path, overrides: Sequence[str], folder: Path, threads: int | None = None, launcher: Sequence[str] = ()
+) -> int:
     """
     The exit code of `blip3o-hf train` in a process of its own, which goes on from a checkpoint where there is one.
 
@@ -198,8 +200,10 @@ def train_alone(recipe: Path, overrides: Sequence[str], folder: Path, threads: i
         overrides: of it.
         folder: its `output_dir`.
         threads: of the CPU; all by default.
+        launcher: words that start a module on several processes, such as `torchrun --nproc_per_node 8`; one process
+            by default.
     """
-    command = [sys.executable, "-m", "blip3o_hf.cli", "train", str(recipe), *overrides]
+    command = [*(launcher or [sys.executable]), "-m", "blip3o_hf.cli", "train", str(recipe), *overrides]
     if has_complete_checkpoint(folder / "checkpoints"):
         command.append("--resume")
     if threads is not None:
