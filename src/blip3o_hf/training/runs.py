@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -82,7 +82,7 @@ def _run(trainer: Blip3oTrainer, folder: Path, resume: bool) -> Summary | None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
+def _alone_in(folder: Path) -> Generator[None]:
     """
     Raises:
         ValueError: when another process holds the folder, such as one that outlived a killed study.
