@@ -53,7 +53,8 @@ class Recognizer:
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Pictures `[H, W, 3]` as rows `[N, size * size]` of grey values in [0, 1]."""
         small = [
-            Image.fromarray(image).convert("L").resize((self.size,) * 2, Image.Resampling.BOX) for image in images
+            Image.fromarray(image).convert("L").resize((self.size, self.size), Image.Resampling.BOX)
+            for image in images
         ]
         return np.stack([np.asarray(image, dtype=np.float64).ravel() / 255 for image in small])
 
