@@ -181,8 +181,6 @@ def test_cache_operations(model):
     both = model(hidden_states.repeat(2, 1, 1, 1), timestep.repeat(2), condition_cache=joined).sample
     assert_close(both[2:], model(**inputs).sample)
     assert_close(both[:2], model(hidden_states, timestep, encoder_hidden_states=torch.zeros(2, 5, 10)).sample)
-    for part in (joined.index(slice(2, 4)), joined.index(torch.tensor([2, 3]))):
-        assert torch.equal(part.keys[1], cond.keys[1])
     repeated = cond.repeat_interleave(3)
     assert torch.equal(repeated.pooled[3:], cond.pooled[1:].expand(3, -1))
     halved = cond.to(torch.bfloat16)
@@ -192,6 +190,53 @@ def test_cache_operations(model):
         model(hidden_states.repeat(2, 1, 1, 1), timestep.repeat(2), condition_cache=unprojected).sample[2:],
         model(**inputs).sample,
     )
+
+
+@pytest.mark.parametrize("num_key_value_heads", [2, 4])
+def test_a_condition_of_equal_tokens_is_a_constant(num_key_value_heads):
+    model = make_model(num_key_value_heads=num_key_value_heads)
+    inputs = make_inputs(batch=2)
+    null = model.precompute_condition(torch.zeros(1, 5, 10))
+    other = model.precompute_condition(inputs["encoder_hidden_states"])
+    hidden_states, timestep = inputs["hidden_states"].repeat(2, 1, 1, 1), inputs["timestep"].repeat(2)
+    constant = null.as_constant(4).repeat_interleave(2)
+    assert constant.batch_size == 2 and not constant.keys[0].numel()
+    joined = Blip3oConditionCache.cat([constant, other])
+    assert joined.batch_size == 4 and len(joined.keys[0]) == 2
+    expected = Blip3oConditionCache.cat([null.repeat_interleave(2), other])
+    assert_close(
+        model(hidden_states, timestep, condition_cache=joined).sample,
+        model(hidden_states, timestep, condition_cache=expected).sample,
+    )
+    with pytest.raises(ValueError, match=r"must be the first ones that are joined; received 1 of them"):
+        Blip3oConditionCache.cat([other, constant])
+
+
+def test_modulations_of_steps_are_those_of_each_step(model):
+    inputs = make_inputs()
+    cache = model.precompute_condition(inputs["encoder_hidden_states"])
+    steps = torch.tensor([1000.0, 600.5, 3.0])
+    modulations = model.precompute_modulations(steps, cache.pooled)
+    assert len(modulations) == 3
+    for step, modulation in zip(steps, modulations, strict=True):
+        given = model(inputs["hidden_states"], step, condition_cache=cache, modulation=modulation).sample
+        assert_close(given, model(inputs["hidden_states"], step, condition_cache=cache).sample)
+    message = "3 layers and 3 samples; received 3 layers and 1 samples"
+    with pytest.raises(ValueError, match=message):
+        few = model.precompute_modulations(steps, cache.pooled[:1])[0]
+        model(inputs["hidden_states"], steps[0], condition_cache=cache, modulation=few)
+
+
+def test_rotation_of_pairs_is_that_of_complex_numbers():
+    table = rotary_table(3, 5, 8)
+    states = torch.randn(2, 15, 4, 8, generator=torch.Generator().manual_seed(0))
+    cos, sin = table[:, None].unbind(-1)
+    first, second = states[..., ::2], states[..., 1::2]
+    rotated = apply_rotary(states, table)
+    assert_close(rotated[..., ::2], first * cos - second * sin)
+    assert_close(rotated[..., 1::2], first * sin + second * cos)
+    assert apply_rotary(states.bfloat16(), table).dtype == torch.bfloat16
+    assert_close(apply_rotary(states.double(), table).float(), rotated)
 
 
 def test_save_and_load(model, tmp_path):

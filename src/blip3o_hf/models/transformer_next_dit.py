@@ -26,7 +26,7 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from ..checks import check_sizes
-from .condition_cache import Blip3oConditionCache
+from .condition_cache import Blip3oConditionCache, Blip3oModulation
 from .feed_forward import feed_forward_dim
 from .plain_weights import PlainModelMixin
 
@@ -87,6 +87,10 @@ def apply_rotary(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
         hidden_states (`Tensor` of shape `[B, S, heads, head_dim]`): Queries or keys.
         rotary_emb (`Tensor` of shape `[S, head_dim / 2, 2]`): From [`rotary_table`].
     """
+    if hidden_states.device.type == "cpu" and not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(hidden_states.float().unflatten(-1, (-1, 2)))  # the same products, in one pass
+        rotated = torch.view_as_real(pairs * torch.view_as_complex(rotary_emb)[:, None])
+        return rotated.flatten(-2).type_as(hidden_states)
     cos, sin = rotary_emb[:, None].unbind(-1)
     first, second = hidden_states.float().unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -237,8 +241,14 @@ class Blip3oAdaptiveRMSNorm(nn.Module):
         self.linear = nn.Linear(embedding_dim, 4 * dim)
         self.norm = Blip3oRMSNorm(dim, eps=eps)
 
-    def forward(self, hidden_states: Tensor, temb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        modulation = self.linear(F.silu(temb))[:, None]
+    def modulation(self, temb: Tensor) -> Tensor:
+        """Scales and gates of the block, `[B, 1, 4 * D]`, of modulation vectors `[B, E]`."""
+        return self.linear(F.silu(temb))[:, None]
+
+    def forward(
+        self, hidden_states: Tensor, temb: Tensor, modulation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        modulation = self.modulation(temb) if modulation is None else modulation
         scale_msa, gate_msa, scale_mlp, gate_mlp = modulation.chunk(4, dim=-1)
         return self.norm(hidden_states) * (1 + scale_msa), gate_msa, scale_mlp, gate_mlp
 
@@ -252,8 +262,12 @@ class Blip3oAdaptiveOutput(nn.Module):
         self.linear_1 = nn.Linear(embedding_dim, dim)
         self.linear_2 = nn.Linear(dim, out_dim)
 
-    def forward(self, hidden_states: Tensor, temb: Tensor) -> Tensor:
-        scale = self.linear_1(F.silu(temb))[:, None]
+    def modulation(self, temb: Tensor) -> Tensor:
+        """The scale, `[B, 1, D]`, of modulation vectors `[B, E]`."""
+        return self.linear_1(F.silu(temb))[:, None]
+
+    def forward(self, hidden_states: Tensor, temb: Tensor, scale: Tensor | None = None) -> Tensor:
+        scale = self.modulation(temb) if scale is None else scale
         return self.linear_2(self.norm(hidden_states) * (1 + scale))
 
 
@@ -299,14 +313,20 @@ class Blip3oTransformerBlock(nn.Module):
         context: Tensor | None = None,
         key: Tensor | None = None,
         value: Tensor | None = None,
+        constant: Tensor | None = None,
+        modulation: Tensor | None = None,
     ) -> Tensor:
         if context is not None:
             key, value = self.project_condition(context)
-        normed, gate_msa, scale_mlp, gate_mlp = self.norm1(hidden_states, temb)
+        normed, gate_msa, scale_mlp, gate_mlp = self.norm1(hidden_states, temb, modulation)
 
         self_key, self_value = self.attn1.project_key_value(normed)
         self_attention = self.attn1(normed, apply_rotary(self_key, rotary_emb), self_value, rotary_emb)
-        cross_attention = self.attn2(normed, key, value, rotary_emb)
+        if constant is None:
+            cross_attention = self.attn2(normed, key, value, rotary_emb)
+        else:
+            others = self.attn2(normed[len(constant) :], key, value, rotary_emb)
+            cross_attention = torch.cat([constant.expand(-1, normed.shape[1], -1, -1), others])
         mixed = self_attention + self.gate.tanh()[:, None] * cross_attention
         attended = self.attn2.to_out[0](mixed.flatten(2))
         hidden_states = hidden_states + gate_msa.tanh() * self.norm2(attended)
@@ -439,6 +459,23 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         keys, values = zip(*(layer.project_condition(context) for layer in self.layers), strict=True)
         return Blip3oConditionCache(pooled=pooled, keys=keys, values=values)
 
+    def precompute_modulations(self, timesteps: Tensor, pooled: Tensor) -> list[Blip3oModulation]:
+        """
+        What noise levels do in the blocks, of several denoising steps in one product for each block.
+
+        Args:
+            timesteps (`Tensor` of shape `[T]`): 1000 * sigma of each step.
+            pooled (`Tensor` of shape `[B, E]`): Of the [`Blip3oConditionCache`].
+
+        Returns:
+            `list` of T [`Blip3oModulation`], for the argument `modulation` of the step's forward.
+        """
+        times = self.time_caption_embed.embed_time(timesteps.reshape(-1), pooled.dtype)
+        temb = (times[:, None] + pooled).flatten(0, 1)
+        blocks = [layer.norm1.modulation(temb).unflatten(0, (len(times), -1)) for layer in self.layers]
+        output = self.norm_out.modulation(temb).unflatten(0, (len(times), -1))
+        return [Blip3oModulation(tuple(block[step] for block in blocks), output[step]) for step in range(len(times))]
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
@@ -448,6 +485,7 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         condition_cache: Blip3oConditionCache | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        modulation: Blip3oModulation | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """
         Predict the velocity (noise minus features) at a noise level.
@@ -461,6 +499,7 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
                 Exactly one of the two must be given.
             attention_kwargs (`dict`, *optional*): Only `scale`, the weight of the active LoRA adapters.
             return_dict (`bool`): Whether to return an output object instead of a tuple.
+            modulation ([`Blip3oModulation`], *optional*): From [`precompute_modulations`], for this timestep.
 
         Returns:
             [`Transformer2DModelOutput`] whose `sample` is the velocity, `[B, in_channels, H, W]`.
@@ -497,22 +536,30 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
                 "model's own `precompute_condition`."
             )
 
+        if modulation is not None and (len(modulation.blocks), len(modulation.output)) != (len(self.layers), batch):
+            raise ValueError(
+                f"`modulation` must be of this transformer and batch, {len(self.layers)} layers and {batch} samples; "
+                f"received {len(modulation.blocks)} layers and {len(modulation.output)} samples. Call "
+                "`precompute_modulations` with the `pooled` of `condition_cache`."
+            )
         timestep = self._expand_timestep(timestep, batch, hidden_states.device)
-        temb = self.time_caption_embed.embed_time(timestep, hidden_states.dtype) + condition_cache.pooled
+        temb = condition_cache.pooled
+        if modulation is None:
+            temb = temb + self.time_caption_embed.embed_time(timestep, hidden_states.dtype)
         rotary_emb = rotary_table(height, width, self.head_dim, device=hidden_states.device)
         hidden_states = self.patch_embedder(hidden_states)
 
         for index, layer in enumerate(self.layers):
-            if condition_cache.context is not None:
-                condition = (condition_cache.context, None, None)
-            else:
-                condition = (None, condition_cache.keys[index], condition_cache.values[index])
+            condition = condition_cache.of_layer(index)
+            if modulation is not None:
+                condition = (*condition, modulation.blocks[index])
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(layer, hidden_states, temb, rotary_emb, *condition)
             else:
                 hidden_states = layer(hidden_states, temb, rotary_emb, *condition)
 
-        velocity = self._unpatchify(self.norm_out(hidden_states, temb), height, width)
+        scale = None if modulation is None else modulation.output
+        velocity = self._unpatchify(self.norm_out(hidden_states, temb, scale), height, width)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def _check_sample(self, hidden_states: Tensor) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from ..models.condition_cache import Blip3oConditionCache
+from ..models.condition_cache import Blip3oConditionCache, Blip3oModulation
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration, has_noise
 from .guidance import Denoiser, denoise_with_guidance
 from .sampling_arguments import SamplingSettings, as_number
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Base
 else:
     Base = object
+
+
+MODULATED_ROWS = 64
+"""Rows of a product of modulations: samples times steps."""
 
 
 class FeatureDenoiser(Denoiser):
@@ -48,6 +52,7 @@ class FeatureDenoiser(Denoiser):
         assert has_noise(objective)  # without, features are there in one pass
         self.objective = objective
         self.timesteps, self.sigmas = scheduler.timesteps, scheduler.sigmas.to(condition.device)
+        self._is_null_constant = null_condition is None
         self.null_condition = torch.zeros_like(condition[:1]) if null_condition is None else null_condition
         self.condition = condition
 
@@ -60,11 +65,23 @@ class FeatureDenoiser(Denoiser):
         return conditional_velocity, null_velocity
 
     def _velocity(self, latents: torch.Tensor, index: int, batch: str, condition: dict[str, Any]) -> torch.Tensor:
+        if "condition_cache" in condition:
+            condition = {**condition, "modulation": self._modulation(index, batch, condition["condition_cache"])}
         # Caches of block outputs (`pipe.transformer.enable_cache`) tell batches of two sizes apart.
         is_cached = self.transformer.is_cache_enabled
         with self.transformer.cache_context(batch) if is_cached else contextlib.nullcontext():
             prediction = self.transformer(latents, self.timesteps[index], **condition).sample
         return self.objective.predicted_velocity(prediction, latents, self.sigmas[index])
+
+    def _modulation(self, index: int, batch: str, cache: Blip3oConditionCache) -> Blip3oModulation:
+        """What the noise level of a step does, computed for some steps at once: a product of few rows is slow."""
+        known: dict[int, Blip3oModulation] = self.computed.get(f"{batch} modulations", {})
+        if index not in known:
+            end = index + max(1, MODULATED_ROWS // cache.batch_size)
+            steps = self.timesteps[index:end].to(cache.pooled.device)
+            known = dict(enumerate(self.transformer.precompute_modulations(steps, cache.pooled), start=index))
+            self.computed[f"{batch} modulations"] = known
+        return known[index]
 
     def _plain_arguments(self) -> dict[str, Any]:
         """What the transformer attends to in every step without guidance, as its arguments."""
@@ -83,7 +100,10 @@ class FeatureDenoiser(Denoiser):
                 null = self.null_condition.repeat_interleave(repeats, dim=0)
                 self.computed["guided"] = {"encoder_hidden_states": torch.cat([null, self.condition])}
             else:
-                null = self.transformer.precompute_condition(self.null_condition).repeat_interleave(repeats)
+                null = self.transformer.precompute_condition(self.null_condition)
+                if self._is_null_constant:
+                    null = null.as_constant(self.transformer.config.num_attention_heads)
+                null = null.repeat_interleave(repeats)
                 cache = self._plain_arguments()["condition_cache"]
                 self.computed["guided"] = {"condition_cache": Blip3oConditionCache.cat([null, cache])}
         return self.computed["guided"]
