@@ -348,6 +348,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         conversations: dict[str, torch.Tensor] | Sequence[dict[str, torch.Tensor]] | None = None,
         generator: list[torch.Generator] | None = None,
         output_query_logits: bool = False,
+        sigma_to: torch.Tensor | None = None,
         **backbone_inputs: Any,
     ) -> ModelOutput:
         """
@@ -367,6 +368,8 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
                 or several such, run one after another, so that short ones are not padded to the length of long ones.
             output_query_logits: also return what the backbone would say at the queries, for a loss of its own such as
                 [`~objectives.phrases.phrase_loss`]; with target features or without.
+            sigma_to (`[B]` in [0, 1], *optional*): of a model whose transformer is a flow map, the noise levels that
+                its prediction leads to.
             backbone_inputs: image inputs of the processor; without target features, all that the backbone's own
                 forward takes.
 
@@ -396,7 +399,9 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         if self.objective.has_noise:
             target = target.repeat_interleave(num_noise_draws, dim=0)
             condition = condition.repeat_interleave(num_noise_draws, dim=0)
-            loss, prediction = self._loss_with_noise(target, condition, noise, sigma, num_noise_draws, generator)
+            loss, prediction = self._loss_with_noise(
+                target, condition, noise, sigma, num_noise_draws, generator, sigma_to
+            )
         else:
             prediction = self.regress_features(condition)
             loss = self.objective.loss(prediction, target)
@@ -440,6 +445,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
         sigma: torch.Tensor | None,
         num_noise_draws: int,
         generator: list[torch.Generator] | None,
+        sigma_to: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and prediction at targets with noise; what is not given is drawn. Arguments as of `forward`."""
 
@@ -466,6 +472,7 @@ class Blip3oForConditionalGeneration(Blip3oConditionMixin, Blip3oPreTrainedModel
             hidden_states=objective.add_noise(target, noise, sigma).to(self.transformer.dtype),
             timestep=self.training_timestep(sigma),
             encoder_hidden_states=visible.to(self.transformer.dtype),
+            r_timestep=None if sigma_to is None else self.training_timestep(sigma_to),
         ).sample
         return self.objective.loss(prediction, target, noise, sigma), prediction
 

@@ -31,6 +31,8 @@ from .feed_forward import feed_forward_dim
 from .plain_weights import PlainModelMixin
 
 TIME_FREQUENCY_DIM = 256
+# Intervals are embedded by low frequencies: training a flow map differentiates by time, and high ones blow that up.
+INTERVAL_SCALE = 0.01
 ROPE_THETA = 10000.0
 # These three are fixed in the reference, whatever `norm_eps` (which is for the RMSNorms alone).
 QK_NORM_EPS = 1e-5
@@ -144,15 +146,27 @@ class Blip3oTimestepEmbedding(nn.Module):
 
 
 class Blip3oTimeConditionEmbedding(nn.Module):
-    """The two summands of the modulation vector: embedded timestep and pooled condition, each `[B, E]`."""
+    """
+    The two summands of the modulation vector: embedded timestep and pooled condition, each `[B, E]`. A flow map also
+    embeds the interval to the timestep that its step goes to; a new one adds nothing, so that it begins as the flow.
+    """
 
-    def __init__(self, dim: int, embedding_dim: int):
+    def __init__(self, dim: int, embedding_dim: int, is_flow_map: bool = False):
         super().__init__()
         self.timestep_embedder = Blip3oTimestepEmbedding(embedding_dim)
         self.caption_embedder = nn.Sequential(nn.LayerNorm(dim, eps=CAPTION_NORM_EPS), nn.Linear(dim, embedding_dim))
+        self.interval_embedder = None
+        if is_flow_map:
+            self.interval_embedder = Blip3oTimestepEmbedding(embedding_dim)
+            nn.init.zeros_(self.interval_embedder.linear_2.weight)
+            nn.init.zeros_(self.interval_embedder.linear_2.bias)
 
-    def embed_time(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.timestep_embedder(timestep_sinusoid(timestep).to(dtype))
+    def embed_time(self, timestep: Tensor, dtype: torch.dtype, r_timestep: Tensor | None = None) -> Tensor:
+        embedded = self.timestep_embedder(timestep_sinusoid(timestep).to(dtype))
+        if self.interval_embedder is None:
+            return embedded
+        interval = torch.zeros_like(timestep) if r_timestep is None else timestep - r_timestep
+        return embedded + self.interval_embedder(timestep_sinusoid(INTERVAL_SCALE * interval).to(dtype))
 
     def embed_condition(self, context: Tensor) -> Tensor:
         return self.caption_embedder(context.float().mean(dim=1).to(context.dtype))
@@ -353,6 +367,8 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         ffn_dim (`int`, *optional*): Feed-forward width, taken as it is instead of the rule above.
         norm_eps (`float`): Epsilon of the RMSNorms.
         gate_init (`float`): Initial cross-attention gate, before its tanh.
+        is_flow_map (`bool`): Whether it predicts the mean velocity between two noise levels, for models of few steps
+            (MeanFlow, arXiv 2505.13447), and so takes `r_timestep`.
 
     Raises:
         ValueError: If a size is no whole number of at least 1, the heads do not divide the width, or the key-value
@@ -387,6 +403,7 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         ffn_dim: int | None = None,
         norm_eps: float = 1e-5,
         gate_init: float = 0.0,
+        is_flow_map: bool = False,
     ):
         super().__init__()
         sizes = {"in_channels": in_channels, "sample_size": sample_size, "patch_size": patch_size, "dim": dim}
@@ -413,13 +430,33 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         self.head_dim = dim // num_attention_heads
         self.patch_embedder = Blip3oPatchEmbed(in_channels, dim, patch_size)
         self.caption_projection = Blip3oConditionProjection(condition_dim, dim)
-        self.time_caption_embed = Blip3oTimeConditionEmbedding(dim, embedding_dim)
+        self.time_caption_embed = Blip3oTimeConditionEmbedding(dim, embedding_dim, is_flow_map)
         self.layers = nn.ModuleList(
             Blip3oTransformerBlock(dim, embedding_dim, num_attention_heads, num_kv_heads, ffn_dim, norm_eps, gate_init)
             for _ in range(num_layers)
         )
         self.norm_out = Blip3oAdaptiveOutput(dim, embedding_dim, in_channels * patch_size**2)
         self.gradient_checkpointing = False
+
+    def as_flow_map(self) -> Blip3oTransformer2DModel:
+        """
+        A flow map with the same weights, which predicts the same until it is trained; a new module.
+
+        Raises:
+            ValueError: If this is a flow map already.
+        """
+        if self.config.is_flow_map:
+            raise ValueError(
+                "A flow map is made of a transformer that predicts velocities; received one with is_flow_map=True. "
+                "Start from the model that this one was made of."
+            )
+        settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        with torch.device(self.device):
+            flow_map = type(self)(**{**settings, "is_flow_map": True})
+        new = {name: tensor.to(self.dtype) for name, tensor in flow_map.state_dict().items()}
+        weights = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+        flow_map.load_state_dict({**new, **weights}, assign=True)
+        return flow_map
 
     def enable_cache(self, config) -> None:
         """
@@ -459,18 +496,21 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         keys, values = zip(*(layer.project_condition(context) for layer in self.layers), strict=True)
         return Blip3oConditionCache(pooled=pooled, keys=keys, values=values)
 
-    def precompute_modulations(self, timesteps: Tensor, pooled: Tensor) -> list[Blip3oModulation]:
+    def precompute_modulations(
+        self, timesteps: Tensor, pooled: Tensor, r_timesteps: Tensor | None = None
+    ) -> list[Blip3oModulation]:
         """
         What noise levels do in the blocks, of several denoising steps in one product for each block.
 
         Args:
             timesteps (`Tensor` of shape `[T]`): 1000 * sigma of each step.
             pooled (`Tensor` of shape `[B, E]`): Of the [`Blip3oConditionCache`].
+            r_timesteps (`Tensor` of shape `[T]`, *optional*): Of a flow map, where each step goes.
 
         Returns:
             `list` of T [`Blip3oModulation`], for the argument `modulation` of the step's forward.
         """
-        times = self.time_caption_embed.embed_time(timesteps.reshape(-1), pooled.dtype)
+        times = self.time_caption_embed.embed_time(timesteps.reshape(-1), pooled.dtype, r_timesteps)
         temb = (times[:, None] + pooled).flatten(0, 1)
         blocks = [layer.norm1.modulation(temb).unflatten(0, (len(times), -1)) for layer in self.layers]
         output = self.norm_out.modulation(temb).unflatten(0, (len(times), -1))
@@ -486,6 +526,7 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         modulation: Blip3oModulation | None = None,
+        r_timestep: Tensor | float | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """
         Predict the velocity (noise minus features) at a noise level.
@@ -500,6 +541,8 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
             attention_kwargs (`dict`, *optional*): Only `scale`, the weight of the active LoRA adapters.
             return_dict (`bool`): Whether to return an output object instead of a tuple.
             modulation ([`Blip3oModulation`], *optional*): From [`precompute_modulations`], for this timestep.
+            r_timestep (`Tensor` of shape `[B]`, or a scalar, *optional*): Of a flow map, the timestep that the step
+                goes to: the prediction is the mean velocity between both. By default the velocity at `timestep`.
 
         Returns:
             [`Transformer2DModelOutput`] whose `sample` is the velocity, `[B, in_channels, H, W]`.
@@ -536,6 +579,11 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
                 "model's own `precompute_condition`."
             )
 
+        if r_timestep is not None and not self.config.is_flow_map:
+            raise ValueError(
+                "`r_timestep` is for a flow map; received it for a transformer with is_flow_map=False. Leave it out, "
+                "or train a flow map first: docs/speed.md."
+            )
         if modulation is not None and (len(modulation.blocks), len(modulation.output)) != (len(self.layers), batch):
             raise ValueError(
                 f"`modulation` must be of this transformer and batch, {len(self.layers)} layers and {batch} samples; "
@@ -545,7 +593,8 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         timestep = self._expand_timestep(timestep, batch, hidden_states.device)
         temb = condition_cache.pooled
         if modulation is None:
-            temb = temb + self.time_caption_embed.embed_time(timestep, hidden_states.dtype)
+            to = None if r_timestep is None else self._expand_timestep(r_timestep, batch, hidden_states.device)
+            temb = temb + self.time_caption_embed.embed_time(timestep, hidden_states.dtype, to)
         rotary_emb = rotary_table(height, width, self.head_dim, device=hidden_states.device)
         hidden_states = self.patch_embedder(hidden_states)
 

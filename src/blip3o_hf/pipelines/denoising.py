@@ -52,6 +52,10 @@ class FeatureDenoiser(Denoiser):
         assert has_noise(objective)  # without, features are there in one pass
         self.objective = objective
         self.timesteps, self.sigmas = scheduler.timesteps, scheduler.sigmas.to(condition.device)
+        self.r_timesteps = None
+        if self.transformer.config.is_flow_map:
+            _check_follows_maps(scheduler)
+            self.r_timesteps = scheduler.config.num_train_timesteps * self.sigmas[1:]
         self._is_null_constant = null_condition is None
         self.null_condition = torch.zeros_like(condition[:1]) if null_condition is None else null_condition
         self.condition = condition
@@ -67,6 +71,8 @@ class FeatureDenoiser(Denoiser):
     def _velocity(self, latents: torch.Tensor, index: int, batch: str, condition: dict[str, Any]) -> torch.Tensor:
         if "condition_cache" in condition:
             condition = {**condition, "modulation": self._modulation(index, batch, condition["condition_cache"])}
+        elif self.r_timesteps is not None:
+            condition = {**condition, "r_timestep": self.r_timesteps[index]}
         # Caches of block outputs (`pipe.transformer.enable_cache`) tell batches of two sizes apart.
         is_cached = self.transformer.is_cache_enabled
         with self.transformer.cache_context(batch) if is_cached else contextlib.nullcontext():
@@ -79,7 +85,9 @@ class FeatureDenoiser(Denoiser):
         if index not in known:
             end = index + max(1, MODULATED_ROWS // cache.batch_size)
             steps = self.timesteps[index:end].to(cache.pooled.device)
-            known = dict(enumerate(self.transformer.precompute_modulations(steps, cache.pooled), start=index))
+            to = None if self.r_timesteps is None else self.r_timesteps[index:end].to(cache.pooled.device)
+            computed = self.transformer.precompute_modulations(steps, cache.pooled, to)
+            known = dict(enumerate(computed, start=index))
             self.computed[f"{batch} modulations"] = known
         return known[index]
 
@@ -112,6 +120,19 @@ class FeatureDenoiser(Denoiser):
     def _offloads_groups(self) -> bool:
         hooks = getattr(self.transformer, "_diffusers_hook", None)
         return hooks is not None and hooks.get_hook("group_offloading") is not None
+
+
+def _check_follows_maps(scheduler: SchedulerMixin) -> None:
+    """
+    Raises:
+        ValueError: when its steps are no Euler steps, which alone go where a flow map says.
+    """
+    solver = scheduler.config.get("solver", "euler")
+    if solver != "euler" or getattr(scheduler, "order", 1) != 1:
+        raise ValueError(
+            f"A flow map is sampled by Euler steps. Got {type(scheduler).__name__} with the solver {solver!r}. Set "
+            f"pipe.scheduler = Blip3oFlowScheduler.from_config(pipe.scheduler.config, solver='euler')."
+        )
 
 
 class Blip3oDenoisingMixin(Base):

@@ -33,6 +33,7 @@ STAGES = {
     "alignment": "blip3o_hf.shapes.stages.alignment:AlignmentStage",
     "generation": "blip3o_hf.training.stages.generation:GenerationStage",
     "joint": "blip3o_hf.training.stages.joint:JointStage",
+    "flow_map": "blip3o_hf.training.stages.flow_map:FlowMapStage",
     "nft": "blip3o_hf.preference.stages:NFTStage",
     "grpo": "blip3o_hf.preference.stages:GRPOStage",
     "dpo": "blip3o_hf.preference.stages:DPOStage",

@@ -4,6 +4,7 @@ from ...checks import find_class
 from .base import Task
 from .decoder import DecoderTask
 from .diffusion_decoder import DiffusionDecoderTask
+from .flow_map import FlowMapTask
 from .generation import GenerationTask
 from .joint import JointTask, PairedDataset
 from .understanding import UnderstandingTask
@@ -13,6 +14,7 @@ TASKS = {
     "joint": "blip3o_hf.training.tasks.joint:JointTask",
     "understanding": "blip3o_hf.training.tasks.understanding:UnderstandingTask",
     "decoder": "blip3o_hf.training.tasks.decoder:DecoderTask",
+    "flow_map": "blip3o_hf.training.tasks.flow_map:FlowMapTask",
 }
 """Tasks that a name is enough for; others are passed as objects."""
 
@@ -32,6 +34,7 @@ __all__ = [
     "TASKS",
     "DecoderTask",
     "DiffusionDecoderTask",
+    "FlowMapTask",
     "GenerationTask",
     "JointTask",
     "PairedDataset",
