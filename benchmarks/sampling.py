@@ -1,28 +1,39 @@
 """How fast a transformer draws features, by what is left to compute and by how it is computed. See README.md.
 
 `loop` compares the denoising loop with a plain one on the same random weights: the same pictures in less time.
+`presets` scores solvers, steps and guidance of a trained model: other pictures, in less time still.
 """
 # ruff: noqa: T201 - a script that reports on standard output
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.attention import LuminaFeedForward
 from tqdm import tqdm
 
-from blip3o_hf import Blip3oFlowScheduler
+from blip3o_hf import Blip3oFlowScheduler, Blip3oPipeline
+from blip3o_hf.assets import resolve_model
+from blip3o_hf.evaluation.statistics import Rate
+from blip3o_hf.files import written_whole
 from blip3o_hf.models import transformer_next_dit
 from blip3o_hf.models.condition_cache import Blip3oConditionCache
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
 from blip3o_hf.objectives.feature_flow import FeatureFlow
 from blip3o_hf.pipelines.denoising import FeatureDenoiser
+from blip3o_hf.shapes import Prompt, benchmark
+from blip3o_hf.shapes.study_measures import distance_to_true
+from blip3o_hf.shapes.verify import verify
 
 SIZES = {
     "middle": {"dim": 512, "num_layers": 12, "num_attention_heads": 8, "condition_dim": 512},
@@ -31,6 +42,8 @@ SIZES = {
 }
 GUIDANCE = 3.0
 BASES = ("diffusers", "plain")
+RESULTS = Path(__file__).parent / "results" / "sampling.json"
+SEED, BATCH = 1, 32
 
 
 class Model:
@@ -178,6 +191,103 @@ def compare_loops(arguments: argparse.Namespace) -> None:
         print(f"{name:9} {median(seconds[name]):7.3f} CPU s, {shares}, difference {difference}")
 
 
+@dataclass(frozen=True)
+class Preset:
+    """
+    How to sample.
+
+    Args:
+        solver: of the scheduler.
+        steps: how many.
+        guidance: scale; 1 halves the work of a step.
+        shift: of the noise levels.
+    """
+
+    solver: str
+    steps: int
+    guidance: float
+    shift: float
+
+    @property
+    def evaluations(self) -> int:
+        """Of the transformer, by rows: a guided step has two for each picture."""
+        return self.steps * (2 if self.guidance > 1 else 1)
+
+
+def presets_of(shift: float, is_flow_map: bool) -> list[Preset]:
+    """Those that are compared: a flow map has neither guidance nor another solver."""
+    if is_flow_map:
+        return [Preset("euler", steps, 1.0, shift) for steps in (1, 2, 4)]
+    return [
+        Preset(solver, steps, guidance, each)
+        for solver, each in (("euler", shift), ("adams_bashforth2", shift), ("euler", 1.0))
+        for steps in (1, 2, 4, 6, 10, 30)
+        for guidance in (1.0, 2.0)
+        if steps > 1 or (solver, each) == ("euler", shift)  # the first step of all solvers is Euler's from noise
+    ]
+
+
+def score_presets(arguments: argparse.Namespace) -> None:
+    """Score and time of each preset, from prompts and from the model's own plans of them."""
+    torch.set_num_threads(arguments.threads)
+    pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model))
+    pipe.set_progress_bar_config(disable=True)
+    prompts = benchmark.held_out_prompts(arguments.per_family, seed=SEED)
+    texts = {"prompts": [prompt.text for prompt in prompts], "plans": written_plans(pipe, prompts)}
+    transformer, rows = pipe.transformer, []
+    for kind, given in texts.items():
+        conditions = torch.cat([pipe.encode_prompt(given[at : at + BATCH]) for at in range(0, len(given), BATCH)])
+        for preset in tqdm(presets_of(pipe.scheduler.config.shift, transformer.config.is_flow_map), desc=kind):
+            pipe.scheduler = Blip3oFlowScheduler.from_config(
+                pipe.scheduler.config, solver=preset.solver, shift=preset.shift
+            )
+            start, images = time.process_time(), []
+            for at in range(0, len(prompts), BATCH):
+                condition = conditions[at : at + BATCH]
+                output = pipe(
+                    condition=condition,
+                    num_inference_steps=preset.steps,
+                    guidance_scale=preset.guidance,
+                    generator=seeded(at, len(condition)),
+                    num_attempts=1,
+                )
+                images += [np.asarray(image) for image in output.images]
+            seconds = (time.process_time() - start) / len(prompts)
+            passed = [verify(image, prompt).passed for image, prompt in zip(images, prompts, strict=True)]
+            rate = Rate(sum(passed), len(passed))
+            rows.append(
+                {
+                    "model": arguments.name,
+                    "from": kind,
+                    **asdict(preset),
+                    "evaluations": preset.evaluations,
+                    "score": rate.value,
+                    "interval": rate.interval,
+                    "frechet": distance_to_true(images, prompts),
+                    "cpu_ms": 1000 * seconds,
+                }
+            )
+            print(rows[-1])
+    known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    known.setdefault("presets", {})[arguments.name] = rows
+    with written_whole(arguments.output) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def seeded(at: int, number: int) -> list[torch.Generator]:
+    """Generators of so many pictures from that one on."""
+    return [torch.Generator().manual_seed(SEED + at + index) for index in range(number)]
+
+
+def written_plans(pipe: Blip3oPipeline, prompts: list[Prompt]) -> list[str]:
+    """What the model writes of prompts before it draws."""
+    plans: list[str] = []
+    for at in tqdm(range(0, len(prompts), BATCH), desc="plans", leave=False):
+        batch = [prompt.text for prompt in prompts[at : at + BATCH]]
+        plans += pipe.write_plans(batch, generators=seeded(at, len(batch)))
+    return plans
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -189,6 +299,13 @@ def main() -> None:
     loop.add_argument("--threads", type=int, default=1)
     loop.add_argument("--compile", action="store_true", help="also with compiled blocks")
     loop.set_defaults(run=compare_loops)
+    presets = commands.add_parser("presets", help="score and time of solvers, steps and guidance of a model")
+    presets.add_argument("--model", default="blip3o-tiny")
+    presets.add_argument("--name", default="blip3o-tiny", help="in the results")
+    presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
+    presets.add_argument("--threads", type=int, default=1)
+    presets.add_argument("--output", type=Path, default=RESULTS)
+    presets.set_defaults(run=score_presets)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

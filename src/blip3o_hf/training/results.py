@@ -60,6 +60,9 @@ def assemble_pipeline(
         assert isinstance(base_model, Blip3oForConditionalGeneration)  # what adapters are on is one, too
         model = base_model
     parts: dict[str, Any] = {"model": model, "processor": processor, **(settings or {})}
+    is_flow_map = bool((model.config.transformer_config or {}).get("is_flow_map"))
+    if is_flow_map:
+        parts.setdefault("default_guidance_scale", 1.0)  # it learned what guidance does
     if isinstance(decoder, nn.Module):
         parts["decoder"] = decoder
     elif decoder is not None:
@@ -69,6 +72,8 @@ def assemble_pipeline(
     else:
         scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
         pipe = Blip3oPipeline(scheduler=scheduler, **parts)
+    if is_flow_map and pipe.scheduler.config.get("solver", "euler") != "euler":
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver="euler")
     if isinstance(model, FSDPModule):  # FSDP2 gives every model a class of its own, which no other program knows
         pipe.register_to_config(model=(pipe.library, Blip3oForConditionalGeneration.__name__))
     return pipe

@@ -26,6 +26,3 @@ class FlowMapStage(GenerationStage):
 
     def target_encoder(self):
         return super().target_encoder() if self.task().needs_encoder(self.arguments) else self.folders.get("encoder")
-
-    def pipeline_settings(self):
-        return {"default_guidance_scale": 1.0, **super().pipeline_settings()}

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...checks import check_name, check_sizes, is_finite_number
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
+from ...models.transformer_next_dit import Blip3oTransformer2DModel
 from ...objectives.noise_levels import sigma_from_uniform
 from ...pipelines.denoising import FeatureDenoiser
 from ...schedulers.scheduling_feature_flow import Blip3oFlowScheduler
@@ -48,7 +49,8 @@ class FlowMapTask(GenerationTask):
 
     name = "flow_map"
     default_parts = ("transformer",)
-    teacher: nn.Module
+    makes_flow_maps = True
+    teacher: Blip3oTransformer2DModel
 
     def __init__(
         self, targets: str = "trajectory", teacher_steps: int = 12, teacher_guidance_scale: float = 2.0
@@ -61,12 +63,9 @@ class FlowMapTask(GenerationTask):
             )
         self.targets, self.teacher_steps = targets, teacher_steps
         self.teacher_guidance_scale = teacher_guidance_scale
-
-    @property
-    def details(self) -> str:  # ty: ignore[invalid-attribute-override]
-        return (
-            f"The flow it was made of was followed in {self.teacher_steps} steps with guidance "
-            f"{self.teacher_guidance_scale:g} (`{self.targets}`)."
+        self.details = (
+            f"The flow it was made of was followed in {teacher_steps} steps with guidance {teacher_guidance_scale:g} "
+            f"(`{targets}`)."
         )
 
     def needs_encoder(self, arguments):
@@ -209,7 +208,7 @@ class FlowMapTask(GenerationTask):
             return transformer(noisy, self.model.training_timestep(sigma), condition, r_timestep=to).sample
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
-            _, growth = torch.func.jvp(predicted, (noisy, sigma), (velocity, torch.ones_like(sigma)))
+            growth = torch.func.jvp(predicted, (noisy, sigma), (velocity, torch.ones_like(sigma)))[1]
         lengths = (sigma - sigma_to) * growth.flatten(1).norm(dim=1)
         shrink = (velocity.flatten(1).norm(dim=1) / lengths.clamp(min=1e-12)).clamp(max=1.0)
         return growth * shrink.view(-1, 1, 1, 1)

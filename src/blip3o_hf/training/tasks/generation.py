@@ -41,6 +41,8 @@ class GenerationTask(Task):
     name = "generation"
     draws = True
     default_parts: tuple[str, ...] = ("queries", "transformer")
+    makes_flow_maps = False
+    """Whether what it trains goes from one noise level to another at once."""
     cached: CachedInputs
 
     def load(self, name, arguments):
@@ -99,6 +101,11 @@ class GenerationTask(Task):
             raise ValueError(
                 f"The processor must be that of the model. The tokenizer's largest id is {largest}, and the model has "
                 f"{size} embeddings. Load both from one folder."
+            )
+        if (model.config.transformer_config or {}).get("is_flow_map") and not self.makes_flow_maps:
+            raise ValueError(
+                "A flow map cannot learn what a flow learns: it would forget its steps. Got a model of few steps. "
+                "Train the model that it was made of, and make the map anew: docs/speed.md."
             )
         if self.arguments.caption_weight and "backbone" not in self.parts(self.arguments):
             raise ValueError(
