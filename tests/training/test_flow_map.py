@@ -276,7 +276,13 @@ def test_a_map_does_not_learn_what_a_flow_learns(start, make_processor, make_dec
 
 
 def test_the_recipe_needs_no_encoder_and_makes_a_map_of_the_packaged_model(tmp_path):
-    overrides = [f"output_dir={tmp_path / 'run'}", "data.length=8", "training.max_steps=1", "training.warmup_steps=0"]
+    overrides = [
+        "inputs.model=blip3o-tiny",
+        f"output_dir={tmp_path / 'run'}",
+        "data.length=8",
+        "training.max_steps=1",
+        "training.warmup_steps=0",
+    ]
     overrides += ["training.evaluation_steps=0", "training.per_device_train_batch_size=2", "training.noise_draws=2"]
     overrides += ["model.teacher_steps=2", "evaluation={benchmark: null, num_inference_steps: 4}"]
     recipe = load_recipe("tiny/flow_map", overrides)
