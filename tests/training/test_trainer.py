@@ -36,6 +36,7 @@ from blip3o_hf.training.tasks import GenerationTask
 from blip3o_hf.training.tasks.decoder import recolor
 from blip3o_hf.training.trainer import seeded_generator, trainable_summary
 
+OTHERS = ("vae", "diffusion_decoder", "few_step_decoder", "flow_map", "nft", "grpo", "dpo")
 NAMES = ("encoder", "decoder", "understanding", "alignment", "generation", "joint")
 INPUTS = {
     **dict.fromkeys(("decoder", "understanding"), ("encoder",)),
@@ -923,7 +924,8 @@ def test_settings_that_a_trained_model_does_not_take_are_refused(model, message,
 def test_an_unknown_stage_names_the_nearest_one():
     message = (
         "Unknown key 'decodr' in key 'stage' of r.yaml. Did you mean 'decoder'? Available: alignment, decoder, "
-        "diffusion_decoder, dpo, encoder, generation, grpo, joint, nft, understanding, vae."
+        "diffusion_decoder, dpo, encoder, few_step_decoder, flow_map, generation, grpo, joint, nft, understanding, "
+        "vae."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         Recipe(stage="decodr", output_dir="x", source="r.yaml").open_stage()
@@ -940,5 +942,5 @@ def test_an_input_folder_that_does_not_exist_is_named(tmp_path):
 
 
 def test_every_stage_is_known_by_its_name():
-    assert set(STAGES) == {*NAMES, "vae", "diffusion_decoder", "nft", "grpo", "dpo"}
+    assert set(STAGES) == {*NAMES, *OTHERS}
     assert all(find_class(name, STAGES, "a test").name == name for name in STAGES)

@@ -30,6 +30,7 @@ STAGES = {
     "decoder": "blip3o_hf.training.stages.decoder:DecoderStage",
     "diffusion_decoder": "blip3o_hf.training.stages.diffusion_decoder:DiffusionDecoderStage",
     "understanding": "blip3o_hf.training.stages.understanding:UnderstandingStage",
+    "few_step_decoder": "blip3o_hf.training.stages.few_step_decoder:FewStepDecoderStage",
     "alignment": "blip3o_hf.shapes.stages.alignment:AlignmentStage",
     "generation": "blip3o_hf.training.stages.generation:GenerationStage",
     "joint": "blip3o_hf.training.stages.joint:JointStage",

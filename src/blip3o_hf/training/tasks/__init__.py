@@ -4,6 +4,7 @@ from ...checks import find_class
 from .base import Task
 from .decoder import DecoderTask
 from .diffusion_decoder import DiffusionDecoderTask
+from .few_step_decoder import FewStepDecoderTask
 from .flow_map import FlowMapTask
 from .generation import GenerationTask
 from .joint import JointTask, PairedDataset
@@ -34,6 +35,7 @@ __all__ = [
     "TASKS",
     "DecoderTask",
     "DiffusionDecoderTask",
+    "FewStepDecoderTask",
     "FlowMapTask",
     "GenerationTask",
     "JointTask",
