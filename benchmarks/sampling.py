@@ -1,11 +1,13 @@
 """How fast a transformer draws features, by what is left to compute and by how it is computed. See README.md.
 
 `loop` compares the denoising loop with a plain one on the same random weights: the same pictures in less time.
-`presets` scores solvers, steps and guidance of a trained model: other pictures, in less time still.
+`growth` tells what batches, tokens and half precision do to its time. `presets` scores solvers, steps and guidance of
+a trained model: other pictures, in less time still. `report` prints the tables of all that was measured, and draws.
 """
 # ruff: noqa: T201 - a script that reports on standard output
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from blip3o_hf import Blip3oFlowScheduler, Blip3oPipeline
 from blip3o_hf.assets import resolve_model
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.files import written_whole
+from blip3o_hf.hub.provenance import now, versions
 from blip3o_hf.models import transformer_next_dit
 from blip3o_hf.models.condition_cache import Blip3oConditionCache
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
@@ -43,6 +46,7 @@ SIZES = {
 GUIDANCE = 3.0
 BASES = ("diffusers", "plain")
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
+PLOT = Path(__file__).parents[1] / "docs" / "speed.png"
 SEED, BATCH = 1, 32
 
 
@@ -176,19 +180,75 @@ def compare_loops(arguments: argparse.Namespace) -> None:
         compiled.compile_repeated_blocks(fullgraph=True)
         ways["compiled"] = lambda: features(FeatureDenoiser, compiled, condition, arguments.steps)
     seconds = interleaved(ways, arguments.repeats)
-    before = plain()
+    before, rows = plain(), []
     print(
         f"{arguments.size}, batch {arguments.batch_size}, {arguments.steps} guided steps, {arguments.threads} threads"
     )
     for name, way in ways.items():
-        ratios = [
-            median(own / other for own, other in zip(seconds[name], seconds[base], strict=True)) for base in BASES
-        ]
-        difference = (
-            "other weights" if name == "diffusers" else f"{float((way() - before).norm() / before.norm()):.1e}"
+        ratios = {base: ratio(seconds[name], seconds[base]) for base in BASES}
+        difference = None if name == "diffusers" else float((way() - before).norm() / before.norm())
+        rows.append({"way": name, "cpu_s": median(seconds[name]), "ratios": ratios, "difference": difference})
+        print(rows[-1])
+    settings = {"size": arguments.size, "batch": arguments.batch_size, "steps": arguments.steps}
+    keep(arguments, "loop", {**settings, "threads": arguments.threads, "repeats": arguments.repeats, "rows": rows})
+
+
+def ratio(own: list[float], others: list[float]) -> float:
+    """The median of ratios of runs that followed one another."""
+    return median(one / other for one, other in zip(own, others, strict=True))
+
+
+def keep(arguments: argparse.Namespace, key: str, value: Any) -> None:
+    """Write what was measured into the results, beside the rest."""
+    known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    known[key] = {"date": now(), "versions": versions(), "value": value}
+    with written_whole(arguments.output) as temporary:
+        temporary.write_text(json.dumps(known, indent=1) + "\n")
+
+
+@torch.no_grad()
+def measure_growth(arguments: argparse.Namespace) -> None:
+    """CPU time of a guided evaluation by batch, by tokens and by precision, against one picture in float32."""
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    transformer = Blip3oTransformer2DModel(**SIZES[arguments.size], gate_init=0.5).eval()
+    half = copy.deepcopy(transformer)
+    for parameter in half.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+    def evaluation(model: Blip3oTransformer2DModel, number: int, side: int, autocast: bool = False) -> Callable:
+        dtype = next(model.parameters()).dtype
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(2 * number, model.config.in_channels, side, side, generator=generator).to(dtype)
+        condition = torch.randn(2 * number, 64, model.config.condition_dim, generator=generator).to(dtype)
+        cache = model.precompute_condition(condition)
+
+        def run() -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return model(states, 500.0, condition_cache=cache).sample.float()
+
+        return run
+
+    ways = {f"batch {number}": evaluation(transformer, number, 8) for number in (1, 4, 16)}
+    ways |= {f"{side * side} tokens": evaluation(transformer, 1, side) for side in (4, 12, 16)}
+    ways["bfloat16 autocast"] = evaluation(transformer, 1, 8, autocast=True)
+    ways["bfloat16 weights"] = evaluation(half, 1, 8)
+    seconds = interleaved(ways, arguments.repeats)
+    base, rows = "batch 1", []
+    exact = ways[base]()
+    for name, way in ways.items():
+        result = way()
+        difference = float((result - exact).norm() / exact.norm()) if result.shape == exact.shape else None
+        rows.append(
+            {
+                "way": name,
+                "cpu_s": median(seconds[name]),
+                "ratio": ratio(seconds[name], seconds[base]),
+                "difference": difference,
+            }
         )
-        shares = f"{ratios[0]:.3f} of diffusers, {ratios[1]:.3f} of plain"
-        print(f"{name:9} {median(seconds[name]):7.3f} CPU s, {shares}, difference {difference}")
+        print(rows[-1])
+    keep(arguments, "growth", {"size": arguments.size, "threads": arguments.threads, "rows": rows})
 
 
 @dataclass(frozen=True)
@@ -257,7 +317,6 @@ def score_presets(arguments: argparse.Namespace) -> None:
             rate = Rate(sum(passed), len(passed))
             rows.append(
                 {
-                    "model": arguments.name,
                     "from": kind,
                     **asdict(preset),
                     "evaluations": preset.evaluations,
@@ -268,10 +327,8 @@ def score_presets(arguments: argparse.Namespace) -> None:
                 }
             )
             print(rows[-1])
-    known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    known.setdefault("presets", {})[arguments.name] = rows
-    with written_whole(arguments.output) as temporary:
-        temporary.write_text(json.dumps(known, indent=1) + "\n")
+    settings = {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "model": arguments.name}
+    keep(arguments, f"presets {arguments.name}", {**settings, "rows": rows})
 
 
 def seeded(at: int, number: int) -> list[torch.Generator]:
@@ -288,6 +345,60 @@ def written_plans(pipe: Blip3oPipeline, prompts: list[Prompt]) -> list[str]:
     return plans
 
 
+def write_report(arguments: argparse.Namespace) -> None:
+    """Print the tables, and plot score against time."""
+    results = {name: kept["value"] for name, kept in json.loads(arguments.output.read_text()).items()}
+    if "loop" in results:
+        print("| loop | CPU s | of diffusers' | of the plain one | difference |\n| --- | --: | --: | --: | --: |")
+        for row in results["loop"]["rows"]:
+            difference = "other weights" if row["difference"] is None else f"{row['difference']:.0e}"
+            shares = " | ".join(f"{row['ratios'][base]:.2f}" for base in BASES)
+            print(f"| {row['way']} | {row['cpu_s']:.2f} | {shares} | {difference} |")
+    if "growth" in results:
+        print("\n| evaluation | CPU ms | of one picture in float32 | difference |\n| --- | --: | --: | --: |")
+        for row in results["growth"]["rows"]:
+            difference = "" if row["difference"] is None else f"{row['difference']:.0e}"
+            print(f"| {row['way']} | {1000 * row['cpu_s']:.0f} | {row['ratio']:.2f} | {difference} |")
+    models = {name.removeprefix("presets "): value for name, value in results.items() if name.startswith("presets ")}
+    for name, value in models.items():
+        print(f"\n{name}, {value['prompts']} held-out prompts, one picture each\n")
+        print("| from | solver | shift | steps | guidance | score | distance | CPU ms |")
+        print("| --- | --- | --: | --: | --: | --: | --: | --: |")
+        for row in value["rows"]:
+            low, high = row["interval"]
+            print(
+                f"| {row['from']} | {row['solver']} | {row['shift']:g} | {row['steps']} | {row['guidance']:g} | "
+                f"{row['score']:.3f} [{low:.3f}, {high:.3f}] | {row['frechet']:.3f} | {row['cpu_ms']:.1f} |"
+            )
+    if models:
+        plot_presets(models, arguments.plot)
+        print(f"\n{arguments.plot}")
+
+
+def plot_presets(models: dict[str, Any], path: Path) -> None:
+    """Score against time of each preset, a panel for prompts and one for plans."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for panel, kind in zip(panels, ("prompts", "plans"), strict=True):
+        for name, value in models.items():
+            rows = [row for row in value["rows"] if row["from"] == kind]
+            for guidance in sorted({row["guidance"] for row in rows}):
+                chosen = [row for row in rows if row["guidance"] == guidance]
+                points = [(row["cpu_ms"], row["score"]) for row in chosen]
+                panel.scatter(*zip(*points, strict=True), label=f"{name}, guidance {guidance:g}", s=22)
+                for row in chosen:
+                    if row["solver"] == "euler" and row["shift"] > 1:
+                        panel.annotate(str(row["steps"]), (row["cpu_ms"], row["score"]), fontsize=7)
+        panel.set(title=f"from {kind}", xlabel="CPU ms a picture, one thread", xscale="log")
+    panels[0].set_ylabel("score")
+    panels[1].legend(fontsize=8)
+    figure.tight_layout()
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -299,13 +410,22 @@ def main() -> None:
     loop.add_argument("--threads", type=int, default=1)
     loop.add_argument("--compile", action="store_true", help="also with compiled blocks")
     loop.set_defaults(run=compare_loops)
+    growth = commands.add_parser("growth", help="batches, tokens and half precision")
+    growth.add_argument("--size", choices=SIZES, default="middle")
+    growth.add_argument("--repeats", type=int, default=7)
+    growth.add_argument("--threads", type=int, default=1)
+    growth.set_defaults(run=measure_growth)
     presets = commands.add_parser("presets", help="score and time of solvers, steps and guidance of a model")
     presets.add_argument("--model", default="blip3o-tiny")
     presets.add_argument("--name", default="blip3o-tiny", help="in the results")
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
-    presets.add_argument("--output", type=Path, default=RESULTS)
     presets.set_defaults(run=score_presets)
+    report = commands.add_parser("report", help="tables of all that was measured, and the plot")
+    report.add_argument("--plot", type=Path, default=PLOT)
+    report.set_defaults(run=write_report)
+    for each in (loop, growth, presets, report):
+        each.add_argument("--output", type=Path, default=RESULTS, help="the results")
     arguments = parser.parse_args()
     arguments.run(arguments)
 

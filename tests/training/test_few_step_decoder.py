@@ -14,6 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oTrainer, Blip3oTrainingArguments
 from blip3o_hf.pipelines.pipeline_blip3o_decoder import PixelDenoiser
 from blip3o_hf.training.recipes import Recipe
+from blip3o_hf.training.results import assemble_pipeline
 from blip3o_hf.training.stages.diffusion_decoder import SCHEDULE
 from blip3o_hf.training.tasks import FewStepDecoderTask
 
@@ -148,6 +149,25 @@ def test_what_is_left_is_sampled_by_the_scheduler_of_few_steps(start, tmp_path):
     images = decoder(features, generator=torch.Generator().manual_seed(0), **draw).images
     assert calls == [2] * 4 and images.shape == (2, 32, 32, 3) and np.isfinite(images).all()
     assert isinstance(trainer.task.scheduler, EulerDiscreteScheduler)  # that of the diffusion, to go on with
+
+
+def test_a_whole_pipeline_with_it_draws_in_four_steps_without_guidance(start, tmp_path, make_model, make_processor):
+    trainer = start()
+    trainer.save_model(str(tmp_path / "decoder"))
+    pipe = assemble_pipeline(make_model(feature_size=8), make_processor(), str(tmp_path / "decoder"))
+    assert (pipe.config.default_decoder_num_inference_steps, pipe.config.default_decoder_guidance_scale) == (4, 1.0)
+    pipe.set_progress_bar_config(disable=True)
+    calls = []
+    pipe.unet.register_forward_hook(lambda *args: calls.append(len(args[2].sample)))
+    assert pipe("a red circle", num_inference_steps=2).images[0].size == (32, 32)
+    assert calls == [1] * 4
+    plain = assemble_pipeline(
+        make_model(feature_size=8),
+        make_processor(),
+        str(tmp_path / "decoder"),
+        {"default_decoder_num_inference_steps": 2},
+    )
+    assert plain.config.default_decoder_num_inference_steps == 2
 
 
 def test_adapters_train_alone_and_are_merged_into_what_is_left(start, parts, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, LCMScheduler
 from peft import PeftModel
 from PIL import Image
 from torch import nn
@@ -36,6 +36,8 @@ _SAMPLES = re.compile(r"samples-(\d+)\.png")
 TARGET_ENCODER = "target_encoder"
 DRAWN_AT_ONCE = {"default_plan": False, "default_num_attempts": 1, "plan_top_p": None}
 """Of the pipeline of a model that learned other data: its backbone cannot plan these pictures, nor check them."""
+FEW_STEPS = {"default_decoder_num_inference_steps": 4, "default_decoder_guidance_scale": 1.0}
+"""Of a diffusion decoder that learned to draw in a few steps."""
 
 
 def assemble_pipeline(
@@ -66,7 +68,7 @@ def assemble_pipeline(
     if isinstance(decoder, nn.Module):
         parts["decoder"] = decoder
     elif decoder is not None:
-        parts |= _decoder_parts(os.fspath(expanded(decoder)), dtype)
+        parts = {**_decoder_parts(os.fspath(expanded(decoder)), dtype), **parts}
     if model.name_or_path and has_pipeline(model.name_or_path):
         pipe = Blip3oPipeline.from_pretrained(model.name_or_path, **parts)
     else:
@@ -79,14 +81,18 @@ def assemble_pipeline(
     return pipe
 
 
-def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The parts of a pipeline that a decoder gives: by diffusion (also of a published BLIP3-o), a VAE or patches."""
+def _decoder_parts(folder: str, dtype: torch.dtype) -> dict[str, Any]:
+    """
+    The parts of a pipeline that a decoder gives: by diffusion (also of a published BLIP3-o), a VAE or patches; and how
+    one of few steps is sampled.
+    """
     if has_pipeline(folder) and os.path.isdir(os.path.join(folder, "decoder")):
         folder = os.path.join(folder, "decoder")
     for subfolder in (PUBLISHED_DECODER, None):
         if has_decoder(folder, **({"subfolder": subfolder} if subfolder else {})):
             decoder = Blip3oDecoderPipeline.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype)
-            return {"unet": decoder.unet, "vae": decoder.vae, "decoder_scheduler": decoder.scheduler}
+            parts = {"unet": decoder.unet, "vae": decoder.vae, "decoder_scheduler": decoder.scheduler}
+            return {**parts, **(FEW_STEPS if isinstance(decoder.scheduler, LCMScheduler) else {})}
     is_vae = Blip3oPatchDecoder.load_config(folder)["_class_name"] == AutoencoderKL.__name__
     return {"decoder": (AutoencoderKL if is_vae else Blip3oPatchDecoder).from_pretrained(folder).eval()}
 
