@@ -1,8 +1,9 @@
 """How fast a transformer draws features, by what is left to compute and by how it is computed. See README.md.
 
 `loop` compares the denoising loop with a plain one on the same random weights: the same pictures in less time.
-`growth` tells what batches, tokens and half precision do to its time. `presets` scores solvers, steps and guidance of
-a trained model: other pictures, in less time still. `report` prints the tables of all that was measured, and draws.
+`device` measures the same loop on an accelerator: eager, compiled, with CUDA graphs, in few steps. `growth` tells what
+batches, tokens and half precision do to its time. `presets` scores solvers, steps and guidance of a trained model: other
+pictures, in less time still. `report` prints the tables of all that was measured, and draws.
 """
 # ruff: noqa: T201 - a script that reports on standard output
 
@@ -90,17 +91,25 @@ def plain_rotation() -> Iterator[None]:
 
 @torch.no_grad()
 def features(
-    kind: type[FeatureDenoiser], transformer: Blip3oTransformer2DModel, condition: torch.Tensor, steps: int
+    kind: type[FeatureDenoiser],
+    transformer: Blip3oTransformer2DModel,
+    condition: torch.Tensor,
+    steps: int,
+    guided: bool = True,
 ) -> torch.Tensor:
-    """Features of a condition by a guided loop, from the same noise always."""
+    """Features of a condition by a loop, from the same noise always."""
     scheduler = Blip3oFlowScheduler()
     scheduler.set_timesteps(steps, device=condition.device)
     denoiser = kind(Model(transformer), scheduler, condition)
     shape = (len(condition), transformer.config.in_channels, 8, 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(condition)
     for index, timestep in enumerate(scheduler.timesteps):
-        conditional, null = denoiser.predict_both(latents, index)
-        latents = scheduler.step(null + GUIDANCE * (conditional - null), timestep, latents, return_dict=False)[0]
+        if guided:
+            conditional, null = denoiser.predict_both(latents, index)
+            velocity = null + GUIDANCE * (conditional - null)
+        else:
+            velocity = denoiser.predict(latents, index)
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents
 
 
@@ -206,6 +215,50 @@ def keep(arguments: argparse.Namespace, key: str, value: Any) -> None:
         temporary.write_text(json.dumps(known, indent=1) + "\n")
 
 
+def measure_device(arguments: argparse.Namespace) -> None:
+    """Wall time and memory of loops on a device, against the time that reading the weights takes."""
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    torch.manual_seed(0)
+
+    def made(compiled: str = "") -> Blip3oTransformer2DModel:
+        with torch.device(device):
+            transformer = Blip3oTransformer2DModel(**SIZES[arguments.size], gate_init=0.5).eval()
+        for parameter in transformer.parameters():
+            parameter.data = parameter.data.to(dtype)
+        if compiled:
+            transformer.compile_repeated_blocks(fullgraph=True, mode=compiled)
+        return transformer
+
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    rows = []
+    for name, compiled in (("eager", ""), ("compiled", "default"), ("CUDA graphs", "reduce-overhead")):
+        transformer = made(compiled)
+        weights = sum(each.numel() * each.element_size() for each in transformer.parameters())
+        condition = torch.randn(arguments.batch_size, 64, transformer.config.condition_dim).to(device, dtype)
+        for steps, guided in ((30, True), (4, False), (1, False)):
+            times = []
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            for _ in range(arguments.repeats + 2):
+                wait()
+                start = time.perf_counter()
+                features(FeatureDenoiser, transformer, condition, steps, guided)
+                wait()
+                times.append(time.perf_counter() - start)
+            rows.append(
+                {
+                    "way": f"{name}, {steps} steps{' with guidance' if guided else ''}",
+                    "wall_s": median(times[2:]),
+                    "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
+                    "of_bandwidth": median(times[2:]) / (steps * weights / (1e9 * arguments.bandwidth)),
+                }
+            )
+            print(rows[-1])
+    place = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    settings = {"size": arguments.size, "batch": arguments.batch_size, "dtype": arguments.dtype, "device": place}
+    keep(arguments, "device", {**settings, "bandwidth_gb_s": arguments.bandwidth, "rows": rows})
+
+
 @torch.no_grad()
 def measure_growth(arguments: argparse.Namespace) -> None:
     """CPU time of a guided evaluation by batch, by tokens and by precision, against one picture in float32."""
@@ -290,7 +343,7 @@ def presets_of(shift: float, is_flow_map: bool) -> list[Preset]:
 def score_presets(arguments: argparse.Namespace) -> None:
     """Score and time of each preset, from prompts and from the model's own plans of them."""
     torch.set_num_threads(arguments.threads)
-    pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model))
+    pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model), dtype=getattr(torch, arguments.dtype))
     pipe.set_progress_bar_config(disable=True)
     prompts = benchmark.held_out_prompts(arguments.per_family, seed=SEED)
     texts = {"prompts": [prompt.text for prompt in prompts], "plans": written_plans(pipe, prompts)}
@@ -327,7 +380,7 @@ def score_presets(arguments: argparse.Namespace) -> None:
                 }
             )
             print(rows[-1])
-    settings = {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "model": arguments.name}
+    settings = {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "dtype": arguments.dtype}
     keep(arguments, f"presets {arguments.name}", {**settings, "rows": rows})
 
 
@@ -359,6 +412,13 @@ def write_report(arguments: argparse.Namespace) -> None:
         for row in results["growth"]["rows"]:
             difference = "" if row["difference"] is None else f"{row['difference']:.0e}"
             print(f"| {row['way']} | {1000 * row['cpu_s']:.0f} | {row['ratio']:.2f} | {difference} |")
+    if "device" in results:
+        found = results["device"]
+        print(f"\n{found['size']} on {found['device']}, {found['dtype']}, batch {found['batch']}\n")
+        print("| loop | wall ms | of reading the weights | peak GiB |\n| --- | --: | --: | --: |")
+        for row in found["rows"]:
+            peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+            print(f"| {row['way']} | {1000 * row['wall_s']:.0f} | {row['of_bandwidth']:.1f} | {peak} |")
     models = {name.removeprefix("presets "): value for name, value in results.items() if name.startswith("presets ")}
     for name, value in models.items():
         print(f"\n{name}, {value['prompts']} held-out prompts, one picture each\n")
@@ -410,6 +470,16 @@ def main() -> None:
     loop.add_argument("--threads", type=int, default=1)
     loop.add_argument("--compile", action="store_true", help="also with compiled blocks")
     loop.set_defaults(run=compare_loops)
+    on_device = commands.add_parser("device", help="the loop on an accelerator")
+    on_device.add_argument("--device", default="cuda")
+    on_device.add_argument("--size", choices=SIZES, default="8b")
+    on_device.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    on_device.add_argument("--batch-size", type=int, default=1)
+    on_device.add_argument("--repeats", type=int, default=10)
+    on_device.add_argument(
+        "--bandwidth", type=float, default=4800, help="of the device's memory, GB/s (default: H200)"
+    )
+    on_device.set_defaults(run=measure_device)
     growth = commands.add_parser("growth", help="batches, tokens and half precision")
     growth.add_argument("--size", choices=SIZES, default="middle")
     growth.add_argument("--repeats", type=int, default=7)
@@ -418,13 +488,14 @@ def main() -> None:
     presets = commands.add_parser("presets", help="score and time of solvers, steps and guidance of a model")
     presets.add_argument("--model", default="blip3o-tiny")
     presets.add_argument("--name", default="blip3o-tiny", help="in the results")
+    presets.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
     presets.set_defaults(run=score_presets)
     report = commands.add_parser("report", help="tables of all that was measured, and the plot")
     report.add_argument("--plot", type=Path, default=PLOT)
     report.set_defaults(run=write_report)
-    for each in (loop, growth, presets, report):
+    for each in (loop, on_device, growth, presets, report):
         each.add_argument("--output", type=Path, default=RESULTS, help="the results")
     arguments = parser.parse_args()
     arguments.run(arguments)
