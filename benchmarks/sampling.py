@@ -2,8 +2,8 @@
 
 `loop` compares the denoising loop with a plain one on the same random weights: the same pictures in less time.
 `device` measures the same loop on an accelerator: eager, compiled, with CUDA graphs, in few steps. `growth` tells what
-batches, tokens and half precision do to its time. `presets` scores solvers, steps and guidance of a trained model: other
-pictures, in less time still. `report` prints the tables of all that was measured, and draws.
+batches, tokens and half precision do to its time. `presets` scores solvers, steps and guidance of a trained model:
+other pictures, in less time still. `report` prints the tables of all that was measured, and draws.
 """
 # ruff: noqa: T201 - a script that reports on standard output
 
