@@ -21,8 +21,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import LuminaNextDiT2DModel
+from diffusers import AutoencoderKL, LuminaNextDiT2DModel, UNet2DConditionModel
 from diffusers.models.attention import LuminaFeedForward
+from full_size import SIZES as FULL_SIZES
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from blip3o_hf import Blip3oFlowScheduler, Blip3oPipeline
@@ -49,6 +51,13 @@ BASES = ("diffusers", "plain")
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 PLOT = Path(__file__).parents[1] / "docs" / "speed.png"
 SEED, BATCH = 1, 32
+WORK = {
+    "30 steps, decoder 50 steps, both with guidance": {"transformer": 60, "UNet": 100, "VAE": 1},
+    "flow map in 4, decoder 50 steps with guidance": {"transformer": 4, "UNet": 100, "VAE": 1},
+    "flow map in 4, decoder in 4": {"transformer": 4, "UNet": 4, "VAE": 1},
+    "flow map in 1, decoder in 1": {"transformer": 1, "UNet": 1, "VAE": 1},
+}
+"""Evaluations of each part for a picture."""
 
 
 class Model:
@@ -398,6 +407,35 @@ def written_plans(pipe: Blip3oPipeline, prompts: list[Prompt]) -> list[str]:
     return plans
 
 
+def count_work(arguments: argparse.Namespace) -> None:
+    """Floating-point operations of a picture of 1024 x 1024 by the parts of the 8B, counted and not run."""
+    with torch.device("meta"), torch.no_grad():
+        transformer = Blip3oTransformer2DModel()
+        unet = UNet2DConditionModel(**FULL_SIZES["8b"].unet)
+        vae = AutoencoderKL(**FULL_SIZES["8b"].vae)
+        tokens = torch.randn(1, 64, transformer.config.in_channels)
+        conditions = {"text_embeds": tokens[:, 0], "time_ids": torch.randn(1, 6)}
+        cache = transformer.precompute_condition(torch.randn(1, 64, transformer.config.condition_dim))
+        calls: dict[str, Callable[[], Any]] = {
+            "transformer": lambda: transformer(torch.randn(1, 1792, 8, 8), torch.tensor(1.0), condition_cache=cache),
+            "UNet": lambda: unet(torch.randn(1, 4, 128, 128), torch.tensor(1.0), tokens, added_cond_kwargs=conditions),
+            "VAE": lambda: vae.decode(torch.randn(1, 4, 128, 128)),
+        }
+        once = {name: teraflops(call) for name, call in calls.items()}
+    print("| | transformer | UNet | VAE | sum, TFLOP |\n| --- | --: | --: | --: | --: |")
+    for name, evaluations in WORK.items():
+        parts = [number * once[part] for part, number in evaluations.items()]
+        cells = " | ".join(f"{number} x {once[part]:.2f}" for part, number in evaluations.items())
+        print(f"| {name} | {cells} | {sum(parts):.0f} |")
+
+
+def teraflops(call: Callable[[], Any]) -> float:
+    """Of matrix products, attention and convolutions, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e12
+
+
 def write_report(arguments: argparse.Namespace) -> None:
     """Print the tables, and plot score against time."""
     results = {name: kept["value"] for name, kept in json.loads(arguments.output.read_text()).items()}
@@ -492,6 +530,8 @@ def main() -> None:
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
     presets.set_defaults(run=score_presets)
+    work = commands.add_parser("work", help="operations of a picture of the 8B, counted")
+    work.set_defaults(run=count_work)
     report = commands.add_parser("report", help="tables of all that was measured, and the plot")
     report.add_argument("--plot", type=Path, default=PLOT)
     report.set_defaults(run=write_report)
