@@ -5,7 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UNet2DConditionModel,
+)
 from peft import LoraConfig
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -168,6 +175,15 @@ def test_a_whole_pipeline_with_it_draws_in_four_steps_without_guidance(start, tm
         {"default_decoder_num_inference_steps": 2},
     )
     assert plain.config.default_decoder_num_inference_steps == 2
+
+
+def test_a_tiny_autoencoder_gives_drafts(parts):
+    decoder = Blip3oDecoderPipeline.from_pretrained(parts / "decoder")
+    decoder.set_progress_bar_config(disable=True)
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    decoder.vae = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).eval()
+    draw = {"guidance_scale": 1.0, "num_inference_steps": 2}
+    assert decoder(torch.randn(1, WIDTH, 8, 8), **draw).images[0].size == (32, 32)
 
 
 def test_adapters_train_alone_and_are_merged_into_what_is_left(start, parts, tmp_path):
