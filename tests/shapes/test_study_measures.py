@@ -89,6 +89,8 @@ def test_families_are_measured_together_where_a_study_names_them(tmp_path):
         lambda text, generator: painted(text, generator) if text not in counted else grey(text, generator),
     )
     assert measure(tmp_path)["weak"] == [0.0, 0.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match=r"A group has a name of its own\. Got `overall`, which is measured anyway"):
+        Drawing({"groups": {"overall": ["counting"]}})
     message = "Unknown family of the group `weak`: 'count'. Did you mean 'counting'"
     with pytest.raises(ValueError, match=message):
         Drawing({"groups": {"weak": ["count"]}})

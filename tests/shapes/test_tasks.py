@@ -343,7 +343,10 @@ def test_a_photograph_shows_the_same_scene_less_clearly():
     half = pictures(length=60, plan_rate=1.0, photograph_rate=0.5)
     likeness = []
     for index in range(60):
-        assert seen[index].prompt == clean[index].prompt and said(seen[index]) == said(seen[index])
+        assert seen[index].prompt == clean[index].prompt
+        assert plain(seen[index].target) == plain(
+            pictures(length=60, plan_rate=1.0, photograph_rate=1.0)[index].target
+        )
         first, second = (np.asarray(data[index].target, dtype=np.float64) for data in (clean, seen))
         assert first.shape == second.shape and 2 < np.abs(first - second).mean() < 80
         likeness.append(np.corrcoef(first.ravel(), second.ravel())[0, 1])

@@ -48,8 +48,16 @@ def test_the_scores_of_a_manifest_are_values_of_the_run(commands, tmp_path):
         "--model",
         str(tmp_path / "pipeline"),
         "--output",
-        str(tmp_path / "benchmarks" / "geneval"),
+        words[-1],
     ]
+    assert Path(words[-1]).parent == tmp_path / "benchmarks" and Path(words[-1]).name.startswith("geneval-")
+
+
+def test_each_choice_of_options_has_a_folder_and_flags_are_given_as_flags(commands, tmp_path):
+    for options in ({"limit": 3}, {"limit": 4}, {"limit": 4, "truncate": True, "seed_rule": "prompt", "plan": False}):
+        BenchmarkScores({"benchmark": "geneval", "options": options})(tmp_path)
+    assert len({words[-1] for words in commands}) == 3
+    assert commands[-1][5:8] == ["--limit=4", "--truncate", "--seed-rule=prompt"]
 
 
 def test_a_benchmark_that_fails_or_scores_nothing_is_told_of(commands, tmp_path):

@@ -13,6 +13,7 @@ from tests.study.stand_ins import Killed, Result
 from blip3o_hf.cli import main
 from blip3o_hf.study.report import write_report
 from blip3o_hf.study.runs import RunFailed, StudyRuns, trials_of
+from blip3o_hf.training.chain import Summary
 
 ORDER = ["eye", "0", "1", "2", "plain-0", "further-0", "plain-7", "further-7"]
 MEASURED = ["plain-0", "further-0", "plain-7", "further-7"]
@@ -66,6 +67,14 @@ def test_a_search_may_look_for_the_lowest_score(content, make_study, runs):
     assert "training.learning_rate=0.003" in overrides(runs, "plain-0")
 
 
+def test_a_search_without_a_finite_score_decides_nothing(content, make_study, runs):
+    runs.scores |= dict.fromkeys("012", float("nan"))
+    with pytest.raises(
+        ValueError, match=r"A search needs a trial that ends well\. None of `plain` has a finite 'over"
+    ):
+        StudyRuns(make_study(content)).all()
+
+
 def test_a_search_is_decided_by_a_score_that_its_runs_have(content, make_study, runs):
     content["arms"]["plain"]["search"]["by"] = "overal"
     message = r"A search is decided by a score of its runs\. .*plain/0 has no 'overal', but overall\. Correct"
@@ -73,13 +82,15 @@ def test_a_search_is_decided_by_a_score_that_its_runs_have(content, make_study, 
         StudyRuns(make_study(content)).all()
 
 
-@pytest.mark.parametrize("change", [{"values": [0.1]}, {"key": "training.muon_learning_rate"}])
+@pytest.mark.parametrize(
+    "change", [{"values": [0.1]}, {"key": "training.muon_learning_rate"}, {"by": "loss"}, {"direction": "lower"}]
+)
 def test_a_search_of_other_values_is_not_taken(content, make_study, runs, change):
     runs.codes["plain-7"] = 1
     with pytest.raises(RunFailed):
         StudyRuns(make_study(content)).all()
     content["arms"]["plain"]["search"] |= change
-    message = r"A search is made once\. That in runs/search/plain was of other values of training\.learning_rate"
+    message = r"A search is made once\. That in runs/search/plain was another one than `plain` has now\. Write it back"
     with pytest.raises(ValueError, match=message):
         StudyRuns(make_study(content)).all()
 
@@ -132,7 +143,35 @@ def test_a_failure_starts_no_further_run_of_any_worker(content, make_study, runs
     assert set(names(runs)) <= {"eye", "1"}
 
 
+def test_a_failure_is_said_while_others_work_and_measures_wait_for_one_another(content, make_study, monkeypatch):
+    del content["arms"]["plain"]["search"]
+    content["arms"]["further"] |= {"overrides": []}
+    study, said, waits = make_study(content), [], threading.Event()
+
+    def trained(path, overrides, folder, threads, launcher):
+        if folder.name == "plain-0":
+            return 9
+        if folder.name == "further-0":
+            assert waits.wait(20)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text("[1.0, 0]")
+        Summary("decoder", "decoder.yaml", 1, 2, 1.0, 3.0, 1, {"overall": 0.5}).write(folder)
+        return 0
+
+    def say(line):
+        said.append(line)
+        if "Waiting for 1 more" in line:
+            waits.set()
+
+    monkeypatch.setattr("blip3o_hf.study.runs.train_alone", trained)
+    with pytest.raises(RunFailed, match="plain-0 ended with exit code 9"):
+        StudyRuns(study, workers=2, say=say).all()
+    assert waits.is_set() and sum(": " in line for line in said) <= 4
+
+
 def test_workers_are_counted(content, make_study):
+    with pytest.raises(ValueError, match=r"Got 2 workers with 'torchrun --standalone'\. Leave one of both out\."):
+        StudyRuns(make_study(content), workers=2, launcher=["torchrun", "--standalone"])
     with pytest.raises(ValueError, match=r"`workers` must be a whole number of at least 1\. Got 0"):
         StudyRuns(make_study(content), workers=0)
 

@@ -1,6 +1,7 @@
 """A trained diffusion decoder learns to draw in a few steps: what it learns from, what is left, and with adapters."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,6 +212,42 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(start):
     rest.train(resume_from_checkpoint=True)
     expected = whole.model.state_dict()
     assert all(torch.equal(expected[name], value) for name, value in rest.model.state_dict().items())
+
+
+def test_a_run_with_adapters_goes_on_exactly_from_adapters_alone(start, tmp_path):
+    adapters = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k"])
+    whole = start("whole", peft_config=adapters)
+    whole.train()
+    half = start("half", max_steps=2, peft_config=adapters)
+    half.train()
+    left = {path.name for path in (tmp_path / "half" / "checkpoint-2").iterdir()}
+    assert "adapter_model.safetensors" in left and "unet" not in left
+    rest = start("half", peft_config=adapters)
+    rest.train(resume_from_checkpoint=True)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in rest.model.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 5])
+def test_few_steps_are_at_levels_of_the_paths(start, steps):
+    task = start(task={"teacher_steps": 5}).task
+    scheduler = task.few_step_scheduler()
+    scheduler.set_timesteps(steps)
+    tokens, null = tokens_of(SimpleNamespace(task=task), 1)
+    _, timesteps = task.path(torch.randn(1, 4, 16, 16), tokens, null)
+    assert set(scheduler.timesteps.tolist()) <= set(timesteps.tolist()) and scheduler.timesteps[0] == 999
+
+
+def test_a_decoder_of_few_steps_is_made_of_a_diffusion(start, parts, tmp_path):
+    trainer = start()
+    trainer.save_model(str(tmp_path / "few"))
+    recipe = {"inputs": {"encoder": str(parts / "encoder"), "decoder": str(tmp_path / "few")}, "data": {"length": 4}}
+    training = {"max_steps": 1, "use_cpu": True, "report_to": "none"}
+    for stage in ("few_step_decoder", "diffusion_decoder"):
+        with pytest.raises(ValueError, match="A decoder of few steps has forgotten the diffusion that it was made of"):
+            Recipe(stage, str(tmp_path / stage), model={"image_size": 32}, training=training, **recipe).trainer()
+    with pytest.raises(ValueError, match=r"`teacher_steps` must divide the 1000 timesteps .* Got 7\. Take 25 or 50\."):
+        start(task={"teacher_steps": 7})
 
 
 def test_the_stage_trains_the_decoder_of_its_recipe(parts, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from PIL import Image
 from tests.conftest import FEATURE_DIM, FEATURE_SIZE
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,6 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from blip3o_hf import Blip3oPipeline, Blip3oTrainer, Blip3oTrainingArguments
+from blip3o_hf.checkpoints.published_config import published_config
 from blip3o_hf.models.adapters import lora_config
 from blip3o_hf.pipelines.denoising import FeatureDenoiser
 from blip3o_hf.schedulers.scheduling_feature_flow import Blip3oFlowScheduler
@@ -153,19 +155,27 @@ def test_what_is_left_draws_in_one_step_without_guidance(start, tmp_path):
     pipe = Blip3oPipeline.from_pretrained(tmp_path / "result")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.transformer.config.is_flow_map and pipe.config.default_guidance_scale == 1.0
+    assert pipe.config.default_num_inference_steps == 4
     assert pipe.model.config.condition_dropout == 0
     calls = []
     pipe.transformer.register_forward_hook(lambda *args: calls.append(len(args[2].sample)))
     pipe("two red circles", num_inference_steps=1)
     assert calls == [1]
     text = (tmp_path / "result" / "README.md").read_text()
-    assert "followed in 4 steps with guidance 2 (`trajectory`)" in text
+    assert "followed in 4 steps, with guidance 2 (`trajectory`)" in text
     pipe.scheduler = Blip3oFlowScheduler.from_config(pipe.scheduler.config, solver="adams_bashforth2")
-    message = (
-        r"A flow map is sampled by Euler steps\. Got Blip3oFlowScheduler with the solver 'adams_bashforth2'\. Set"
-    )
+    message = r"A flow map is sampled by Euler steps\. Got Blip3oFlowScheduler with solver='adams_bashforth2'\. Set"
     with pytest.raises(ValueError, match=message):
         pipe("two red circles", num_inference_steps=2)
+    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    with pytest.raises(ValueError, match="Got UniPCMultistepScheduler with solver=None"):
+        pipe("two red circles", num_inference_steps=2)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe("two red circles", num_inference_steps=2)
+    with pytest.raises(ValueError, match=r"drawn without guidance: it learned .* Got guidance_scale=3\. Leave it out"):
+        pipe("two red circles", num_inference_steps=2, guidance_scale=3.0)
+    with pytest.raises(ValueError, match=r"with flow matching on plain features\. Got a flow map\."):
+        published_config(pipe.model.config)
 
 
 def test_sampling_tells_the_map_where_each_step_goes(start):
@@ -188,6 +198,9 @@ def test_sampling_tells_the_map_where_each_step_goes(start):
 def test_mean_flow_asks_for_what_its_identity_says(start):
     trainer = start(task={"targets": "mean_flow"})
     task, condition = trainer.task, condition_of(trainer)
+    for transformer in (task.model.transformer, task.teacher):  # slow in time, so that differences are derivatives
+        weight = transformer.time_caption_embed.timestep_embedder.linear_1.weight
+        weight.data.unflatten(1, (2, -1))[..., :64] = 0
     generators = [torch.Generator().manual_seed(index) for index in range(4)]
     noisy, sigma, sigma_to, target = task._mean_flow(noise(4, seed=9), condition, generators, draws=6)
     condition = condition.repeat_interleave(6, dim=0)
@@ -211,7 +224,7 @@ def test_mean_flow_asks_for_what_its_identity_says(start):
         growth = (ahead - behind) / (2 * step)
         lengths = (span * growth).flatten(1).norm(dim=1)
         near = (lengths < velocity.flatten(1).norm(dim=1)) & (sigma < 0.99)  # where nothing is cut
-        assert near.any()
+        assert (near & ~instants).sum() > 5
         expected = velocity - span * growth
         scale = velocity.flatten(1).norm(dim=1).mean()
         assert ((target - expected).flatten(1).norm(dim=1)[near] < 0.02 * scale).all()
@@ -230,6 +243,28 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(start, targets)
     rest.train(resume_from_checkpoint=True)
     expected, found = whole.task.model.state_dict(), rest.task.model.state_dict()
     assert all(torch.equal(expected[name], value) for name, value in found.items())
+
+
+@pytest.mark.parametrize("targets", ["trajectory", "mean_flow"])
+def test_a_frozen_backbone_in_half_precision_is_enough(start, targets):
+    trainer = start(task={"targets": targets}, frozen_dtype="bfloat16", max_steps=1)
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
+    assert {each.dtype for each in trainer.task.teacher.parameters()} == {torch.bfloat16}
+    assert {each.dtype for each in trainer.task.model.transformer.parameters()} == {torch.float32}
+
+
+def test_another_condition_in_the_middle_of_a_run_changes_what_follows(start):
+    trainer = start()
+    model, conditions = trainer.task.model, condition_of(trainer)
+    scheduler = Blip3oFlowScheduler(integer_timesteps=False)
+    scheduler.set_timesteps(3)
+    denoiser, state = FeatureDenoiser(model, scheduler, conditions[:2]), noise(2)
+    with torch.no_grad():
+        denoiser.predict(state, 0)
+        denoiser.condition = conditions[2:]
+        fresh = FeatureDenoiser(model, scheduler, conditions[2:])
+        torch.testing.assert_close(denoiser.predict(state, 1), fresh.predict(state, 1))
 
 
 def test_what_is_no_flow_becomes_no_map(start, make_model):

@@ -108,7 +108,7 @@ def test_a_second_interrupt_while_a_checkpoint_is_written_leaves_none(
     assert main(["train", str(recipe)]) == 130
     assert signal.getsignal(signal.SIGINT) is before
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not list((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
 
 
 def test_an_error_after_one_interrupt_stays_what_it_is(press):
@@ -162,8 +162,8 @@ def test_a_finished_run_is_not_replaced(recipe, tmp_path, capsys):
 
 
 def test_two_processes_do_not_train_in_one_folder(recipe, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    with FileLock(tmp_path / "run" / ".lock"):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with FileLock(tmp_path / "run" / "checkpoints" / ".lock"):
         assert main(["train", str(recipe), "training.max_steps=1"]) == 2
     message = f"Another one is at work in {tmp_path / 'run'}. Wait for it, stop it, or choose another output_dir."
     assert message in capsys.readouterr().err

@@ -137,7 +137,7 @@ def published_config(config: PreTrainedConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: when the reference has no such model: another backbone than Qwen2.5-VL, another objective than
-            `feature_flow`, or features standardised by statistics.
+            `feature_flow`, features standardised by statistics, or a flow map.
     """
     received = None
     if config.backbone_config.model_type != "qwen2_5_vl":
@@ -146,6 +146,8 @@ def published_config(config: PreTrainedConfig) -> dict[str, Any]:
         received = f"the objective {config.objective}"
     elif config.feature_mean is not None:
         received = "feature statistics"
+    elif (config.transformer_config or {}).get("is_flow_map"):
+        received = "a flow map"
     if received:
         raise ValueError(
             f"The published layout is for a Qwen2.5-VL backbone with flow matching on plain features. Got {received}. "

@@ -57,7 +57,15 @@ class Blip3oConditionCache:
 
         Args:
             num_heads (`int`): Number of query heads of the transformer.
+
+        Raises:
+            ValueError: when the keys and values were left to the blocks.
         """
+        if self.context is not None:
+            raise ValueError(
+                "A constant is made of the values of all layers; received a cache with `project_layers=False`. Call "
+                "`precompute_condition` without it."
+            )
         firsts = [value[:, :1] for value in self.values]
         constants = tuple(first.repeat_interleave(num_heads // first.shape[2], dim=2) for first in firsts)
         return Blip3oConditionCache(

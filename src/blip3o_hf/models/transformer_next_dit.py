@@ -148,7 +148,8 @@ class Blip3oTimestepEmbedding(nn.Module):
 class Blip3oTimeConditionEmbedding(nn.Module):
     """
     The two summands of the modulation vector: embedded timestep and pooled condition, each `[B, E]`. A flow map also
-    embeds the interval to the timestep that its step goes to; a new one adds nothing, so that it begins as the flow.
+    embeds the interval to the timestep that its step goes to; at first this adds nothing, so that a map which is made
+    of a flow ([`~Blip3oTransformer2DModel.as_flow_map`]) begins as that flow.
     """
 
     def __init__(self, dim: int, embedding_dim: int, is_flow_map: bool = False):
@@ -456,6 +457,7 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         new = {name: tensor.to(self.dtype) for name, tensor in flow_map.state_dict().items()}
         weights = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
         flow_map.load_state_dict({**new, **weights}, assign=True)
+        flow_map.gradient_checkpointing = self.gradient_checkpointing
         return flow_map
 
     def enable_cache(self, config) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ..models.condition_cache import Blip3oConditionCache, Blip3oModulation
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration, has_noise
+from ..schedulers.scheduling_feature_flow import Blip3oFlowScheduler
 from .guidance import Denoiser, denoise_with_guidance
 from .sampling_arguments import SamplingSettings, as_number
 from .sampling_runs import scheduler_of_run
@@ -55,10 +56,18 @@ class FeatureDenoiser(Denoiser):
         self.r_timesteps = None
         if self.transformer.config.is_flow_map:
             _check_follows_maps(scheduler)
-            self.r_timesteps = scheduler.config.num_train_timesteps * self.sigmas[1:]
+            self.r_timesteps = torch.cat([self.timesteps[1:], torch.zeros_like(self.timesteps[:1])])
         self._is_null_constant = null_condition is None
         self.null_condition = torch.zeros_like(condition[:1]) if null_condition is None else null_condition
         self.condition = condition
+
+    def is_guided(self, scale: float) -> bool:
+        if self.r_timesteps is not None and scale != 1:
+            raise ValueError(
+                f"A flow map is drawn without guidance: it learned what guidance does. Got guidance_scale={scale:g}. "
+                f"Leave it out, or pass guidance_scale=1.0."
+            )
+        return super().is_guided(scale)
 
     def predict(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         return self._velocity(latents, index, "plain", self._plain_arguments())
@@ -127,11 +136,13 @@ def _check_follows_maps(scheduler: SchedulerMixin) -> None:
     Raises:
         ValueError: when its steps are no Euler steps, which alone go where a flow map says.
     """
-    solver = scheduler.config.get("solver", "euler")
-    if solver != "euler" or getattr(scheduler, "order", 1) != 1:
+    is_ours = isinstance(scheduler, Blip3oFlowScheduler) and scheduler.config.solver == "euler"
+    is_plain = type(scheduler) is FlowMatchEulerDiscreteScheduler and not scheduler.config.stochastic_sampling
+    if not (is_ours or is_plain):
         raise ValueError(
-            f"A flow map is sampled by Euler steps. Got {type(scheduler).__name__} with the solver {solver!r}. Set "
-            f"pipe.scheduler = Blip3oFlowScheduler.from_config(pipe.scheduler.config, solver='euler')."
+            f"A flow map is sampled by Euler steps. Got {type(scheduler).__name__} with "
+            f"solver={scheduler.config.get('solver')!r}. Set pipe.scheduler = "
+            f"Blip3oFlowScheduler.from_config(pipe.scheduler.config, solver='euler')."
         )
 
 

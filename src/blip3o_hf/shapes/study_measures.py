@@ -77,6 +77,8 @@ class Drawing(_PipelineMeasure):
         super().__init__(settings)
         self.groups: Mapping[str, Sequence[str]] = settings.get("groups", {})
         for name, families in self.groups.items():
+            if name in ("overall", *EVALUATION_FAMILIES):
+                raise ValueError(f"A group has a name of its own. Got `{name}`, which is measured anyway. Rename it.")
             for family in families:
                 check_name(f"family of the group `{name}`:", family, EVALUATION_FAMILIES)
 

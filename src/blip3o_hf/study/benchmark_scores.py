@@ -1,5 +1,7 @@
 """The scores of a run by a benchmark that the field knows, as `blip3o-hf evaluate` measures them."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +16,11 @@ from .measuring import RunFailed, RunMeasure
 class BenchmarkScores(RunMeasure):
     """
     Each score of a benchmark, by its name without the judge's, such as `overall`: one number for the whole run. The
-    pictures and their manifest stay in the run's folder, under `benchmarks`; drawing goes on there after an
-    interruption.
+    pictures and their manifest stay in the run's folder, under `benchmarks`, in a folder for these options; drawing
+    goes on there after an interruption.
 
     Settings: `benchmark`, its name or `module:Class`; `options` of `blip3o-hf evaluate`, without the dashes, such as
-    `{prompts: geneval2_data.jsonl, judge: Qwen/Qwen3-VL-8B-Instruct}`.
+    `{prompts: geneval2_data.jsonl, judge: Qwen/Qwen3-VL-8B-Instruct, truncate: true}`.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -32,8 +34,12 @@ class BenchmarkScores(RunMeasure):
 
     def __call__(self, run):
         name = self.settings["benchmark"]
-        folder = run / "benchmarks" / name.rpartition(":")[2]
-        options = [f"--{key}={value}" for key, value in self.settings.get("options", {}).items()]
+        given = {str(key).replace("_", "-"): value for key, value in self.settings.get("options", {}).items()}
+        options = [
+            f"--{key}" if value is True else f"--{key}={value}" for key, value in given.items() if value is not False
+        ]
+        digest = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:8]
+        folder = run / "benchmarks" / f"{name.rpartition(':')[2]}-{digest}"
         command = ["evaluate", name, *options, "--model", str(run / "pipeline"), "--output", str(folder)]
         code = run_command([sys.executable, "-m", "blip3o_hf.cli", *command])
         if code:

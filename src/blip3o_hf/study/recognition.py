@@ -14,6 +14,7 @@ from ..data.sources import open_source
 from ..evaluation.benchmark import Benchmark
 from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..training.recipe_values import typed
 from .measuring import RunMeasure
 
 BATCH = 32
@@ -62,18 +63,12 @@ class Recognizer:
         """The caption of each picture."""
         return [self.captions[label] for label in self._labels(self.features(images))]
 
-    def accuracy(self) -> float:
-        """The share of the real pictures that are read right among all others."""
-        return float((self._labels(self.known, is_known=True) == self.labels).mean())
-
     def frechet(self, images: Sequence[np.ndarray]) -> float:
         """The Frechet distance of pictures to the real ones, in their small grey pixels."""
         return frechet_distance(*(FeatureStatistics.of(each) for each in (self.features(images), self.known)))
 
-    def _labels(self, features: np.ndarray, is_known: bool = False) -> np.ndarray:
+    def _labels(self, features: np.ndarray) -> np.ndarray:
         squares = (features**2).sum(axis=1)[:, None] + (self.known**2).sum(axis=1) - 2 * features @ self.known.T
-        if is_known:
-            np.fill_diagonal(squares, np.inf)
         nearest = np.argsort(squares, axis=1, kind="stable")[:, : self.neighbors]
         return np.array([np.bincount(self.labels[row]).argmax() for row in nearest])
 
@@ -106,6 +101,9 @@ def _check(settings: Mapping[str, Any], name: str) -> None:
     for key, least in SIZES.items():
         if key in settings:
             check_sizes(least, **{key: settings[key]})
+    for key, kind in CALL.items():
+        if key in settings:
+            typed(settings[key], kind, key)
 
 
 class RecognitionBenchmark(Benchmark):

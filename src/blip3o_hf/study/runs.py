@@ -4,11 +4,13 @@ import hashlib
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +62,7 @@ class StudyRuns:
         launcher: words that start each run on several processes, such as `torchrun --nproc_per_node 8`.
 
     Raises:
-        ValueError: when `workers` is less than 1.
+        ValueError: when `workers` is less than 1, or more with a launcher, whose processes would meet.
     """
 
     def __init__(
@@ -72,10 +74,17 @@ class StudyRuns:
         launcher: Sequence[str] = (),
     ):
         check_sizes(workers=workers)
+        if launcher and workers > 1:
+            raise ValueError(
+                f"A launcher spreads one run over the devices. Got {workers} workers with {' '.join(launcher)!r}. "
+                f"Leave one of both out."
+            )
         if threads is None and workers > 1:
             threads = max(1, torch.get_num_threads() // workers)
         self.study, self.threads, self.say, self.workers = study, threads, say, workers
         self.launcher = tuple(launcher)
+        self._is_ending = threading.Event()
+        self._measuring = threading.Lock()
 
     def all(self) -> None:
         """
@@ -96,14 +105,31 @@ class StudyRuns:
         """All jobs, each when what it needs is done."""
         done: set[str] = set()
         working: dict[Future, str] = {}
+        failures: list[BaseException] = []
         with ThreadPoolExecutor(self.workers) as pool:
-            while waiting or working:
-                ready = [job for job in waiting if job.needs <= done][: self.workers - len(working)]
-                working |= {pool.submit(job.do): job.name for job in ready}
-                waiting = [job for job in waiting if job not in ready]
-                for future in wait(working, return_when=FIRST_COMPLETED).done:
-                    future.result()
-                    done.add(working.pop(future))
+            try:
+                while working or (waiting and not failures):
+                    ready = [job for job in waiting if job.needs <= done][: self.workers - len(working)]
+                    working |= {pool.submit(job.do): job.name for job in ready if not failures}
+                    waiting = [job for job in waiting if job not in ready]
+                    for future in wait(working, return_when=FIRST_COMPLETED).done:
+                        name, failure = working.pop(future), future.exception()
+                        done.add(name)
+                        if failure is not None:
+                            self._end_after(failure, failures, len(working))
+            except KeyboardInterrupt:
+                self._is_ending.set()
+                self.say("interrupted: waiting for the checkpoints of the runs that are at work")
+                raise
+        if failures:
+            raise failures[0]
+
+    def _end_after(self, failure: BaseException, failures: list[BaseException], number: int) -> None:
+        """Note a failure, after which nothing new begins."""
+        self._is_ending.set()
+        failures.append(failure)
+        if number:
+            self.say(f"{failure} Waiting for {number} more.")
 
     def _jobs(self) -> Iterator[_Job]:
         """All that is to do, each after what it needs."""
@@ -140,7 +166,9 @@ class StudyRuns:
         if not self.study.is_part(arm.name):
             for measure in self.study.measures:
                 if measure.is_of(arm):
-                    measured(measure, folder)
+                    with self._measuring:  # libraries change what all threads share while they load a model
+                        if not self._is_ending.is_set():
+                            measured(measure, folder)
 
     def _search_folder(self, arm: Arm) -> Path:
         return self.study.folder / "search" / arm.name
@@ -162,8 +190,14 @@ class StudyRuns:
             for index, value in enumerate(search.values)
         ]
         sign = 1 if search.direction == "higher" else -1
-        best = max(trials, key=lambda trial: sign * trial.score if math.isfinite(trial.score) else -math.inf)
-        content = {"key": search.key, "best": best.value, "trials": [trial.__dict__ for trial in trials]}
+        finite = [trial for trial in trials if math.isfinite(trial.score)]
+        if not finite:
+            raise ValueError(
+                f"A search needs a trial that ends well. None of `{arm.name}` has a finite '{search.by}'. Change the "
+                f"values of its search."
+            )
+        best = max(finite, key=lambda trial: sign * trial.score)
+        content = {"search": _asked_of(search), "best": best.value, "trials": [trial.__dict__ for trial in trials]}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 
@@ -179,10 +213,10 @@ class StudyRuns:
             return []
         folder = self._search_folder(arm)
         found = json.loads((folder / FOUND).read_text())
-        if found["key"] != search.key or [trial["value"] for trial in found["trials"]] != list(search.values):
+        if found.get("search") != _asked_of(search):
             raise ValueError(
-                f"A search is made once. That in {folder} was of other values of {found['key']} than `{arm.name}` has "
-                f"now. Write these again, or delete that folder."
+                f"A search is made once. That in {folder} was another one than `{arm.name}` has now. Write it back as "
+                f"it was, or delete that folder."
             )
         return [search.override(found["best"])]
 
@@ -214,6 +248,11 @@ def _check_asked(folder: Path, asked: str) -> None:
             f"A run is of the settings that its study has. {folder} was started with others. Write these back, or "
             f"delete that folder to train anew."
         )
+
+
+def _asked_of(search: Search) -> dict[str, Any]:
+    """A search as JSON."""
+    return json.loads(json.dumps(asdict(search)))
 
 
 def trials_of(study: Study, arm: Arm) -> list[Trial]:

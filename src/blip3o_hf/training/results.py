@@ -36,6 +36,8 @@ _SAMPLES = re.compile(r"samples-(\d+)\.png")
 TARGET_ENCODER = "target_encoder"
 DRAWN_AT_ONCE = {"default_plan": False, "default_num_attempts": 1, "plan_top_p": None}
 """Of the pipeline of a model that learned other data: its backbone cannot plan these pictures, nor check them."""
+FLOW_MAP = {"default_num_inference_steps": 4, "default_guidance_scale": 1.0}
+"""Of the pipeline of a flow map: it learned what guidance does."""
 FEW_STEPS = {"default_decoder_num_inference_steps": 4, "default_decoder_guidance_scale": 1.0}
 """Of a diffusion decoder that learned to draw in a few steps."""
 
@@ -61,21 +63,20 @@ def assemble_pipeline(
         base_model = model.get_base_model()
         assert isinstance(base_model, Blip3oForConditionalGeneration)  # what adapters are on is one, too
         model = base_model
-    parts: dict[str, Any] = {"model": model, "processor": processor, **(settings or {})}
     is_flow_map = bool((model.config.transformer_config or {}).get("is_flow_map"))
-    if is_flow_map:
-        parts.setdefault("default_guidance_scale", 1.0)  # it learned what guidance does
+    parts: dict[str, Any] = dict(FLOW_MAP) if is_flow_map else {}
     if isinstance(decoder, nn.Module):
         parts["decoder"] = decoder
     elif decoder is not None:
-        parts = {**_decoder_parts(os.fspath(expanded(decoder)), dtype), **parts}
+        parts |= _decoder_parts(os.fspath(expanded(decoder)), dtype)
+    parts |= {"model": model, "processor": processor, **(settings or {})}
     if model.name_or_path and has_pipeline(model.name_or_path):
         pipe = Blip3oPipeline.from_pretrained(model.name_or_path, **parts)
     else:
         scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
         pipe = Blip3oPipeline(scheduler=scheduler, **parts)
-    if is_flow_map and pipe.scheduler.config.get("solver", "euler") != "euler":
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, solver="euler")
+    if is_flow_map:
+        pipe.scheduler = Blip3oFlowScheduler.from_config(pipe.scheduler.config, solver="euler")
     if isinstance(model, FSDPModule):  # FSDP2 gives every model a class of its own, which no other program knows
         pipe.register_to_config(model=(pipe.library, Blip3oForConditionalGeneration.__name__))
     return pipe
@@ -134,7 +135,9 @@ def newest_samples(folder: str | os.PathLike) -> Path | None:
     return steps[max(steps)] if steps else None
 
 
-def write_part(trainer: "Blip3oTrainer", folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+def write_part(
+    trainer: "Blip3oTrainer", folder: Path, weights: dict[str, torch.Tensor] | None, is_result: bool = True
+) -> None:
     """
     Write what trained, as its own class reads it, and its card; a card that a person wrote there is kept.
 
@@ -142,11 +145,13 @@ def write_part(trainer: "Blip3oTrainer", folder: Path, weights: dict[str, torch.
         trainer: that has trained it.
         folder: where to.
         weights: the state dict of the model.
+        is_result: whether it is a result, or a checkpoint to go on from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     card = folder / CARD
     before = card.read_bytes() if card.exists() else None
-    trainer.task.save(trainer.unwrapped_model, folder, weights)
+    save = trainer.task.save if is_result else trainer.task.save_checkpoint
+    save(trainer.unwrapped_model, folder, weights)
     if before is not None:  # PEFT changes a card that is there, and else leaves one of its own
         card.write_bytes(before)
     write_card(folder, trainer.origin, replace=before is None)

@@ -46,7 +46,9 @@ def run_recipe(recipe: Recipe, resume: bool = False) -> Summary | None:
         check_not_finished(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trainer = stage.trainer()
-    with _alone_in(folder) if trainer.is_world_process_zero() else contextlib.nullcontext():
+    with _alone_in(trainer.args.output_folder) if trainer.is_world_process_zero() else contextlib.nullcontext():
+        if not resume:
+            check_not_finished(folder)  # by a process that was at work here until now
         return _run(trainer, folder, resume)
 
 
@@ -82,17 +84,18 @@ def _run(trainer: Blip3oTrainer, folder: Path, resume: bool) -> Summary | None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Generator[None]:
+def _alone_in(checkpoints: Path) -> Generator[None]:
     """
     Raises:
-        ValueError: when another process holds the folder, such as one that outlived a killed study.
+        ValueError: when another process writes checkpoints there, such as one that outlived a killed study.
     """
+    checkpoints.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(folder / ".lock").acquire(timeout=0)
+        held = FileLock(checkpoints / ".lock").acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"One process trains in a folder. Another one is at work in {folder}. Wait for it, stop it, or choose "
-            f"another output_dir."
+            f"One process trains in a folder. Another one is at work in {checkpoints.parent}. Wait for it, stop it, "
+            f"or choose another output_dir."
         ) from None
     with held:
         yield

@@ -155,7 +155,7 @@ class Blip3oTrainer(Trainer):
         self.source = getattr(model, "name_or_path", "") if self.source is None else self.source
         self.encoder_arguments = (target_encoder, self.source, task.feature_size(model, self.source), args)
         encoder = load_encoder(*self.encoder_arguments) if task.needs_encoder(args) else None
-        if encoder is None and args.feature_cache is not None:
+        if encoder is None and args.feature_cache is not None and task.takes_targets:
             check_cached_targets(*self.encoder_arguments)
         self.decoder, self.given_dataset = decoder, train_dataset
         self.pipeline_settings = {**DRAWN_AT_ONCE, **(pipeline_settings or {})}
@@ -376,7 +376,7 @@ class Blip3oTrainer(Trainer):
                 write_repository(self, folder, weights, self._earlier_repository())
                 self.written = folder
             else:
-                write_part(self, folder, weights)
+                write_part(self, folder, weights, self._writes_result)
 
     def _earlier_repository(self) -> Path | None:
         for folder in (self.written, self.resumed_from and Path(self.resumed_from)):

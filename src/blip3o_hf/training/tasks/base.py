@@ -37,6 +37,8 @@ class Task:
     """Whether the model that trains is a BLIP3-o that can draw."""
     reads_prompts: ClassVar[bool] = True
     """Whether it needs a processor."""
+    takes_targets: bool = True
+    """Whether it learns from target features, which a cache may hold."""
     processor: Blip3oProcessor | None = None
     """What prepares prompts for the model, where it reads any; every checkpoint holds it."""
     target_encoder: TargetEncoder | None = None
@@ -240,6 +242,10 @@ class Task:
             weights: the model's state dict; its own by default, which may hold partitions of them only.
         """
         raise NotImplementedError
+
+    def save_checkpoint(self, model: nn.Module, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """The same for a checkpoint to go on from, where that is another one than the result."""
+        self.save(model, folder, weights)
 
 
 def as_record(item: Any, index: int) -> Any:

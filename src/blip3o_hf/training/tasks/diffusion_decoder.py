@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, LCMScheduler, UNet2DConditionModel
 from torch import nn
 
 from ...data.records import targets
@@ -43,6 +43,11 @@ class DiffusionDecoderTask(Task):
         assert self.target_encoder is not None  # see `needs_encoder`
         decoder = Blip3oDecoderPipeline(model, self.vae, self.scheduler)
         decoder.check_channels(feature_channels(self.target_encoder.model))
+        if isinstance(self.scheduler, LCMScheduler):
+            raise ValueError(
+                "A decoder of few steps has forgotten the diffusion that it was made of. Got one that LCMScheduler "
+                "samples. Start from the decoder that it was made of."
+            )
         if self.scheduler.config.prediction_type != "epsilon":
             raise ValueError(
                 f"This stage trains decoders that predict noise. The scheduler of this one has "

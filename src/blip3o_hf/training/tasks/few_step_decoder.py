@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...checks import check_sizes, is_finite_number
 from ..arguments import FROZEN_DTYPES
 from .diffusion_decoder import DiffusionDecoderTask
-from .flow_map import ADAPTIVE
+from .flow_map import ADAPTIVE, check_holds_all
 
 VALIDATED_STEPS = (1, 4)
 
@@ -28,7 +28,8 @@ class FewStepDecoderTask(DiffusionDecoderTask):
     Args:
         vae: frozen.
         scheduler: of the decoder, whose `prediction_type` is `epsilon`.
-        teacher_steps: of the diffusion; 25 and 50 have all levels that four steps of `LCMScheduler` ask for.
+        teacher_steps: of the diffusion; a divisor of the number of timesteps that it was trained with. The UNet can
+            then be sampled in any smaller number of steps, at levels of these paths.
         teacher_guidance_scale: of the diffusion; 1 is none.
         image_size: height and width in pixels; by default the decoder's own.
     """
@@ -57,10 +58,23 @@ class FewStepDecoderTask(DiffusionDecoderTask):
         )
 
     def setup(self, model, processor, target_encoder, arguments, peft_config=None):
+        check_holds_all(arguments)
+        frozen = FROZEN_DTYPES[arguments.frozen_dtype]
         self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        for parameter in self.teacher.parameters():
-            parameter.data = parameter.data.to(FROZEN_DTYPES[arguments.frozen_dtype])
-        return super().setup(model, processor, target_encoder, arguments, peft_config)
+        model = super().setup(model, processor, target_encoder, arguments, peft_config)
+        for parameter in (*self.teacher.parameters(), *model.parameters()):
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(frozen)
+        return model
+
+    def check(self, model):
+        super().check(model)
+        levels = self.scheduler.config.num_train_timesteps
+        if levels % self.teacher_steps:
+            raise ValueError(
+                f"`teacher_steps` must divide the {levels} timesteps of the decoder's training. Got "
+                f"{self.teacher_steps}. Take 25 or 50."
+            )
 
     @property
     def frozen_parts(self):
@@ -156,7 +170,7 @@ class FewStepDecoderTask(DiffusionDecoderTask):
 
     @torch.no_grad()
     def _drawn(self, model: nn.Module, noise: Tensor, tokens: Tensor, steps: int) -> Tensor:
-        scheduler = few_step_scheduler(self.scheduler)
+        scheduler = self.few_step_scheduler()
         scheduler.set_timesteps(steps, device=noise.device)
         generator = torch.Generator(noise.device).manual_seed(0)
         latents = noise
@@ -167,16 +181,26 @@ class FewStepDecoderTask(DiffusionDecoderTask):
 
     def save(self, model, folder, weights=None):
         scheduler = self.scheduler
-        self.scheduler = few_step_scheduler(scheduler)
+        self.scheduler = self.few_step_scheduler()
         try:
             super().save(*_merged(model, weights, folder))
         finally:
             self.scheduler = scheduler
 
+    def save_checkpoint(self, model, folder, weights=None):
+        if isinstance(model, PeftModel):
+            model.save_pretrained(folder, state_dict=weights)  # what a run goes on from: adapters
+        else:
+            self.save(model, folder, weights)
 
-def few_step_scheduler(scheduler) -> LCMScheduler:
-    """What samples a decoder of few steps, on the noise that the decoder was trained with."""
-    return LCMScheduler.from_config(scheduler.config, clip_sample=False, set_alpha_to_one=True)
+    def few_step_scheduler(self) -> LCMScheduler:
+        """What samples the UNet: on its own noise, at levels of the paths that it learned from."""
+        return LCMScheduler.from_config(
+            self.scheduler.config,
+            clip_sample=False,
+            set_alpha_to_one=True,
+            original_inference_steps=self.teacher_steps,
+        )
 
 
 def _merged(model: nn.Module, weights: dict[str, Tensor] | None, folder):
@@ -190,4 +214,4 @@ def _merged(model: nn.Module, weights: dict[str, Tensor] | None, folder):
     return unet, folder, None
 
 
-__all__ = ["FewStepDecoderTask", "few_step_scheduler"]
+__all__ = ["FewStepDecoderTask"]

@@ -1,7 +1,7 @@
 """The task `flow_map`: a trained flow becomes a model of few steps."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...checks import check_name, check_sizes, is_finite_number
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.transformer_next_dit import Blip3oTransformer2DModel
+from ...objectives.feature_flow import FeatureFlow
 from ...objectives.noise_levels import sigma_from_uniform
 from ...pipelines.denoising import FeatureDenoiser
 from ...schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from ..arguments import FROZEN_DTYPES
+from ..arguments import FROZEN_DTYPES, Blip3oTrainingArguments
 from .generation import GenerationTask
 
 TARGETS = ("trajectory", "mean_flow")
@@ -35,7 +36,7 @@ class FlowMapTask(GenerationTask):
     no null condition.
 
     - `trajectory`: the flow is followed from noise in `teacher_steps` steps, and the map learns to go from any level
-      of this path to any later one. No picture is needed, only prompts.
+      of this path to any later one. Of the records it reads their prompts alone.
     - `mean_flow`: the identity of MeanFlow (arXiv 2505.13447, equation 6) at pictures with noise, with the flow's
       velocity in the place of noise less picture.
 
@@ -62,34 +63,36 @@ class FlowMapTask(GenerationTask):
                 f"`teacher_guidance_scale` must be positive. Got {teacher_guidance_scale!r:.40}. 1 is no guidance."
             )
         self.targets, self.teacher_steps = targets, teacher_steps
+        self.takes_targets = targets == "mean_flow"
         self.teacher_guidance_scale = teacher_guidance_scale
+        followed = f"followed in {teacher_steps} steps" if targets == "trajectory" else "asked at pictures with noise"
         self.details = (
-            f"The flow it was made of was followed in {teacher_steps} steps with guidance {teacher_guidance_scale:g} "
-            f"(`{targets}`)."
+            f"The flow it was made of was {followed}, with guidance {teacher_guidance_scale:g} (`{targets}`)."
         )
 
     def needs_encoder(self, arguments):
-        return self.targets == "mean_flow" and super().needs_encoder(arguments)
+        return self.takes_targets and super().needs_encoder(arguments)
 
     def setup(self, model, processor, target_encoder, arguments, peft_config=None):
         _check_maps(model, arguments, peft_config)
+        return super().setup(model, processor, target_encoder, arguments, peft_config)
+
+    def choose(self, model):
+        self.model = model
         self.teacher = copy.deepcopy(model.transformer).eval().requires_grad_(False)
+        for parameter in self.teacher.parameters():
+            parameter.data = parameter.data.to(FROZEN_DTYPES[self.arguments.frozen_dtype])
         model.transformer = model.transformer.as_flow_map()
         model.config.transformer_config = {**model.config.transformer_config, "is_flow_map": True}
         model.config.condition_dropout = 0.0  # there is no null condition to learn
-        self.model = model
-        model = super().setup(model, processor, target_encoder, arguments, peft_config)
-        for parameter in self.teacher.parameters():
-            parameter.data = parameter.data.to(FROZEN_DTYPES[arguments.frozen_dtype])
-        return model
+        super().choose(model)
 
     @property
     def frozen_parts(self):
         return [*super().frozen_parts, self.teacher]
 
     def collate(self, records):
-        batch = super().collate(records) if self.targets == "mean_flow" else self._prompts(records)
-        return {**batch, "number": torch.tensor(len(records))}
+        return super().collate(records) if self.takes_targets else self._prompts(records)
 
     def _prompts(self, records: Sequence[Any]) -> dict[str, Any]:
         """Prompts, or their conditions from a cache, without targets."""
@@ -100,12 +103,12 @@ class FlowMapTask(GenerationTask):
     # Losses
 
     def counts(self, batch):
-        return {"records": int(batch["number"])}
+        return {"records": _number(batch)}
 
     def loss(self, model, batch, generators):
-        generators = generators[: int(batch.pop("number"))]
+        generators = generators[: _number(batch)]
         draws = self.arguments.noise_draws
-        if self.targets == "mean_flow":
+        if self.takes_targets:
             batch = self.with_features(batch)
             features = self.model.normalize_features(batch.pop("target_features"))
             condition = self._condition(batch)
@@ -113,13 +116,15 @@ class FlowMapTask(GenerationTask):
         else:
             condition = self._condition(batch)
             noisy, sigma, sigma_to, target = self._intervals(condition, generators, draws)
-        predicted = self._map(model, condition.repeat_interleave(draws, dim=0), noisy, sigma, sigma_to)
-        errors = (predicted.float() - target).square().flatten(1).mean(dim=1)
+        predicted = self._map(model, condition.repeat_interleave(draws, dim=0), noisy, sigma, sigma_to).float()
+        predicted = self.model.objective.predicted_velocity(predicted, noisy, sigma.view(-1, 1, 1, 1))
+        errors = (predicted - target).square().flatten(1).mean(dim=1)
         return self.share("records") * (errors / (errors.detach() + ADAPTIVE)).mean()
 
     @torch.no_grad()
     def _condition(self, batch: dict[str, Any]) -> Tensor:
-        return batch["condition"] if "condition" in batch else self.model.encode_condition(**batch)
+        condition = batch["condition"] if "condition" in batch else self.model.encode_condition(**batch)
+        return condition.to(self.model.transformer.dtype)
 
     def _map(self, model: nn.Module, condition: Tensor, noisy: Tensor, sigma: Tensor, sigma_to: Tensor) -> Tensor:
         """The mean velocity that the map predicts, by the model's own forward, so that engines see it."""
@@ -192,20 +197,26 @@ class FlowMapTask(GenerationTask):
 
     def _teacher_velocity(self, noisy: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
         """The flow's, with guidance, at levels of its own for each."""
-        both = torch.cat([torch.zeros_like(condition), condition]).to(self.teacher.dtype)
-        times = self.model.training_timestep(sigma).repeat(2)
-        predicted = self.teacher(noisy.repeat(2, 1, 1, 1).to(self.teacher.dtype), times, both).sample.float()
-        null, conditional = self.model.objective.predicted_velocity(
-            predicted, noisy.repeat(2, 1, 1, 1), sigma.repeat(2).view(-1, 1, 1, 1)
-        ).chunk(2)
-        return null + self.teacher_guidance_scale * (conditional - null)
+
+        def velocity(condition: Tensor) -> Tensor:
+            dtype = self.teacher.dtype
+            predicted = self.teacher(noisy.to(dtype), self.model.training_timestep(sigma), condition.to(dtype)).sample
+            return self.model.objective.predicted_velocity(predicted.float(), noisy, sigma.view(-1, 1, 1, 1))
+
+        if self.teacher_guidance_scale == 1:
+            return velocity(condition)
+        null = velocity(torch.zeros_like(condition))
+        return null + self.teacher_guidance_scale * (velocity(condition) - null)
 
     def _growth(self, noisy: Tensor, sigma: Tensor, sigma_to: Tensor, condition: Tensor, velocity: Tensor) -> Tensor:
         """How the map's prediction changes along the path, by the forward derivative; no longer than a velocity."""
         transformer, to = self.model.transformer, self.model.training_timestep(sigma_to)
 
         def predicted(noisy: Tensor, sigma: Tensor) -> Tensor:
-            return transformer(noisy, self.model.training_timestep(sigma), condition, r_timestep=to).sample
+            found = transformer(
+                noisy, 1000 * sigma, condition, r_timestep=to
+            ).sample  # whole numbers have no derivative
+            return self.model.objective.predicted_velocity(found, noisy, sigma.view(-1, 1, 1, 1))
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
             growth = torch.func.jvp(predicted, (noisy, sigma), (velocity, torch.ones_like(sigma)))[1]
@@ -264,12 +275,30 @@ def _check_maps(model: Blip3oForConditionalGeneration, arguments: Any, peft_conf
             f"A flow map is made of a flow. This model has the objective {model.config.objective!r}, which draws in "
             f"one pass already. Start from a model with a transformer."
         )
+    if getattr(type(model.objective), "add_noise", None) is not FeatureFlow.add_noise:
+        raise ValueError(
+            f"A flow map follows straight paths from noise. The objective {model.config.objective!r} adds noise in "
+            f"another way. Start from a model of another objective."
+        )
+    check_holds_all(arguments)
+
+
+def check_holds_all(arguments: Blip3oTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: when an engine spreads weights over processes, of which a task makes whole copies.
+    """
     plugin = arguments.deepspeed_plugin
     if (plugin is not None and plugin.zero_stage == 3) or arguments.fsdp:
         raise ValueError(
-            "The flow that a map learns from is a copy of its weights, of which each process must hold all. Got "
-            "ZeRO-3 or FSDP. Use DDP or ZeRO-2."
+            "What is learned from is a copy of the weights, of which each process must hold all. Got ZeRO-3 or FSDP. "
+            "Use DDP or ZeRO-2."
         )
 
 
-__all__ = ["FlowMapTask"]
+def _number(batch: Mapping[str, Any]) -> int:
+    """Of the records of a batch."""
+    return len(batch["condition"] if "condition" in batch else batch["input_ids"])
+
+
+__all__ = ["ADAPTIVE", "FlowMapTask", "check_holds_all"]
