@@ -356,10 +356,11 @@ def score_presets(arguments: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=True)
     prompts = benchmark.held_out_prompts(arguments.per_family, seed=SEED)
     texts = {"prompts": [prompt.text for prompt in prompts], "plans": written_plans(pipe, prompts)}
-    transformer, rows = pipe.transformer, []
+    trained = presets_of(pipe.scheduler.config.shift, pipe.transformer.config.is_flow_map)
+    rows = []
     for kind, given in texts.items():
         conditions = torch.cat([pipe.encode_prompt(given[at : at + BATCH]) for at in range(0, len(given), BATCH)])
-        for preset in tqdm(presets_of(pipe.scheduler.config.shift, transformer.config.is_flow_map), desc=kind):
+        for preset in tqdm(trained, desc=kind):
             pipe.scheduler = Blip3oFlowScheduler.from_config(
                 pipe.scheduler.config, solver=preset.solver, shift=preset.shift
             )
