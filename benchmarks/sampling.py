@@ -21,13 +21,20 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, LuminaNextDiT2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    LuminaNextDiT2DModel,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention import LuminaFeedForward
 from full_size import SIZES as FULL_SIZES
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from blip3o_hf import Blip3oFlowScheduler, Blip3oPipeline
+from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oPipeline
 from blip3o_hf.assets import resolve_model
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.files import written_whole
@@ -37,8 +44,8 @@ from blip3o_hf.models.condition_cache import Blip3oConditionCache
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
 from blip3o_hf.objectives.feature_flow import FeatureFlow
 from blip3o_hf.pipelines.denoising import FeatureDenoiser
-from blip3o_hf.shapes import Prompt, benchmark
-from blip3o_hf.shapes.study_measures import distance_to_true
+from blip3o_hf.shapes import Prompt, benchmark, render, sample_scene
+from blip3o_hf.shapes.study_measures import distance_to_true, encoder
 from blip3o_hf.shapes.verify import verify
 
 SIZES = {
@@ -51,6 +58,9 @@ BASES = ("diffusers", "plain")
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 PLOT = Path(__file__).parents[1] / "docs" / "speed.png"
 SEED, BATCH = 1, 32
+DECODER_MANY = (("own", 50, 3.0), ("own", 50, 1.0), ("dpm", 20, 3.0), ("dpm", 10, 3.0), ("dpm", 4, 3.0))
+DECODER_FEW = (("own", 4, 1.0), ("own", 2, 1.0), ("own", 1, 1.0))
+"""Scheduler, steps and guidance of decoders of many steps, and of few."""
 WORK = {
     "30 steps, decoder 50 steps, both with guidance": {"transformer": 60, "UNet": 100, "VAE": 1},
     "flow map in 4, decoder 50 steps with guidance": {"transformer": 4, "UNet": 100, "VAE": 1},
@@ -394,6 +404,51 @@ def score_presets(arguments: argparse.Namespace) -> None:
     keep(arguments, f"presets {arguments.name}", {**settings, "rows": rows})
 
 
+def score_decoders(arguments: argparse.Namespace) -> None:
+    """Score and time of diffusion decoders on features of true pictures of held-out prompts."""
+    torch.set_num_threads(arguments.threads)
+    prompts = benchmark.held_out_prompts(arguments.per_family, seed=SEED)
+    scenes = [
+        sample_scene(prompt, np.random.default_rng((SEED, index)), split="test")
+        for index, prompt in enumerate(prompts)
+    ]
+    eye = encoder()
+    pictures = [Image.fromarray(render(scene)) for scene in scenes]
+    pixels = eye.pixel_values(pictures)
+    found = torch.cat([eye.features(pixels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)])
+    null = eye.features(torch.zeros_like(pixels[:1]))
+    rows = []
+    for name, folder in (each.split("=", 1) for each in arguments.decoders):
+        decoder = Blip3oDecoderPipeline.from_pretrained(folder)
+        decoder.set_progress_bar_config(disable=True)
+        trained = decoder.scheduler
+        for solver, steps, guidance in DECODER_FEW if isinstance(trained, LCMScheduler) else DECODER_MANY:
+            decoder.scheduler = trained if solver == "own" else DPMSolverMultistepScheduler.from_config(trained.config)
+            start, images = time.process_time(), []
+            for at in tqdm(range(0, len(found), BATCH), desc=f"{name}, {steps} steps", leave=False):
+                batch = found[at : at + BATCH]
+                draw = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": seeded(at, len(batch))}
+                images += decoder(batch, null, **draw).images
+            seconds = (time.process_time() - start) / len(found)
+            passed = [verify(np.asarray(image), prompt).passed for image, prompt in zip(images, prompts, strict=True)]
+            rate = Rate(sum(passed), len(passed))
+            evaluations = steps * (2 if guidance > 1 else 1)
+            rows.append(
+                {
+                    "decoder": name,
+                    "scheduler": type(decoder.scheduler).__name__,
+                    "steps": steps,
+                    "guidance": guidance,
+                    "evaluations": evaluations,
+                    "score": rate.value,
+                    "interval": rate.interval,
+                    "cpu_ms": 1000 * seconds,
+                }
+            )
+            print(rows[-1])
+    keep(arguments, "decoders", {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "rows": rows})
+
+
 def seeded(at: int, number: int) -> list[torch.Generator]:
     """Generators of so many pictures from that one on."""
     return [torch.Generator().manual_seed(SEED + at + index) for index in range(number)]
@@ -458,6 +513,14 @@ def write_report(arguments: argparse.Namespace) -> None:
         for row in found["rows"]:
             peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
             print(f"| {row['way']} | {1000 * row['wall_s']:.0f} | {row['of_bandwidth']:.1f} | {peak} |")
+    if "decoders" in results:
+        print("\n| decoder | scheduler | steps | guidance | evaluations | score | CPU ms |")
+        print("| --- | --- | --: | --: | --: | --: | --: |")
+        for row in results["decoders"]["rows"]:
+            low, high = row["interval"]
+            settings = f"{row['scheduler']} | {row['steps']} | {row['guidance']:g} | {row['evaluations']}"
+            score = f"{row['score']:.3f} [{low:.3f}, {high:.3f}]"
+            print(f"| {row['decoder']} | {settings} | {score} | {row['cpu_ms']:.0f} |")
     models = {name.removeprefix("presets "): value for name, value in results.items() if name.startswith("presets ")}
     for name, value in models.items():
         print(f"\n{name}, {value['prompts']} held-out prompts, one picture each\n")
@@ -531,12 +594,17 @@ def main() -> None:
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
     presets.set_defaults(run=score_presets)
+    decoders = commands.add_parser("decoders", help="score and time of diffusion decoders")
+    decoders.add_argument("decoders", nargs="+", metavar="NAME=FOLDER", help="of the toy world")
+    decoders.add_argument("--per-family", type=int, default=25, help="prompts of each family")
+    decoders.add_argument("--threads", type=int, default=1)
+    decoders.set_defaults(run=score_decoders)
     work = commands.add_parser("work", help="operations of a picture of the 8B, counted")
     work.set_defaults(run=count_work)
     report = commands.add_parser("report", help="tables of all that was measured, and the plot")
     report.add_argument("--plot", type=Path, default=PLOT)
     report.set_defaults(run=write_report)
-    for each in (loop, on_device, growth, presets, report):
+    for each in (loop, on_device, growth, presets, decoders, report):
         each.add_argument("--output", type=Path, default=RESULTS, help="the results")
     arguments = parser.parse_args()
     arguments.run(arguments)

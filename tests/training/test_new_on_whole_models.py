@@ -12,6 +12,7 @@ from blip3o_hf.evaluation.answers import answer
 from blip3o_hf.models.configuration_blip3o import Blip3oConfig, backbone_config_of
 from blip3o_hf.models.modeling_blip3o import Blip3oForConditionalGeneration
 from blip3o_hf.models.processing_blip3o import Blip3oProcessor
+from blip3o_hf.models.target_encoder import load_target_encoder
 from blip3o_hf.pipelines.pipeline_blip3o import Blip3oPipeline
 from blip3o_hf.shapes.benchmark import ASKED_KINDS, held_out_questions
 from blip3o_hf.training.recipes import load_recipe
@@ -108,3 +109,12 @@ def test_a_recipe_takes_all_it_needs_from_the_packaged_model(tmp_path, whole):
     assert pipe.model.generation_config.max_new_tokens == whole.generation_config.max_new_tokens
     image = pipe("a red circle", generator=torch.Generator().manual_seed(0)).images[0]
     assert image.size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["decoder", "few_step_decoder"])
+def test_a_decoder_is_trained_on_the_target_encoder_of_a_whole_repository(name, tmp_path):
+    inputs = ["inputs.encoder=blip3o-tiny", *(["inputs.decoder=blip3o-tiny"] if name != "decoder" else [])]
+    stage = load_recipe(ROOT / "recipes" / "tiny" / f"{name}.yaml", [*inputs, f"output_dir={tmp_path}"]).open_stage()
+    expected = load_target_encoder(str(TINY), "target_encoder")[0].state_dict()
+    found = stage.target_encoder().model.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[each], expected[each]) for each in found)

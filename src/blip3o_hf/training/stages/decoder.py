@@ -6,7 +6,7 @@ import torch
 
 from ...models.decoder_patch import Blip3oPatchDecoder
 from ...models.target_encoder import TargetEncoder
-from ..distributed import whole_weights
+from ..inputs import load_encoder
 from ..recipe_values import hints_of
 from ..tasks.decoder import DecoderTask
 from .base import Stage
@@ -43,10 +43,7 @@ class DecoderStage(Stage):
 
     @cached_property
     def _encoder(self) -> TargetEncoder:
-        with whole_weights(self.arguments):
-            if "model" in self.folders:
-                return TargetEncoder.load(self.folders["model"], "target_encoder", torch.float32)
-            return TargetEncoder.load(self.folders["encoder"])
+        return load_encoder(self.folders.get("encoder") or self.folders["model"], "", 8, self.arguments)
 
     def target_encoder(self):
         return self._encoder

@@ -10,6 +10,7 @@ from ...checkpoints.published_names import PUBLISHED_DECODER
 from ...models.target_encoder import TargetEncoder, feature_channels
 from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline
 from ..arguments import FROZEN_DTYPES
+from ..inputs import load_encoder
 from ..recipe_values import hints_of
 from ..tasks.diffusion_decoder import DiffusionDecoderTask
 from .base import Stage
@@ -62,7 +63,7 @@ class DiffusionDecoderStage(Stage):
     @cached_property
     def _encoder(self) -> TargetEncoder:
         size = self.recipe.model.get("feature_size", 8)
-        return TargetEncoder.load(self.folders["encoder"], "", FROZEN_DTYPES[self.arguments.frozen_dtype], size)
+        return load_encoder(self.folders["encoder"], "", size, self.arguments)
 
     def target_encoder(self):
         return self._encoder
