@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oPipeline
 from blip3o_hf.assets import resolve_model
+from blip3o_hf.evaluation.benchmark import seeded_batches
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.files import written_whole
 from blip3o_hf.hub.provenance import now, versions
@@ -93,18 +94,10 @@ class PlainDenoiser(FeatureDenoiser):
         return self.computed["guided"]
 
 
-def rotate_pairs(hidden_states: torch.Tensor, rotary_emb: torch.Tensor) -> torch.Tensor:
-    """The rotary embedding in products of real numbers."""
-    cos, sin = rotary_emb[:, None].unbind(-1)
-    first, second = hidden_states.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return rotated.flatten(-2).type_as(hidden_states)
-
-
 @contextmanager
 def plain_rotation() -> Iterator[None]:
     """The transformer rotates in real numbers."""
-    with patch.object(transformer_next_dit, "apply_rotary", rotate_pairs):
+    with patch.object(transformer_next_dit, "apply_rotary", transformer_next_dit.rotate_pairs):
         yield
 
 
@@ -123,11 +116,7 @@ def features(
     shape = (len(condition), transformer.config.in_channels, 8, 8)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(condition)
     for index, timestep in enumerate(scheduler.timesteps):
-        if guided:
-            conditional, null = denoiser.predict_both(latents, index)
-            velocity = null + GUIDANCE * (conditional - null)
-        else:
-            velocity = denoiser.predict(latents, index)
+        velocity = denoiser.predict_at(latents, index, GUIDANCE if guided else 1.0)
         latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
     return latents
 
@@ -166,9 +155,8 @@ def features_of_lumina(
     latents = torch.randn((len(condition), model.config.in_channels, 8, 8), generator=torch.Generator().manual_seed(0))
     both = torch.cat([torch.zeros_like(condition), condition])
     mask = torch.ones(both.shape[:2])
-    rows = torch.arange(8)
     table = transformer_next_dit.rotary_table(8, 8, model.config.hidden_size // model.config.num_attention_heads)
-    rotary = torch.view_as_complex(table).unflatten(0, (len(rows), len(rows)))
+    rotary = torch.view_as_complex(table).unflatten(0, (8, 8))
     for timestep in scheduler.timesteps:
         times = timestep.expand(len(both))
         velocity = model(torch.cat([latents] * 2), times, projection(both), mask, rotary, {}, return_dict=False)[0]
@@ -375,19 +363,17 @@ def score_presets(arguments: argparse.Namespace) -> None:
                 pipe.scheduler.config, solver=preset.solver, shift=preset.shift
             )
             start, images = time.process_time(), []
-            for at in range(0, len(prompts), BATCH):
-                condition = conditions[at : at + BATCH]
+            for batch, generators in seeded_batches(conditions, SEED, BATCH, f"{preset.steps} steps"):
                 output = pipe(
-                    condition=condition,
+                    condition=batch,
                     num_inference_steps=preset.steps,
                     guidance_scale=preset.guidance,
-                    generator=seeded(at, len(condition)),
+                    generator=generators,
                     num_attempts=1,
                 )
                 images += [np.asarray(image) for image in output.images]
             seconds = (time.process_time() - start) / len(prompts)
-            passed = [verify(image, prompt).passed for image, prompt in zip(images, prompts, strict=True)]
-            rate = Rate(sum(passed), len(passed))
+            rate = right(images, prompts)
             rows.append(
                 {
                     "from": kind,
@@ -425,21 +411,18 @@ def score_decoders(arguments: argparse.Namespace) -> None:
         for solver, steps, guidance in DECODER_FEW if isinstance(trained, LCMScheduler) else DECODER_MANY:
             decoder.scheduler = trained if solver == "own" else DPMSolverMultistepScheduler.from_config(trained.config)
             start, images = time.process_time(), []
-            for at in tqdm(range(0, len(found), BATCH), desc=f"{name}, {steps} steps", leave=False):
-                batch = found[at : at + BATCH]
-                draw = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": seeded(at, len(batch))}
-                images += decoder(batch, null, **draw).images
+            for batch, generators in seeded_batches(found, SEED, BATCH, f"{name}, {steps} steps"):
+                draw = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}
+                images += [np.asarray(image) for image in decoder(batch, null, **draw).images]
             seconds = (time.process_time() - start) / len(found)
-            passed = [verify(np.asarray(image), prompt).passed for image, prompt in zip(images, prompts, strict=True)]
-            rate = Rate(sum(passed), len(passed))
-            evaluations = steps * (2 if guidance > 1 else 1)
+            rate = right(images, prompts)
             rows.append(
                 {
                     "decoder": name,
                     "scheduler": type(decoder.scheduler).__name__,
                     "steps": steps,
                     "guidance": guidance,
-                    "evaluations": evaluations,
+                    "evaluations": steps * (2 if guidance > 1 else 1),
                     "score": rate.value,
                     "interval": rate.interval,
                     "cpu_ms": 1000 * seconds,
@@ -449,18 +432,16 @@ def score_decoders(arguments: argparse.Namespace) -> None:
     keep(arguments, "decoders", {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "rows": rows})
 
 
-def seeded(at: int, number: int) -> list[torch.Generator]:
-    """Generators of so many pictures from that one on."""
-    return [torch.Generator().manual_seed(SEED + at + index) for index in range(number)]
+def right(images: list[np.ndarray], prompts: list[Prompt]) -> Rate:
+    """How many pictures show their prompts."""
+    passed = [verify(image, prompt).passed for image, prompt in zip(images, prompts, strict=True)]
+    return Rate(sum(passed), len(passed))
 
 
 def written_plans(pipe: Blip3oPipeline, prompts: list[Prompt]) -> list[str]:
     """What the model writes of prompts before it draws."""
-    plans: list[str] = []
-    for at in tqdm(range(0, len(prompts), BATCH), desc="plans", leave=False):
-        batch = [prompt.text for prompt in prompts[at : at + BATCH]]
-        plans += pipe.write_plans(batch, generators=seeded(at, len(batch)))
-    return plans
+    batches = seeded_batches([prompt.text for prompt in prompts], SEED, BATCH, "plans")
+    return [plan for batch, generators in batches for plan in pipe.write_plans(batch, generators=generators)]
 
 
 def count_work(arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, LlavaProcessor
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, LlavaProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -193,6 +193,22 @@ def make_llava_processor() -> Callable[..., LlavaProcessor]:
             image_token="<|image_pad|>",
             chat_template=template,
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tower(tmp_path_factory) -> Callable[..., str]:
+    """`make_tower(patch_size=8)`: folder of a vision tower of 32 pixels, whose features fit the tiny model."""
+
+    def make(patch_size: int = 8) -> str:
+        folder = tmp_path_factory.mktemp("tower")
+        torch.manual_seed(0)
+        sizes = {"hidden_size": FEATURE_DIM, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=patch_size)).save_pretrained(folder)
+        square = {"height": 32, "width": 32}
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+        return str(folder)
 
     return make
 

@@ -2,29 +2,13 @@
 
 import pytest
 import torch
-from tests.conftest import FEATURE_DIM
 from tests.preference.runs import KINDS, ROWS, darkness
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 
 @pytest.fixture(scope="session")
-def target_encoder(tmp_path_factory):
+def target_encoder(make_tower):
     """Folder of a vision tower whose features fit the tiny model."""
-    folder = tmp_path_factory.mktemp("target_encoder")
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=FEATURE_DIM,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
-    CLIPVisionModel(config).save_pretrained(folder)
-    square = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
-    return str(folder)
+    return make_tower()
 
 
 @pytest.fixture

@@ -16,10 +16,8 @@ from diffusers import (
 )
 from peft import LoraConfig
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from blip3o_hf import Blip3oDecoderPipeline, Blip3oTrainer, Blip3oTrainingArguments
+from blip3o_hf import Blip3oDecoderPipeline, Blip3oTrainer
 from blip3o_hf.pipelines.pipeline_blip3o_decoder import PixelDenoiser
 from blip3o_hf.training.recipes import Recipe
 from blip3o_hf.training.results import assemble_pipeline
@@ -30,14 +28,15 @@ WIDTH = 16
 
 
 @pytest.fixture(scope="module")
+def encoder(make_tower):
+    return make_tower(patch_size=4)
+
+
+@pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Folder of a tower, and UNet, VAE and scheduler of a decoder of 32 pixels."""
+    """Folder of a decoder of 32 pixels."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=4)).save_pretrained(folder / "encoder")
-    square = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder / "encoder")
     vae = AutoencoderKL(block_out_channels=[8, 8], layers_per_block=1, norm_num_groups=4, sample_size=32).eval()
     unet = UNet2DConditionModel(
         sample_size=16,
@@ -57,33 +56,18 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture
-def start(parts, tmp_path):
+def start(parts, encoder, brief, rows):
     """`start(folder, task={...}, peft_config=..., **arguments)`: a Trainer of a decoder of few steps."""
 
     def make(folder="run", task=None, peft_config=None, **settings):
         torch.manual_seed(0)
         decoder = Blip3oDecoderPipeline.from_pretrained(parts / "decoder")
-        rows = [
-            {"image": Image.new("RGB", (32, 32), (60 * index, 20, 90)), "caption": str(index)} for index in range(4)
-        ]
-        defaults = {
-            "max_steps": 4,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 2,
-            "noise_draws": 3,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "use_cpu": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
         return Blip3oTrainer(
             decoder.unet,
-            Blip3oTrainingArguments(str(tmp_path / folder), **{**defaults, **settings}),
+            brief(folder, **{"learning_rate": 1e-3, "lr_scheduler_type": "constant", **settings}),
             train_dataset=rows,
             eval_dataset=rows,
-            target_encoder=str(parts / "encoder"),
+            target_encoder=encoder,
             task=FewStepDecoderTask(decoder.vae, decoder.scheduler, **{"teacher_steps": 5, **(task or {})}),
             peft_config=peft_config,
         )
@@ -97,7 +81,7 @@ def weights(module):
 
 def tokens_of(trainer, number=3):
     pictures = [Image.new("RGB", (32, 32), (80 * index, 10, 200)) for index in range(number)]
-    return trainer.task._tokens({"encoder_pixel_values": trainer.task.target_encoder.pixel_values(pictures)})
+    return trainer.task.given({"encoder_pixel_values": trainer.task.target_encoder.pixel_values(pictures)})
 
 
 def test_a_path_is_what_the_decoder_draws_with_guidance(start, parts, assert_close):
@@ -129,7 +113,7 @@ def test_the_end_that_a_unet_predicts_is_that_of_the_sampler(start, assert_close
     scheduler.set_timesteps(1)
     timestep = scheduler.timesteps[0]
     with torch.no_grad():
-        predicted = trainer.task._predicted(trainer.model, noisy, timestep.expand(3), tokens)
+        predicted = trainer.task.found_noise(trainer.model, noisy, timestep.expand(3), tokens)
         end = trainer.task._end(trainer.model, noisy, timestep.expand(3), tokens)
     assert_close(scheduler.step(predicted, timestep, noisy).denoised, end)
 
@@ -231,17 +215,17 @@ def test_a_run_with_adapters_goes_on_exactly_from_adapters_alone(start, tmp_path
 @pytest.mark.parametrize("steps", [1, 2, 4, 5])
 def test_few_steps_are_at_levels_of_the_paths(start, steps):
     task = start(task={"teacher_steps": 5}).task
-    scheduler = task.few_step_scheduler()
+    scheduler = task.saved_scheduler
     scheduler.set_timesteps(steps)
     tokens, null = tokens_of(SimpleNamespace(task=task), 1)
     _, timesteps = task.path(torch.randn(1, 4, 16, 16), tokens, null)
     assert set(scheduler.timesteps.tolist()) <= set(timesteps.tolist()) and scheduler.timesteps[0] == 999
 
 
-def test_a_decoder_of_few_steps_is_made_of_a_diffusion(start, parts, tmp_path):
+def test_a_decoder_of_few_steps_is_made_of_a_diffusion(start, encoder, tmp_path):
     trainer = start()
     trainer.save_model(str(tmp_path / "few"))
-    recipe = {"inputs": {"encoder": str(parts / "encoder"), "decoder": str(tmp_path / "few")}, "data": {"length": 4}}
+    recipe = {"inputs": {"encoder": encoder, "decoder": str(tmp_path / "few")}, "data": {"length": 4}}
     training = {"max_steps": 1, "use_cpu": True, "report_to": "none"}
     for stage in ("few_step_decoder", "diffusion_decoder"):
         with pytest.raises(ValueError, match="A decoder of few steps has forgotten the diffusion that it was made of"):
@@ -250,12 +234,12 @@ def test_a_decoder_of_few_steps_is_made_of_a_diffusion(start, parts, tmp_path):
         start(task={"teacher_steps": 7})
 
 
-def test_the_stage_trains_the_decoder_of_its_recipe(parts, tmp_path):
+def test_the_stage_trains_the_decoder_of_its_recipe(parts, encoder, tmp_path):
     for name, lora in (("whole", None), ("adapters", {"rank": 2})):
         recipe = Recipe(
             "few_step_decoder",
             str(tmp_path / name),
-            inputs={"encoder": str(parts / "encoder"), "decoder": str(parts / "decoder")},
+            inputs={"encoder": encoder, "decoder": str(parts / "decoder")},
             model={"teacher_steps": 2, "feature_size": 8, "image_size": 32, "lora": lora},
             data={"length": 4},
             training={"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none"},

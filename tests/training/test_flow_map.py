@@ -7,8 +7,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from PIL import Image
 from tests.conftest import FEATURE_DIM, FEATURE_SIZE
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from blip3o_hf import Blip3oPipeline, Blip3oTrainer, Blip3oTrainingArguments
 from blip3o_hf.checkpoints.published_config import published_config
@@ -24,40 +22,19 @@ SHAPE = (FEATURE_DIM, FEATURE_SIZE, FEATURE_SIZE)
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """Folder of a vision tower whose features fit the tiny model."""
-    folder = tmp_path_factory.mktemp("encoder")
-    sizes = {"hidden_size": FEATURE_DIM, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(folder)
-    square = {"height": 32, "width": 32}
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
-    return str(folder)
+def encoder(make_tower):
+    return make_tower()
 
 
 @pytest.fixture
-def start(make_model, make_processor, make_decoder, encoder, tmp_path):
+def start(make_model, make_processor, make_decoder, encoder, brief, rows):
     """`start(folder, task={...}, model=..., peft_config=..., **arguments)`: a Trainer that makes a flow map."""
 
     def make(folder="run", task=None, model=None, peft_config=None, **settings):
         torch.manual_seed(0)
-        rows = [
-            {"image": Image.new("RGB", (32, 32), (60 * index, 20, 90)), "caption": prompt}
-            for index, prompt in enumerate(PROMPTS)
-        ]
-        defaults = {
-            "max_steps": 4,
-            "save_steps": 2,
-            "logging_steps": 1,
-            "per_device_train_batch_size": 2,
-            "noise_draws": 3,
-            "learning_rate": 3e-3,
-            "use_cpu": True,
-            "report_to": "none",
-            "disable_tqdm": True,
-        }
         return Blip3oTrainer(
             make_model() if model is None else model,
-            Blip3oTrainingArguments(str(tmp_path / folder), **{**defaults, **settings}),
+            brief(folder, **{"learning_rate": 3e-3, **settings}),
             train_dataset=rows,
             eval_dataset=rows,
             processing_class=make_processor(),

@@ -146,7 +146,7 @@ def published_config(config: PreTrainedConfig) -> dict[str, Any]:
         received = f"the objective {config.objective}"
     elif config.feature_mean is not None:
         received = "feature statistics"
-    elif (config.transformer_config or {}).get("is_flow_map"):
+    elif config.is_flow_map:
         received = "a flow map"
     if received:
         raise ValueError(

@@ -1,17 +1,29 @@
 """What a model is scored by while it trains: the base of all benchmarks that a recipe can name."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 from ..models.processing_blip3o import Blip3oProcessor
 from ..models.target_encoder import TargetEncoder
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 
+Item = TypeVar("Item")
 Scores = dict[str, float | Image.Image]
 """Rates by their names, and under `samples` a sheet of pictures."""
+
+
+def seeded_batches(
+    items: Sequence[Item], seed: int, batch_size: int, desc: str
+) -> Iterator[tuple[Sequence[Item], list[torch.Generator]]]:
+    """Items in batches under a progress bar, each item `i` with a generator seeded `seed + i`."""
+    for start in tqdm(range(0, len(items), batch_size), desc=desc, leave=False):
+        batch = items[start : start + batch_size]
+        yield batch, [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
 
 
 class Benchmark:

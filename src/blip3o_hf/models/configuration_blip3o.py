@@ -198,6 +198,11 @@ class Blip3oConfig(PreTrainedConfig):
         return get_objective(self.objective).has_transformer
 
     @property
+    def is_flow_map(self) -> bool:
+        """Whether the transformer goes from one noise level to another at once."""
+        return bool((self.transformer_config or {}).get("is_flow_map"))
+
+    @property
     def _backbone(self) -> PreTrainedConfig:
         return cast("PreTrainedConfig", self.backbone_config)  # the library makes one of a dictionary
 

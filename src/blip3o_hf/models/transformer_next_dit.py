@@ -93,6 +93,11 @@ def apply_rotary(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
         pairs = torch.view_as_complex(hidden_states.float().unflatten(-1, (-1, 2)))  # the same products, in one pass
         rotated = torch.view_as_real(pairs * torch.view_as_complex(rotary_emb)[:, None])
         return rotated.flatten(-2).type_as(hidden_states)
+    return rotate_pairs(hidden_states, rotary_emb)
+
+
+def rotate_pairs(hidden_states: Tensor, rotary_emb: Tensor) -> Tensor:
+    """The same in products of real numbers, which compile."""
     cos, sin = rotary_emb[:, None].unbind(-1)
     first, second = hidden_states.float().unflatten(-1, (-1, 2)).unbind(-1)
     rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
@@ -512,7 +517,7 @@ class Blip3oTransformer2DModel(PlainModelMixin, ConfigMixin, PeftAdapterMixin, C
         Returns:
             `list` of T [`Blip3oModulation`], for the argument `modulation` of the step's forward.
         """
-        times = self.time_caption_embed.embed_time(timesteps.reshape(-1), pooled.dtype, r_timesteps)
+        times = self.time_caption_embed.embed_time(timesteps, pooled.dtype, r_timesteps)
         temb = (times[:, None] + pooled).flatten(0, 1)
         blocks = [layer.norm1.modulation(temb).unflatten(0, (len(times), -1)) for layer in self.layers]
         output = self.norm_out.modulation(temb).unflatten(0, (len(times), -1))

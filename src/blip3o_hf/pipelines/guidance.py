@@ -43,6 +43,15 @@ class Denoiser:
         """The same under the condition and under the null condition, in this order."""
         raise NotImplementedError
 
+    def predict_guided(self, latents: torch.Tensor, index: int, scale: float) -> torch.Tensor:
+        """Under classifier-free guidance: null + scale * (conditional - null)."""
+        prediction, null_prediction = self.predict_both(latents, index)
+        return null_prediction + scale * (prediction - null_prediction)
+
+    def predict_at(self, latents: torch.Tensor, index: int, scale: float) -> torch.Tensor:
+        """With guidance of that scale, where it asks for any."""
+        return self.predict_guided(latents, index, scale) if self.is_guided(scale) else self.predict(latents, index)
+
 
 def denoise_with_guidance(
     pipe: DiffusionPipeline,
@@ -54,8 +63,6 @@ def denoise_with_guidance(
 ) -> torch.Tensor:
     """
     Follow a scheduler, whose timesteps are set, from a noise level down to 0.
-
-    With classifier-free guidance a prediction is null + scale * (conditional - null).
 
     Args:
         pipe: has the progress bar, and what callbacks change; its callback is called with it.
@@ -86,8 +93,7 @@ def denoise_with_guidance(
             run.current_timestep = timestep
             scale = run.guidance_scale
             if denoiser.is_guided(scale) and low <= noise_levels[step] <= high:
-                prediction, null_prediction = denoiser.predict_both(latents, begin + step)
-                prediction = null_prediction + scale * (prediction - null_prediction)
+                prediction = denoiser.predict_guided(latents, begin + step, scale)
             else:
                 prediction = denoiser.predict(latents, begin + step)
             latents = scheduler.step(prediction, timestep, latents, **options)[0]

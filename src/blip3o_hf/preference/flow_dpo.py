@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from ..checks import check_sizes, is_finite_number
 from ..objectives.noise_levels import sigma_from_uniform
 from ..rewards.manager import RewardManager
+from ..training.tasks.base import drawn_noise
 from ..training.tasks.generation import GenerationTask
 from ..training.trainer import seeded_generator
 from .losses import dpo_loss, mean_square
 from .pairs import PICTURES, PreferenceDataset
 from .prompts import PromptDataset, collated
 from .reward_config import FlowRewardConfig
-from .reward_task import EVALUATION, Drawn, FlowRewardTask, base_model, compared, drawn_noise
+from .reward_task import EVALUATION, Drawn, FlowRewardTask, base_model, compared
 from .reward_trainer import FlowRewardTrainer
 
 OF_DRAWN = {"num_iterations": 1, "log_completions": False, "min_diversity": None, "reward_patience": None}
@@ -141,7 +142,7 @@ class FlowDPOTask(FlowRewardTask):
         number = self.arguments.train_levels_per_sample
         config = base_model(self.policies.model).config
         uniform = torch.cat([torch.rand(number, generator=each) for each in generators])
-        noise = drawn_noise(pairs["chosen"], generators, number)
+        noise = drawn_noise(pairs["chosen"].shape[1:], generators, number).to(pairs["chosen"])
         sigma = sigma_from_uniform(uniform.to(noise.device), config.noise_distribution, config.noise_shift)
         condition = pairs["condition"].repeat_interleave(number, dim=0)
         clean = torch.cat([pairs[side].repeat_interleave(number, dim=0) for side in PICTURES])

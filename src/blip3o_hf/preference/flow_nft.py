@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..checks import check_name, check_sizes, is_finite_number
+from ..training.tasks.base import drawn_noise
 from .losses import awm_loss, nft_loss, positives_loss
 from .reward_config import FlowRewardConfig
-from .reward_task import FlowRewardTask, base_model, drawn_noise
+from .reward_task import FlowRewardTask, base_model
 from .reward_trainer import FlowRewardTrainer
 
 LOSS_TYPES = ("nft", "awm", "positives")
@@ -91,7 +92,7 @@ class FlowNFTTask(FlowRewardTask):
         """Noise levels `[N * number]` of the sampler, and noises, by the generators of the prompts."""
         levels, size = self.rollouts.levels(), self.arguments.num_generations * number
         chosen = [levels[torch.randint(len(levels), (size,), generator=each)] for each in generators]
-        return torch.cat(chosen).to(features.device), drawn_noise(features, generators, size)
+        return torch.cat(chosen).to(features.device), drawn_noise(features.shape[1:], generators, size).to(features)
 
     def end_step(self, step):
         if step % self.arguments.num_iterations == 0:  # until then, the old policy is the one that drew

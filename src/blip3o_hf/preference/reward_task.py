@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..rewards.advantages import Advantages, advantages_of
 from ..rewards.manager import RewardManager, Scores
+from ..training.distributed import spreads_weights
 from ..training.tasks.generation import GenerationTask
 from ..training.trainer import seeded_generator
 from .completions import Completions
@@ -226,11 +227,6 @@ class FlowRewardTask(GenerationTask):
         return {**named, "reward": total, "diversity": sum(spread) / len(spread), "loss": -total}
 
 
-def drawn_noise(features: Tensor, generators: Sequence[torch.Generator], number: int) -> Tensor:
-    """So many noises of each generator, of the shape of features `[N, C, h, w]`."""
-    return torch.cat([torch.randn(number, *features.shape[1:], generator=each) for each in generators]).to(features)
-
-
 def base_model(model: nn.Module) -> Any:
     """The BLIP3-o itself, without PEFT around it."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -269,8 +265,7 @@ def _check_trains_alone(model: nn.Module, arguments: FlowRewardConfig, peft_conf
         odd = [*(peft_config.modules_to_save or ()), *["backbone"] * ("backbone" in str(peft_config.target_modules))]
         if odd:
             raise _conditions_change(odd[0])
-    plugin = arguments.deepspeed_plugin
-    if (plugin is not None and plugin.zero_stage == 3) or arguments.fsdp:
+    if spreads_weights(arguments):
         raise ValueError(
             "Other policies take the place of the weights, of which each process must hold all. Got ZeRO-3 or FSDP. "
             "Use DDP or ZeRO-2."
@@ -292,4 +287,4 @@ def _conditions_change(name: str) -> ValueError:
     )
 
 
-__all__ = ["Drawn", "FlowRewardTask", "base_model", "compared", "diversity", "drawn_noise"]
+__all__ = ["Drawn", "FlowRewardTask", "base_model", "compared", "diversity"]

@@ -159,17 +159,11 @@ class Rollouts:
                 is_noisy = noisy.first <= index < noisy.last
                 if is_noisy or index == noisy.last:
                     kept.append(latents)
-                velocity = self._velocity(denoiser, latents.to(pipe.transformer.dtype), index)
+                velocity = denoiser.predict_at(latents.to(pipe.transformer.dtype), index, self.guidance_scale)
                 level = noisy.noise_level if is_noisy else 0.0
                 latents = stochastic_step(latents, velocity, sigma, following, level, noisy.sde_type, own).sample
         levels = tuple(sigmas[noisy.first : noisy.last + 1])
         return Trajectories(condition, latents, self.num_generations, tuple(own), torch.stack(kept), levels)
-
-    def _velocity(self, denoiser: FeatureDenoiser, latents: Tensor, index: int) -> Tensor:
-        if not denoiser.is_guided(self.guidance_scale):
-            return denoiser.predict(latents, index)
-        conditional, null = denoiser.predict_both(latents, index)
-        return null + self.guidance_scale * (conditional - null)
 
     def levels(self) -> Tensor:
         """Noise levels at which the network is asked while pictures are drawn, `[num_steps]`, on the CPU."""

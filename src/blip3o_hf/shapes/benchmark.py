@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.answers import answer
+from ..evaluation.benchmark import seeded_batches
 from ..evaluation.statistics import Rate
 from ..hub.provenance import now, versions
 from ..hub.results import Evaluation, Figure, Score
@@ -35,7 +36,6 @@ from . import (
     write_plan,
 )
 
-Item = TypeVar("Item")
 KINDS_OF_UNSEEN = {"unseen_combination": "colors", "unseen_relation": "position"}
 ASKED_KINDS = (*QUESTION_KINDS, COMPARISON)
 BENCHMARK = "Tiny world of coloured shapes"
@@ -130,15 +130,6 @@ def draw(
         drawing.accepted += output.accepted or [None] * len(batch)
     drawing.cpu_seconds = (time.process_time() - start) / max(1, len(prompts))
     return drawing
-
-
-def seeded_batches(
-    items: Sequence[Item], seed: int, batch_size: int, desc: str
-) -> Iterator[tuple[Sequence[Item], list[torch.Generator]]]:
-    """Items in batches under a progress bar, each item `i` with a generator seeded `seed + i`."""
-    for start in tqdm(range(0, len(items), batch_size), desc=desc, leave=False):
-        batch = items[start : start + batch_size]
-        yield batch, [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
 
 
 def score_generation(

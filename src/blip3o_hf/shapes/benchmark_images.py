@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..evaluation.answers import answer
+from ..evaluation.benchmark import seeded_batches
 from ..evaluation.statistics import Rate
 from ..models.modeling_blip3o import Blip3oForConditionalGeneration
 from ..models.processing_blip3o import Blip3oProcessor
@@ -27,7 +28,7 @@ from . import (
     shows_scene,
     verify_edit,
 )
-from .benchmark import Drawing, draw, seeded_batches
+from .benchmark import Drawing, draw
 from .conversations import DESCRIBE
 
 ABOUT_IMAGES = (

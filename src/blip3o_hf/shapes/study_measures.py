@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from ..assets import packaged_model_path
-from ..checks import check_keys, check_name, check_sizes
+from ..checks import check_name
 from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..models.target_encoder import TargetEncoder, extract_features, load_target_encoder, normalize, stack_images
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
-from ..study.measuring import RunMeasure
+from ..study.measuring import RunMeasure, check_sized
 from . import EVALUATION_FAMILIES, Prompt, benchmark, render, sample_example
 from .verify import detect, verify
 
@@ -30,10 +30,7 @@ class _SizedMeasure(RunMeasure):
     keys: tuple[str, ...] = ()
 
     def __init__(self, settings: Mapping[str, Any]):
-        check_keys(settings, (*self.sizes, *self.keys), f"the settings of {type(self).__name__}")
-        for name, least in self.sizes.items():
-            if name in settings:
-                check_sizes(least, **{name: settings[name]})
+        check_sized(settings, self.sizes, self.keys, type(self).__name__)
         super().__init__(settings)
 
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..checks import find_class
+from ..checks import check_keys, check_sizes, find_class
 from ..files import written_whole
 from .studies import Measure
 
@@ -38,6 +38,23 @@ class RunMeasure:
             run: the folder of a finished run, as `blip3o-hf train` leaves it.
         """
         raise NotImplementedError
+
+
+def check_sized(settings: Mapping[str, Any], sizes: Mapping[str, int], keys: Iterable[str], name: str) -> None:
+    """
+    Args:
+        settings: of a measure.
+        sizes: those that are whole numbers, and what each must be at least.
+        keys: the others.
+        name: of the measure.
+
+    Raises:
+        ValueError: for a setting that is unknown, or too small.
+    """
+    check_keys(settings, (*sizes, *keys), f"the settings of {name}")
+    for key, least in sizes.items():
+        if key in settings:
+            check_sizes(least, **{key: settings[key]})
 
 
 def measured(measure: Measure, run: Path) -> dict[str, list[float]]:
@@ -77,4 +94,4 @@ def _checked(measure: Measure, values: Values) -> dict[str, list[float]]:
     return {name: numbers.astype(np.float64).tolist() for name, numbers in found.items()}
 
 
-__all__ = ["MEASURED", "RunFailed", "RunMeasure", "Values", "measured"]
+__all__ = ["MEASURED", "RunFailed", "RunMeasure", "Values", "check_sized", "measured"]

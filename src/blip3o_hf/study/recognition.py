@@ -4,18 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from PIL import Image
-from tqdm import tqdm
 
-from ..checks import check_keys, check_sizes
 from ..data.images import decoded
 from ..data.sources import open_source
-from ..evaluation.benchmark import Benchmark
+from ..evaluation.benchmark import Benchmark, seeded_batches
 from ..evaluation.distances import FeatureStatistics, frechet_distance
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..training.recipe_values import typed
-from .measuring import RunMeasure
+from .measuring import RunMeasure, check_sized
 
 BATCH = 32
 SIZES = {"per_caption": 1, "size": 1, "neighbors": 1}
@@ -75,12 +72,8 @@ class Recognizer:
 
 def _drawn(pipe: Blip3oPipeline, captions: Sequence[str], **call: Any) -> list[np.ndarray]:
     """A picture for each caption, from the noise 0, 1, ..."""
-    images = []
-    for start in tqdm(range(0, len(captions), BATCH), desc="drawing", leave=False):
-        batch = captions[start : start + BATCH]
-        generators = [torch.Generator().manual_seed(start + index) for index in range(len(batch))]
-        images += [np.asarray(image) for image in pipe(list(batch), generator=generators, **call).images]
-    return images
+    batches = seeded_batches(captions, 0, BATCH, "drawing")
+    return [np.asarray(image) for batch, own in batches for image in pipe(list(batch), generator=own, **call).images]
 
 
 def _recognized(settings: Mapping[str, Any], pipe: Blip3oPipeline) -> tuple[list[float], float]:
@@ -95,12 +88,9 @@ def _recognized(settings: Mapping[str, Any], pipe: Blip3oPipeline) -> tuple[list
 
 
 def _check(settings: Mapping[str, Any], name: str) -> None:
-    check_keys(settings, ("images", *SIZES, *CALL), f"the settings of {name}")
+    check_sized(settings, SIZES, ("images", *CALL), name)
     if not settings.get("images"):
         raise ValueError(f"{name} reads pictures by real ones. Its settings have no `images`. Name their folder.")
-    for key, least in SIZES.items():
-        if key in settings:
-            check_sizes(least, **{key: settings[key]})
     for key, kind in CALL.items():
         if key in settings:
             typed(settings[key], kind, key)

@@ -109,8 +109,9 @@ class StudyRuns:
         with ThreadPoolExecutor(self.workers) as pool:
             try:
                 while working or (waiting and not failures):
-                    ready = [job for job in waiting if job.needs <= done][: self.workers - len(working)]
-                    working |= {pool.submit(job.do): job.name for job in ready if not failures}
+                    free = 0 if failures else self.workers - len(working)
+                    ready = [job for job in waiting if job.needs <= done][:free]
+                    working |= {pool.submit(job.do): job.name for job in ready}
                     waiting = [job for job in waiting if job not in ready]
                     for future in wait(working, return_when=FIRST_COMPLETED).done:
                         name, failure = working.pop(future), future.exception()
@@ -197,7 +198,7 @@ class StudyRuns:
                 f"values of its search."
             )
         best = max(finite, key=lambda trial: sign * trial.score)
-        content = {"search": _asked_of(search), "best": best.value, "trials": [trial.__dict__ for trial in trials]}
+        content = {"search": _asked_of(search), "best": best.value, "trials": [asdict(trial) for trial in trials]}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -157,6 +157,7 @@ class Study:
     plots: tuple[Plot, ...]
     source: Path
     more: tuple[str, ...] = ()
+    _seed_keys: dict[str, list[str]] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def arm(self, name: str) -> Arm:
         """The arm, or the part, of that name."""
@@ -185,7 +186,9 @@ class Study:
         places = {name: str(self.run_folder(name, seed)) for name in arm.needs}
         overrides = [_PLACE.sub(lambda found: places[found[1]], text) for text in arm.overrides]
         path = find_recipe(self.source.parent / arm.recipe)
-        keys = seed_keys(load_recipe(path, overrides).data)
+        if arm.name not in self._seed_keys:  # the same for all its runs
+            self._seed_keys[arm.name] = seed_keys(load_recipe(path, overrides).data)
+        keys = self._seed_keys[arm.name]
         where = self.run_folder(arm.name, seed) if folder is None else folder
         return path, [
             *overrides,

@@ -36,7 +36,7 @@ def load_study(path: str | os.PathLike, more: Sequence[str] = ()) -> Study:
         content = read_yaml(path)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"A study must be valid YAML. {path} is not: {error}. Correct that line.") from error
-    known = [f.name for f in fields(Study) if f.name not in ("source", "more")]
+    known = [f.name for f in fields(Study) if f.init and f.name not in ("source", "more")]
     if not isinstance(content, dict) or not content.get("arms"):
         raise ValueError(f"A study compares `arms`. {path} has none. See recipes/study/laptop.yaml.")
     check_keys(content, known, str(path))

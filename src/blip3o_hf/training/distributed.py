@@ -56,6 +56,12 @@ def check_engine(arguments: Blip3oTrainingArguments, engine: DistributedType) ->
         )
 
 
+def spreads_weights(arguments: Blip3oTrainingArguments) -> bool:
+    """Whether each process holds a part of the weights alone, as under ZeRO-3 and FSDP."""
+    plugin = arguments.deepspeed_plugin
+    return bool(arguments.fsdp) or (plugin is not None and plugin.zero_stage == 3)
+
+
 @contextlib.contextmanager
 def whole_weights(arguments: Blip3oTrainingArguments):
     """Within the block, `from_pretrained` loads whole weights, also under ZeRO-3."""

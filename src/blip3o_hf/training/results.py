@@ -63,8 +63,7 @@ def assemble_pipeline(
         base_model = model.get_base_model()
         assert isinstance(base_model, Blip3oForConditionalGeneration)  # what adapters are on is one, too
         model = base_model
-    is_flow_map = bool((model.config.transformer_config or {}).get("is_flow_map"))
-    parts: dict[str, Any] = dict(FLOW_MAP) if is_flow_map else {}
+    parts: dict[str, Any] = dict(FLOW_MAP) if model.config.is_flow_map else {}
     if isinstance(decoder, nn.Module):
         parts["decoder"] = decoder
     elif decoder is not None:
@@ -75,7 +74,7 @@ def assemble_pipeline(
     else:
         scheduler = Blip3oFlowScheduler(shift=model.config.noise_shift, integer_timesteps=False)
         pipe = Blip3oPipeline(scheduler=scheduler, **parts)
-    if is_flow_map:
+    if model.config.is_flow_map:
         pipe.scheduler = Blip3oFlowScheduler.from_config(pipe.scheduler.config, solver="euler")
     if isinstance(model, FSDPModule):  # FSDP2 gives every model a class of its own, which no other program knows
         pipe.register_to_config(model=(pipe.library, Blip3oForConditionalGeneration.__name__))

@@ -37,7 +37,7 @@ class FewStepDecoderStage(DiffusionDecoderStage):
         super().__init__(recipe)
         self.lora = recipe.model.get("lora")
         check_keys(self.lora or {}, self.lora_keys, f"section 'model.lora' of {self.recipe_name}")
-        check_sizes(**{key: self.lora[key] for key in self.lora_keys if self.lora and key in self.lora})
+        check_sizes(**(self.lora or {}))
 
     def task(self):
         return FewStepDecoderTask(self.vae, self.scheduler, **self._given(self.task_keys))

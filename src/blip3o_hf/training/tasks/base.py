@@ -253,6 +253,11 @@ def as_record(item: Any, index: int) -> Any:
     return read_row(f"row {index}", item) if isinstance(item, dict) else item
 
 
+def drawn_noise(shape: Sequence[int], generators: Sequence[torch.Generator], number: int = 1) -> torch.Tensor:
+    """So many noises of each generator, `[len(generators) * number, *shape]`, on the CPU."""
+    return torch.cat([torch.randn(number, *shape, generator=each) for each in generators])
+
+
 @contextlib.contextmanager
 def _fixed_randomness(seed: int) -> Generator[None]:
     """Within the block, PyTorch's global random numbers are those of a seed; after it, they go on as before."""

@@ -94,13 +94,19 @@ class DiffusionDecoderTask(Task):
         timesteps = draw(torch.randint, self.noise_schedule.config.num_train_timesteps, ())
         keep = draw(torch.rand, ()) >= self.feature_dropout
         tokens = torch.where(keep[:, None, None], features, null)
+        noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
+        prediction = self.found_noise(model, noisy, timesteps, tokens)
+        return self.share("records") * torch.nn.functional.mse_loss(prediction, noise)
+
+    def found_noise(
+        self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The noise that a UNet finds in latents at timesteps `[N]` of their own, given features, float32."""
         conditions = {
             "text_embeds": tokens.mean(dim=1),
             "time_ids": self.conditions.to(tokens).expand(len(tokens), -1),
         }
-        noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
-        prediction = model(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
-        return self.share("records") * torch.nn.functional.mse_loss(prediction.float(), noise)
+        return unet(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample.float()
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         assert self.target_encoder is not None  # see `needs_encoder`
@@ -109,4 +115,9 @@ class DiffusionDecoderTask(Task):
     def save(self, model, folder, weights=None):
         unet = UNet2DConditionModel.from_config(model.config)
         unet.load_state_dict(model.state_dict() if weights is None else weights)
-        Blip3oDecoderPipeline(unet, self.vae, self.scheduler).save_pretrained(folder)
+        Blip3oDecoderPipeline(unet, self.vae, self.saved_scheduler).save_pretrained(folder)
+
+    @property
+    def saved_scheduler(self):
+        """What is saved with the UNet to sample it."""
+        return self.scheduler

@@ -1,22 +1,21 @@
 """The task `few_step_decoder`: a trained diffusion decoder learns to draw in a few steps, without guidance."""
 
 import copy
-from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, SchedulerMixin, UNet2DConditionModel
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ...checks import check_sizes, is_finite_number
+from ...objectives.latent_flow import vae_scale_factor
+from ...pipelines.pipeline_blip3o_decoder import PixelDenoiser
 from ..arguments import FROZEN_DTYPES
+from .base import drawn_noise
 from .diffusion_decoder import DiffusionDecoderTask
-from .flow_map import ADAPTIVE, check_holds_all
-
-VALIDATED_STEPS = (1, 4)
+from .few_steps import FewStepsTask, check_holds_all, frozen_copy
 
 
-class FewStepDecoderTask(DiffusionDecoderTask):
+class FewStepDecoderTask(FewStepsTask, DiffusionDecoderTask):
     """
     The UNet learns, at every level of noise, what its own diffusion with guidance ends at: so that four evaluations do
     what took a hundred. The diffusion is followed from noise by DDIM (arXiv 2010.02502), and the UNet learns from
@@ -46,12 +45,7 @@ class FewStepDecoderTask(DiffusionDecoderTask):
         image_size: int | None = None,
     ):
         super().__init__(vae, scheduler, 0.0, image_size)
-        check_sizes(teacher_steps=teacher_steps)
-        if not is_finite_number(teacher_guidance_scale, 0):
-            raise ValueError(
-                f"`teacher_guidance_scale` must be positive. Got {teacher_guidance_scale!r:.40}. 1 is no guidance."
-            )
-        self.teacher_steps, self.teacher_guidance_scale = teacher_steps, teacher_guidance_scale
+        self._teach_by(teacher_steps, teacher_guidance_scale)
         self.details = (
             f"The diffusion it was made of was followed in {teacher_steps} steps with guidance "
             f"{teacher_guidance_scale:g}; `LCMScheduler` samples it, without guidance."
@@ -59,12 +53,11 @@ class FewStepDecoderTask(DiffusionDecoderTask):
 
     def setup(self, model, processor, target_encoder, arguments, peft_config=None):
         check_holds_all(arguments)
-        frozen = FROZEN_DTYPES[arguments.frozen_dtype]
-        self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        self.teacher = frozen_copy(model, arguments)
         model = super().setup(model, processor, target_encoder, arguments, peft_config)
-        for parameter in (*self.teacher.parameters(), *model.parameters()):
+        for parameter in model.parameters():
             if not parameter.requires_grad:
-                parameter.data = parameter.data.to(frozen)
+                parameter.data = parameter.data.to(FROZEN_DTYPES[arguments.frozen_dtype])
         return model
 
     def check(self, model):
@@ -76,10 +69,6 @@ class FewStepDecoderTask(DiffusionDecoderTask):
                 f"{self.teacher_steps}. Take 25 or 50."
             )
 
-    @property
-    def frozen_parts(self):
-        return [*super().frozen_parts, self.teacher]
-
     def collate(self, records):
         return {"encoder_pixel_values": super().collate(records)["encoder_pixel_values"]}
 
@@ -87,35 +76,31 @@ class FewStepDecoderTask(DiffusionDecoderTask):
         return {"records": len(batch["encoder_pixel_values"])}
 
     def loss(self, model, batch, generators):
-        tokens, null = self._tokens(batch)
+        tokens, null = self.given(batch)
         generators, draws = generators[: len(tokens)], self.arguments.noise_draws
-        noise = self._noise(generators, tokens)
-        path, timesteps = self.path(noise, tokens, null)
+        path, timesteps = self.path(drawn_noise(self.noise_shape(), generators).to(tokens.device), tokens, null)
         chosen = torch.stack([torch.randint(self.teacher_steps, (draws,), generator=each) for each in generators])
         chosen = chosen.to(tokens.device)
         rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(chosen)
         noisy, end = path[chosen, rows].flatten(0, 1), path[-1].repeat_interleave(draws, dim=0)
         predicted = self._end(model, noisy, timesteps[chosen].flatten(), tokens.repeat_interleave(draws, dim=0))
-        errors = (predicted - end).square().flatten(1).mean(dim=1)
-        return self.share("records") * (errors / (errors.detach() + ADAPTIVE)).mean()
+        return self.mean_error(predicted, end)
 
-    def _tokens(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Features of the pictures, and null features for each."""
+    def given(self, batch):
         tokens = self._features(batch["encoder_pixel_values"])
         return tokens, self._features(torch.zeros_like(batch["encoder_pixel_values"][:1])).expand_as(tokens)
 
-    def _noise(self, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
-        shape = (self.vae.config.latent_channels, self.latent_size, self.latent_size)
-        return torch.stack([torch.randn(shape, generator=each) for each in generators]).to(like.device)
+    def noise_shape(self):
+        return self.vae.config.latent_channels, self.latent_size, self.latent_size
 
     @torch.no_grad()
-    def path(self, noise: Tensor, tokens: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    def path(self, noise: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         """
         What the diffusion makes of noise.
 
         Args:
             noise (`[N, C, h, w]`): to begin with.
-            tokens, null (`[N, L, C]`): features, and what guidance leads away from.
+            given (`[N, L, C]`): features, and what guidance leads away from.
 
         Returns:
             Latents at all levels and their end, float32 `[teacher_steps + 1, N, C, h, w]`, and the timesteps
@@ -125,67 +110,40 @@ class FewStepDecoderTask(DiffusionDecoderTask):
             self.scheduler.config, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
         )
         scheduler.set_timesteps(self.teacher_steps, device=noise.device)
-        points, guided = [noise.float()], self.teacher_guidance_scale != 1
-        for timestep in scheduler.timesteps:
-            times = timestep.expand(len(noise))
-            predicted = self._predicted(self.teacher, points[-1], times, tokens)
-            if guided:
-                away = self._predicted(self.teacher, points[-1], times, null)
-                predicted = away + self.teacher_guidance_scale * (predicted - away)
-            points.append(scheduler.step(predicted, timestep, points[-1], return_dict=False)[0])
+        denoiser, points = self._denoiser(self.teacher, scheduler, noise, *given), [noise.float()]
+        scale, dtype = self.teacher_guidance_scale, self.teacher.dtype
+        for index, timestep in enumerate(scheduler.timesteps):
+            noisy = points[-1].to(dtype)
+            predicted = denoiser.predict(noisy, index) if scale == 1 else denoiser.predict_guided(noisy, index, scale)
+            points.append(scheduler.step(predicted.float(), timestep, points[-1], return_dict=False)[0])
         return torch.stack(points), scheduler.timesteps
 
-    def _predicted(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """The noise that a UNet finds, float32."""
-        dtype = next(unet.parameters()).dtype
-        conditions = {
-            "text_embeds": tokens.mean(dim=1).to(dtype),
-            "time_ids": self.conditions.to(noisy.device, dtype).expand(len(tokens), -1),
-        }
-        output = unet(noisy.to(dtype), timesteps, encoder_hidden_states=tokens.to(dtype), added_cond_kwargs=conditions)
-        return output.sample.float()
+    def _denoiser(
+        self, unet: nn.Module, scheduler: SchedulerMixin, noise: Tensor, tokens: Tensor, null: Tensor | None = None
+    ) -> PixelDenoiser:
+        return PixelDenoiser(unet, vae_scale_factor(self.vae), scheduler, noise, tokens, null)
 
     def _end(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        """Where a path ends that is at these latents, as a UNet says."""
+        """Where paths end that are at these latents, as a UNet says."""
+        dtype = next(unet.parameters()).dtype
+        noise = self.found_noise(unet, noisy.to(dtype), timesteps, tokens.to(dtype))
         kept = self.noise_schedule.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
-        return (noisy - (1 - kept).sqrt() * self._predicted(unet, noisy, timesteps, tokens)) / kept.sqrt()
+        return (noisy - (1 - kept).sqrt() * noise) / kept.sqrt()
 
-    def validate(self, model, dataset):
-        """
-        Mean squared errors of latents that the UNet draws in few steps, of what its diffusion makes of the same noise,
-        in variances of the latter.
-        """
-        sums, number = dict.fromkeys(VALIDATED_STEPS, 0.0), 0
-        for records in self.batches(dataset):
-            tokens, null = self._tokens(self.on_device(self.collate(records), model))
-            generators = [torch.Generator().manual_seed(number + index) for index in range(len(records))]
-            noise = self._noise(generators, tokens)
-            end = self.path(noise, tokens, null)[0][-1]
-            for steps in VALIDATED_STEPS:
-                drawn = self._drawn(model, noise, tokens, steps)
-                sums[steps] += ((drawn - end).square().mean() / end.var()).item() * len(records)
-            number += len(records)
-        losses = {f"loss_of_{steps}_steps": value / number for steps, value in sums.items()} if number else {}
-        return {**losses, "loss": sum(losses.values()) / len(losses)} if losses else {}
-
-    @torch.no_grad()
-    def _drawn(self, model: nn.Module, noise: Tensor, tokens: Tensor, steps: int) -> Tensor:
-        scheduler = self.few_step_scheduler()
+    def drawn(self, model, noise, steps, *given):
+        scheduler, tokens = self.saved_scheduler, given[0]
         scheduler.set_timesteps(steps, device=noise.device)
+        denoiser = self._denoiser(model, scheduler, noise, tokens)
         generator = torch.Generator(noise.device).manual_seed(0)
-        latents = noise
-        for timestep in scheduler.timesteps:
-            predicted = self._predicted(model, latents, timestep.expand(len(noise)), tokens)
-            latents = scheduler.step(predicted, timestep, latents, generator=generator, return_dict=False)[0]
-        return latents
+        for index, timestep in enumerate(scheduler.timesteps):
+            predicted = denoiser.predict(noise.to(denoiser.condition.dtype), index).float()
+            noise = scheduler.step(predicted, timestep, noise, generator=generator, return_dict=False)[0]
+        return noise
 
     def save(self, model, folder, weights=None):
-        scheduler = self.scheduler
-        self.scheduler = self.few_step_scheduler()
-        try:
-            super().save(*_merged(model, weights, folder))
-        finally:
-            self.scheduler = scheduler
+        if isinstance(model, PeftModel):
+            model, weights = _merged(model, weights), None
+        super().save(model, folder, weights)
 
     def save_checkpoint(self, model, folder, weights=None):
         if isinstance(model, PeftModel):
@@ -193,7 +151,8 @@ class FewStepDecoderTask(DiffusionDecoderTask):
         else:
             self.save(model, folder, weights)
 
-    def few_step_scheduler(self) -> LCMScheduler:
+    @property
+    def saved_scheduler(self) -> LCMScheduler:
         """What samples the UNet: on its own noise, at levels of the paths that it learned from."""
         return LCMScheduler.from_config(
             self.scheduler.config,
@@ -203,15 +162,12 @@ class FewStepDecoderTask(DiffusionDecoderTask):
         )
 
 
-def _merged(model: nn.Module, weights: dict[str, Tensor] | None, folder):
-    """The arguments of `save`, with adapters merged into the UNet that they are on."""
-    if not isinstance(model, PeftModel):
-        return model, folder, weights
+def _merged(model: PeftModel, weights: dict[str, Tensor] | None) -> nn.Module:
+    """The UNet that adapters are on, with these in it."""
     whole = copy.deepcopy(model)
     if weights is not None:
         whole.load_state_dict(weights)
-    unet = whole.merge_and_unload()
-    return unet, folder, None
+    return whole.merge_and_unload()
 
 
 __all__ = ["FewStepDecoderTask"]

@@ -1,6 +1,5 @@
 """The task `flow_map`: a trained flow becomes a model of few steps."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...checks import check_name, check_sizes, is_finite_number
+from ...checks import check_name
 from ...models.modeling_blip3o import Blip3oForConditionalGeneration
 from ...models.transformer_next_dit import Blip3oTransformer2DModel
 from ...objectives.feature_flow import FeatureFlow
 from ...objectives.noise_levels import sigma_from_uniform
 from ...pipelines.denoising import FeatureDenoiser
 from ...schedulers.scheduling_feature_flow import Blip3oFlowScheduler
-from ..arguments import FROZEN_DTYPES, Blip3oTrainingArguments
+from .base import drawn_noise
+from .few_steps import FewStepsTask, check_holds_all, frozen_copy
 from .generation import GenerationTask
 
 TARGETS = ("trajectory", "mean_flow")
@@ -24,12 +24,9 @@ FROM_NOISE, TO_CLEAN = 0.35, 0.25
 """Shares of intervals that begin at noise, and that end at clean features, beside those that do so by chance."""
 INSTANTS = 0.25
 """Share of intervals of no length, at which MeanFlow learns the velocity itself."""
-ADAPTIVE = 1e-2
-"""Errors are divided by themselves and this, as MeanFlow weights them: so no interval outweighs the others."""
-VALIDATED_STEPS = (1, 4)
 
 
-class FlowMapTask(GenerationTask):
+class FlowMapTask(FewStepsTask, GenerationTask):
     """
     The transformer of a trained flow learns the mean velocity between two noise levels, so that one to four
     evaluations do what took tens. Guidance then costs nothing: the flow is followed with guidance, and the map needs
@@ -57,14 +54,8 @@ class FlowMapTask(GenerationTask):
         self, targets: str = "trajectory", teacher_steps: int = 12, teacher_guidance_scale: float = 2.0
     ) -> None:
         check_name("kind of `targets`", targets, TARGETS)
-        check_sizes(teacher_steps=teacher_steps)
-        if not is_finite_number(teacher_guidance_scale, 0):
-            raise ValueError(
-                f"`teacher_guidance_scale` must be positive. Got {teacher_guidance_scale!r:.40}. 1 is no guidance."
-            )
-        self.targets, self.teacher_steps = targets, teacher_steps
-        self.takes_targets = targets == "mean_flow"
-        self.teacher_guidance_scale = teacher_guidance_scale
+        self._teach_by(teacher_steps, teacher_guidance_scale)
+        self.targets, self.takes_targets = targets, targets == "mean_flow"
         followed = f"followed in {teacher_steps} steps" if targets == "trajectory" else "asked at pictures with noise"
         self.details = (
             f"The flow it was made of was {followed}, with guidance {teacher_guidance_scale:g} (`{targets}`)."
@@ -79,26 +70,17 @@ class FlowMapTask(GenerationTask):
 
     def choose(self, model):
         self.model = model
-        self.teacher = copy.deepcopy(model.transformer).eval().requires_grad_(False)
-        for parameter in self.teacher.parameters():
-            parameter.data = parameter.data.to(FROZEN_DTYPES[self.arguments.frozen_dtype])
+        self.teacher = frozen_copy(model.transformer, self.arguments)
         model.transformer = model.transformer.as_flow_map()
         model.config.transformer_config = {**model.config.transformer_config, "is_flow_map": True}
         model.config.condition_dropout = 0.0  # there is no null condition to learn
         super().choose(model)
 
-    @property
-    def frozen_parts(self):
-        return [*super().frozen_parts, self.teacher]
-
     def collate(self, records):
-        return super().collate(records) if self.takes_targets else self._prompts(records)
+        return super().collate(records) if self.takes_targets else self.collate_prompts(records)
 
-    def _prompts(self, records: Sequence[Any]) -> dict[str, Any]:
-        """Prompts, or their conditions from a cache, without targets."""
-        if "conditions" in self.cached.kinds:
-            return {"condition": torch.stack([record.condition for record in records]).float()}
-        return self.encode_prompts(*zip(*((r.prompt, r.images, r.history) for r in records), strict=True))
+    def validation_batch(self, records):
+        return self.collate_prompts(records)
 
     # Losses
 
@@ -111,20 +93,23 @@ class FlowMapTask(GenerationTask):
         if self.takes_targets:
             batch = self.with_features(batch)
             features = self.model.normalize_features(batch.pop("target_features"))
-            condition = self._condition(batch)
+            (condition,) = self.given(batch)
             noisy, sigma, sigma_to, target = self._mean_flow(features, condition, generators, draws)
         else:
-            condition = self._condition(batch)
+            (condition,) = self.given(batch)
             noisy, sigma, sigma_to, target = self._intervals(condition, generators, draws)
         predicted = self._map(model, condition.repeat_interleave(draws, dim=0), noisy, sigma, sigma_to).float()
         predicted = self.model.objective.predicted_velocity(predicted, noisy, sigma.view(-1, 1, 1, 1))
-        errors = (predicted - target).square().flatten(1).mean(dim=1)
-        return self.share("records") * (errors / (errors.detach() + ADAPTIVE)).mean()
+        return self.mean_error(predicted, target)
 
     @torch.no_grad()
-    def _condition(self, batch: dict[str, Any]) -> Tensor:
+    def given(self, batch):
         condition = batch["condition"] if "condition" in batch else self.model.encode_condition(**batch)
-        return condition.to(self.model.transformer.dtype)
+        return (condition.to(self.model.transformer.dtype),)
+
+    def noise_shape(self):
+        config = self.model.config
+        return config.feature_dim, config.feature_size, config.feature_size
 
     def _map(self, model: nn.Module, condition: Tensor, noisy: Tensor, sigma: Tensor, sigma_to: Tensor) -> Tensor:
         """The mean velocity that the map predicts, by the model's own forward, so that engines see it."""
@@ -137,12 +122,10 @@ class FlowMapTask(GenerationTask):
         self, condition: Tensor, generators: Sequence[torch.Generator], draws: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Where intervals of paths begin, the two noise levels of each, and the mean velocities between."""
-        config = self.model.config
-        shape = (config.feature_dim, config.feature_size, config.feature_size)
-        noise = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(condition)
+        noise = drawn_noise(self.noise_shape(), generators).to(condition)
         path, levels = self.path(noise, condition)
         begin, end = (
-            torch.tensor(ends, device=noise.device)
+            torch.stack(ends).to(noise.device)
             for ends in zip(*(_ends(each, draws, self.teacher_steps) for each in generators), strict=True)
         )
         rows = torch.arange(len(noise), device=noise.device)[:, None].expand_as(begin)
@@ -151,32 +134,31 @@ class FlowMapTask(GenerationTask):
         return noisy, sigma, sigma_to, (noisy - later) / (sigma - sigma_to).view(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def path(self, noise: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def path(self, noise: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
         """
         What the flow makes of noise.
 
         Args:
             noise (`[N, C, h, w]`): at level 1.
-            condition (`[N, num_queries, hidden]`): of each.
+            given (`[N, num_queries, hidden]`): the condition of each.
 
         Returns:
             Normalised features at all levels, float32 `[teacher_steps + 1, N, C, h, w]`, and the levels.
         """
-        scheduler = Blip3oFlowScheduler(shift=self.model.config.noise_shift, integer_timesteps=False)
-        scheduler.set_timesteps(self.teacher_steps, device=noise.device)
+        (condition,) = given
+        scheduler, points = self._scheduler(self.teacher_steps, noise), [noise.float()]
         flow: Any = SimpleNamespace(transformer=self.teacher, objective=self.model.objective)
         denoiser = FeatureDenoiser(flow, scheduler, condition.to(self.teacher.dtype))
-        points = [noise.float()]
         for index, timestep in enumerate(scheduler.timesteps):
-            velocity = self._guided(denoiser, points[-1].to(self.teacher.dtype), index)
+            velocity = denoiser.predict_at(points[-1].to(self.teacher.dtype), index, self.teacher_guidance_scale)
             points.append(scheduler.step(velocity.float(), timestep, points[-1], return_dict=False)[0])
         return torch.stack(points), scheduler.sigmas.to(noise.device)
 
-    def _guided(self, denoiser: FeatureDenoiser, noisy: Tensor, index: int) -> Tensor:
-        if not denoiser.is_guided(self.teacher_guidance_scale):
-            return denoiser.predict(noisy, index)
-        conditional, null = denoiser.predict_both(noisy, index)
-        return null + self.teacher_guidance_scale * (conditional - null)
+    def _scheduler(self, steps: int, noise: Tensor) -> Blip3oFlowScheduler:
+        """So many Euler steps, as the model was trained."""
+        scheduler = Blip3oFlowScheduler(shift=self.model.config.noise_shift, integer_timesteps=False)
+        scheduler.set_timesteps(steps, device=noise.device)
+        return scheduler
 
     def _mean_flow(
         self, features: Tensor, condition: Tensor, generators: Sequence[torch.Generator], draws: int
@@ -184,8 +166,7 @@ class FlowMapTask(GenerationTask):
         """Pictures with noise, the two noise levels of each interval, and what the identity of MeanFlow asks for."""
         features, condition = (each.repeat_interleave(draws, dim=0) for each in (features, condition))
         uniform = torch.cat([torch.rand(draws, 3, generator=each) for each in generators]).to(features)
-        noise = torch.cat([torch.randn(draws, *features.shape[1:], generator=each) for each in generators])
-        noise, config = noise.to(features), self.model.config
+        noise, config = drawn_noise(self.noise_shape(), generators, draws).to(features), self.model.config
         levels = sigma_from_uniform(uniform[:, :2].flatten(), config.noise_distribution, config.noise_shift)
         sigma, sigma_to = levels.unflatten(0, (-1, 2)).aminmax(dim=1)[::-1]
         sigma_to = torch.where(uniform[:, 2] < INSTANTS, sigma, sigma_to)
@@ -213,9 +194,8 @@ class FlowMapTask(GenerationTask):
         transformer, to = self.model.transformer, self.model.training_timestep(sigma_to)
 
         def predicted(noisy: Tensor, sigma: Tensor) -> Tensor:
-            found = transformer(
-                noisy, 1000 * sigma, condition, r_timestep=to
-            ).sample  # whole numbers have no derivative
+            timestep = 1000 * sigma  # not cut to whole numbers, which have no derivative
+            found = transformer(noisy, timestep, condition, r_timestep=to).sample
             return self.model.objective.predicted_velocity(found, noisy, sigma.view(-1, 1, 1, 1))
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
@@ -224,43 +204,21 @@ class FlowMapTask(GenerationTask):
         shrink = (velocity.flatten(1).norm(dim=1) / lengths.clamp(min=1e-12)).clamp(max=1.0)
         return growth * shrink.view(-1, 1, 1, 1)
 
-    def validate(self, model, dataset):
-        """
-        Mean squared errors of clean features that the map draws of held-out prompts in few steps, of what the flow
-        makes of the same noise, in variances of the latter.
-        """
-        sums, number = dict.fromkeys(VALIDATED_STEPS, 0.0), 0
-        for records in self.batches(dataset):
-            batch = self.on_device(self._prompts(records), model)
-            condition, config = self._condition(batch), self.model.config
-            generators = [torch.Generator().manual_seed(number + index) for index in range(len(records))]
-            shape = (config.feature_dim, config.feature_size, config.feature_size)
-            noise = torch.stack([torch.randn(shape, generator=each) for each in generators]).to(condition)
-            clean = self.path(noise, condition)[0][-1]
-            for steps in VALIDATED_STEPS:
-                error = (self._drawn(noise, condition, steps) - clean).square().mean() / clean.var()
-                sums[steps] += error.item() * len(records)
-            number += len(records)
-        losses = {f"loss_of_{steps}_steps": value / number for steps, value in sums.items()} if number else {}
-        return {**losses, "loss": sum(losses.values()) / len(losses)} if losses else {}
-
-    @torch.no_grad()
-    def _drawn(self, noise: Tensor, condition: Tensor, steps: int) -> Tensor:
-        """Clean features that the map draws."""
-        scheduler = Blip3oFlowScheduler(shift=self.model.config.noise_shift, integer_timesteps=False)
-        scheduler.set_timesteps(steps, device=noise.device)
+    def drawn(self, model, noise, steps, *given):
+        (condition,) = given
+        noise, scheduler = noise.to(condition), self._scheduler(steps, noise)
         denoiser = FeatureDenoiser(self.model, scheduler, condition)
         for index, timestep in enumerate(scheduler.timesteps):
             noise = scheduler.step(denoiser.predict(noise, index), timestep, noise, return_dict=False)[0]
         return noise.float()
 
 
-def _ends(generator: torch.Generator, draws: int, steps: int) -> tuple[list[int], list[int]]:
+def _ends(generator: torch.Generator, draws: int, steps: int) -> tuple[Tensor, Tensor]:
     """Where intervals of a path of so many steps begin and end."""
     chance = torch.rand(draws, 4, generator=generator)
     begin = torch.where(chance[:, 0] < FROM_NOISE, 0, (chance[:, 1] * steps).long())
     end = torch.where(chance[:, 2] < TO_CLEAN, steps, begin + 1 + (chance[:, 3] * (steps - begin)).long())
-    return begin.tolist(), end.clamp(max=steps).tolist()
+    return begin, end.clamp(max=steps)
 
 
 def _check_maps(model: Blip3oForConditionalGeneration, arguments: Any, peft_config: Any) -> None:
@@ -283,22 +241,9 @@ def _check_maps(model: Blip3oForConditionalGeneration, arguments: Any, peft_conf
     check_holds_all(arguments)
 
 
-def check_holds_all(arguments: Blip3oTrainingArguments) -> None:
-    """
-    Raises:
-        ValueError: when an engine spreads weights over processes, of which a task makes whole copies.
-    """
-    plugin = arguments.deepspeed_plugin
-    if (plugin is not None and plugin.zero_stage == 3) or arguments.fsdp:
-        raise ValueError(
-            "What is learned from is a copy of the weights, of which each process must hold all. Got ZeRO-3 or FSDP. "
-            "Use DDP or ZeRO-2."
-        )
-
-
 def _number(batch: Mapping[str, Any]) -> int:
     """Of the records of a batch."""
     return len(batch["condition"] if "condition" in batch else batch["input_ids"])
 
 
-__all__ = ["ADAPTIVE", "FlowMapTask", "check_holds_all"]
+__all__ = ["FlowMapTask"]

@@ -18,7 +18,7 @@ from ..arguments import FROZEN_DTYPES, Blip3oTrainingArguments
 from ..caching import CachedInputs, conditions_fingerprint
 from ..conversations import IGNORED
 from ..feature_cache import CachedRecord
-from .base import Task
+from .base import Task, drawn_noise
 
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 # So many tokens of a phrase, or of a caption, the queries learn to say.
@@ -102,7 +102,7 @@ class GenerationTask(Task):
                 f"The processor must be that of the model. The tokenizer's largest id is {largest}, and the model has "
                 f"{size} embeddings. Load both from one folder."
             )
-        if (model.config.transformer_config or {}).get("is_flow_map") and not self.makes_flow_maps:
+        if model.config.is_flow_map and not self.makes_flow_maps:
             raise ValueError(
                 "A flow map cannot learn what a flow learns: it would forget its steps. Got a model of few steps. "
                 "Train the model that it was made of, and make the map anew: docs/speed.md."
@@ -125,11 +125,7 @@ class GenerationTask(Task):
     # Batches
 
     def collate(self, records: Sequence[Record | CachedRecord]) -> dict[str, Any]:
-        batch: dict[str, Any] = {}
-        if "conditions" in self.cached.kinds:
-            batch["condition"] = torch.stack([_cached_condition(record) for record in records]).float()
-        else:
-            batch.update(self.encode_prompts(*zip(*((r.prompt, r.images, r.history) for r in records), strict=True)))
+        batch = self.collate_prompts(records)
         if self.arguments.caption_weight:
             batch["phrase_ids"] = self.phrase_ids([[f" {record.prompt or RECONSTRUCT}"] for record in records])
         if "targets" in self.cached.kinds:
@@ -138,6 +134,12 @@ class GenerationTask(Task):
             assert self.target_encoder is not None  # see `needs_encoder`
             batch["target_pixel_values"] = self.target_encoder.pixel_values(targets(records))
         return batch
+
+    def collate_prompts(self, records: Sequence[Record | CachedRecord]) -> dict[str, Any]:
+        """Prompts, or their conditions from a cache, without targets."""
+        if "conditions" in self.cached.kinds:
+            return {"condition": torch.stack([_cached_condition(record) for record in records]).float()}
+        return self.encode_prompts(*zip(*((r.prompt, r.images, r.history) for r in records), strict=True))
 
     def encode_prompts(
         self,
@@ -212,7 +214,7 @@ class GenerationTask(Task):
         if not model.config.uses_transformer:
             return {"loss_of_features": model(condition=condition, target_features=features).loss.item()}
         generators = [torch.Generator().manual_seed(first + index) for index in range(len(features))]
-        noise = torch.stack([torch.randn(features.shape[1:], generator=generator) for generator in generators])
+        noise = drawn_noise(features.shape[1:], generators)
         losses = {}
         for sigma in VALIDATION_NOISE_LEVELS:
             levels = torch.full((len(features),), sigma, device=features.device)
