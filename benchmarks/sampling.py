@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,6 +59,8 @@ BASES = ("diffusers", "plain")
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 PLOT = Path(__file__).parents[1] / "docs" / "speed.png"
 SEED, BATCH = 1, 32
+EXACT_STEPS, EXACT_PROMPTS = 200, 32
+"""Euler's steps that stand for the exact equation, and how many prompts are followed so far."""
 DECODER_MANY = (("own", 50, 3.0), ("own", 50, 1.0), ("dpm", 20, 3.0), ("dpm", 10, 3.0), ("dpm", 4, 3.0))
 DECODER_FEW = (("own", 4, 1.0), ("own", 2, 1.0), ("own", 1, 1.0))
 """Scheduler, steps and guidance of decoders of many steps, and of few."""
@@ -321,17 +323,33 @@ class Preset:
         steps: how many.
         guidance: scale; 1 halves the work of a step.
         shift: of the noise levels.
+        interval: noise levels between which guidance applies.
     """
 
     solver: str
     steps: int
     guidance: float
     shift: float
+    interval: tuple[float, float] = (0.0, 1.0)
 
-    @property
-    def evaluations(self) -> int:
+    def call(self) -> dict[str, Any]:
+        """Arguments of a pipeline."""
+        return {
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "guidance_interval": self.interval,
+        }
+
+    def scheduler(self, trained: Blip3oFlowScheduler) -> Blip3oFlowScheduler:
+        return Blip3oFlowScheduler.from_config(trained.config, solver=self.solver, shift=self.shift)
+
+    def evaluations(self, trained: Blip3oFlowScheduler) -> int:
         """Of the transformer, by rows: a guided step has two for each picture."""
-        return self.steps * (2 if self.guidance > 1 else 1)
+        scheduler = self.scheduler(trained)
+        scheduler.set_timesteps(self.steps)
+        low, high = self.interval
+        guided = [low <= time / scheduler.config.num_train_timesteps <= high for time in scheduler.timesteps.tolist()]
+        return self.steps + (sum(guided) if self.guidance > 1 else 0)
 
 
 def presets_of(shift: float, is_flow_map: bool) -> list[Preset]:
@@ -344,50 +362,67 @@ def presets_of(shift: float, is_flow_map: bool) -> list[Preset]:
         for steps in (1, 2, 4, 6, 10, 30)
         for guidance in (1.0, 2.0)
         if steps > 1 or (solver, each) == ("euler", shift)  # the first step of all solvers is Euler's from noise
+    ] + [
+        Preset("euler", steps, 2.0, shift, interval) for steps in (4, 10, 30) for interval in ((0.0, 0.8), (0.5, 1.0))
     ]
 
 
 def score_presets(arguments: argparse.Namespace) -> None:
-    """Score and time of each preset, from prompts and from the model's own plans of them."""
+    """Score, time and error of each preset, from prompts and from the model's own plans of them."""
     torch.set_num_threads(arguments.threads)
     pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model), dtype=getattr(torch, arguments.dtype))
     pipe.set_progress_bar_config(disable=True)
     prompts = benchmark.held_out_prompts(arguments.per_family, seed=SEED)
     texts = {"prompts": [prompt.text for prompt in prompts], "plans": written_plans(pipe, prompts)}
-    trained = presets_of(pipe.scheduler.config.shift, pipe.transformer.config.is_flow_map)
-    rows = []
+    shift, rows = pipe.scheduler.config.shift, []
+    trained = presets_of(shift, pipe.transformer.config.is_flow_map)
     for kind, given in texts.items():
         conditions = torch.cat([pipe.encode_prompt(given[at : at + BATCH]) for at in range(0, len(given), BATCH)])
+        exact = {
+            guidance: drawn(pipe, conditions[:EXACT_PROMPTS], Preset("euler", EXACT_STEPS, guidance, shift))[1]
+            for guidance in sorted({preset.guidance for preset in trained})
+            if not pipe.transformer.config.is_flow_map
+        }
         for preset in tqdm(trained, desc=kind):
-            pipe.scheduler = Blip3oFlowScheduler.from_config(
-                pipe.scheduler.config, solver=preset.solver, shift=preset.shift
-            )
-            start, images = time.process_time(), []
-            for batch, generators in seeded_batches(conditions, SEED, BATCH, f"{preset.steps} steps"):
-                output = pipe(
-                    condition=batch,
-                    num_inference_steps=preset.steps,
-                    guidance_scale=preset.guidance,
-                    generator=generators,
-                    num_attempts=1,
-                )
-                images += [np.asarray(image) for image in output.images]
+            start = time.process_time()
+            images, found = drawn(pipe, conditions, preset)
             seconds = (time.process_time() - start) / len(prompts)
-            rate = right(images, prompts)
+            rate, error = right(images, prompts), None
+            if exact and preset.interval == (0.0, 1.0):
+                wanted = exact[preset.guidance]
+                error = float((found[: len(wanted)] - wanted).norm() / wanted.norm())
             rows.append(
                 {
                     "from": kind,
-                    **asdict(preset),
-                    "evaluations": preset.evaluations,
+                    "solver": preset.solver,
+                    "steps": preset.steps,
+                    "guidance": preset.guidance,
+                    "shift": preset.shift,
+                    "guided": preset.interval,
+                    "evaluations": preset.evaluations(pipe.scheduler),
                     "score": rate.value,
                     "interval": rate.interval,
                     "frechet": distance_to_true(images, prompts),
+                    "error": error,
                     "cpu_ms": 1000 * seconds,
                 }
             )
             print(rows[-1])
     settings = {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "dtype": arguments.dtype}
     keep(arguments, f"presets {arguments.name}", {**settings, "rows": rows})
+
+
+def drawn(pipe: Blip3oPipeline, conditions: torch.Tensor, preset: Preset) -> tuple[list[np.ndarray], torch.Tensor]:
+    """A picture of each condition, and its features; always from the same noise."""
+    images: list[np.ndarray] = []
+    before, found = pipe.scheduler, []
+    pipe.scheduler = preset.scheduler(before)
+    for batch, generators in seeded_batches(conditions, SEED, BATCH, f"{preset.steps} steps"):
+        output = pipe(condition=batch, **preset.call(), generator=generators, num_attempts=1)
+        images += [np.asarray(image) for image in output.images]
+        found.append(output.image_features)
+    pipe.scheduler = before
+    return images, torch.cat(found)
 
 
 def score_decoders(arguments: argparse.Namespace) -> None:
@@ -505,13 +540,15 @@ def write_report(arguments: argparse.Namespace) -> None:
     models = {name.removeprefix("presets "): value for name, value in results.items() if name.startswith("presets ")}
     for name, value in models.items():
         print(f"\n{name}, {value['prompts']} held-out prompts, one picture each\n")
-        print("| from | solver | shift | steps | guidance | score | distance | CPU ms |")
-        print("| --- | --- | --: | --: | --: | --: | --: | --: |")
+        print("| from | solver | shift | steps | guidance | at levels | rows | score | distance | error | CPU ms |")
+        print("| --- | --- | --: | --: | --: | --- | --: | --: | --: | --: | --: |")
         for row in value["rows"]:
             low, high = row["interval"]
+            error = "" if row["error"] is None else f"{row['error']:.2f}"
             print(
                 f"| {row['from']} | {row['solver']} | {row['shift']:g} | {row['steps']} | {row['guidance']:g} | "
-                f"{row['score']:.3f} [{low:.3f}, {high:.3f}] | {row['frechet']:.3f} | {row['cpu_ms']:.1f} |"
+                f"{row['guided'][0]:g} to {row['guided'][1]:g} | {row['evaluations']} | "
+                f"{row['score']:.3f} [{low:.3f}, {high:.3f}] | {row['frechet']:.3f} | {error} | {row['cpu_ms']:.1f} |"
             )
     if models:
         plot_presets(models, arguments.plot)

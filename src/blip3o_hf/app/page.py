@@ -10,9 +10,9 @@ from starlette.middleware import Middleware
 
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
+from ..serving.guard import HostGuard, hosts_of_machine
 from ..shapes import IMAGE_SIZE, Scene, SceneObject, render
 from .actions import Conversations, Messages, Sampling, edit, generate, reconstruct, unknown_words
-from .guard import HostGuard, hosts_of_machine
 
 MAX_IMAGES = 8
 MAX_UPLOAD = "20mb"

@@ -16,6 +16,7 @@ COMMANDS = {
     "reconstruct": "draw images again, beside the originals, with how close they are",
     "chat": "talk in words and pictures",
     "app": "open a page in the browser to chat, draw, edit and reconstruct",
+    "serve": "answer OpenAI's images and chat API with a model",
     "finetune": "fine-tune a model on your own images with captions",
     "train": "run one training stage from a recipe",
     "chain": "train all stages of a model, one after another",

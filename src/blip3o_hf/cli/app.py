@@ -2,10 +2,10 @@
 
 import argparse
 import os
-import socket
 
 from ..assets import packaged_models
 from .models import add_model_argument, load_pipeline
+from .ports import check_free
 
 EXAMPLES = """examples:
   blip3o-hf app
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ImportError(
             "The app is a page of gradio. It is not installed. In a clone, run: pip install -e '.[demo]'"
         ) from error
-    check_free(arguments.host, arguments.port)
+    check_free("The app", arguments.host, arguments.port, usual=7860)
     pipe = load_pipeline(arguments.model)
     pipe.set_progress_bar_config(disable=True)
 
@@ -58,20 +58,3 @@ def run(arguments: argparse.Namespace) -> int:
     page = build_page(pipe, reconstruction, arguments.model, " ".join(notes))
     serve(page, arguments.host, arguments.port, arguments.share, arguments.allow_host)
     return 0
-
-
-def check_free(host: str, port: int) -> None:
-    """
-    Raises:
-        OSError: when the page cannot be served there.
-        ValueError: when the port is not valid.
-    """
-    if not 0 < port < 65536:
-        raise ValueError(f"--port must be a number from 1 to 65535. Got {port}. 7860 is gradio's own.")
-    try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-    except OSError as error:
-        raise OSError(
-            f"The app must be able to listen on {host}, port {port}. It cannot ({error.strerror}). Choose another "
-            f"with --port or --host."
-        ) from error

@@ -144,9 +144,9 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from ..app.guard import hosts_of_machine, refusal
     from ..evaluation.human_study.serving import StudyServer
     from ..evaluation.human_study.study import Study
+    from ..serving.guard import hosts_of_machine, refusal
 
     study = Study.read(arguments.study)
     hosts = hosts_of_machine(arguments.host, *arguments.allow_host)

@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 from tests.evaluation.human_study.test_answers import row_of
 
-from blip3o_hf.app.guard import hosts_of_machine, refusal
 from blip3o_hf.evaluation.human_study.answers import answers_of
 from blip3o_hf.evaluation.human_study.order import questions_of
 from blip3o_hf.evaluation.human_study.serving import StudyServer
+from blip3o_hf.serving.guard import hosts_of_machine, refusal
 
 JSON = {"Content-Type": "application/json"}
 

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 
-from blip3o_hf.app.guard import HostGuard, hosts_of_machine
+from blip3o_hf.serving.guard import HostGuard, hosts_of_machine
 
 
 def answers(headers, kind="http", **names):

@@ -1,0 +1,129 @@
+"""Pictures from other servers: https alone, from public addresses alone, also after a redirect."""
+
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
+from urllib.parse import urljoin, urlsplit
+
+from .errors import ApiError
+
+SECONDS = 10.0
+MAX_REDIRECTS = 3
+PORT = 443
+
+
+class PinnedConnection(HTTPSConnection):
+    """
+    A connection to one address that was looked at before: a name could stand for another one the next time.
+
+    Args:
+        host: whose certificate must be shown.
+        address: where it is.
+    """
+
+    def __init__(self, host: str, address: str):
+        super().__init__(host, PORT, timeout=SECONDS)
+        self.address = address
+
+    def connect(self) -> None:
+        raw = socket.create_connection((self.address, PORT), SECONDS)
+        self.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=self.host)
+
+
+def fetch(url: str, param: str, max_bytes: int) -> bytes:
+    """
+    What is at an address of the web.
+
+    Args:
+        url: `https://...`.
+        param: field of the request, for errors.
+        max_bytes: more is refused.
+
+    Raises:
+        ApiError: when it is not https, is or leads to an address that is not public, or does not answer with a file.
+    """
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = _https(url, param)
+        host = parts.hostname or ""
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        with _answer(host, public_address(host, param), path, param) as response:
+            if response.status in (301, 302, 303, 307, 308):
+                url = urljoin(url, response.getheader("location") or "")
+                continue
+            if response.status != 200:
+                raise _refused(param, f"its server answered {response.status}")
+            return _content(response, param, max_bytes)
+    raise _refused(param, f"it redirects more than {MAX_REDIRECTS} times")
+
+
+def _content(response: HTTPResponse, param: str, max_bytes: int) -> bytes:
+    data, end = bytearray(), time.monotonic() + SECONDS
+    while part := response.read1(65536):
+        data += part
+        if len(data) > max_bytes:
+            raise _refused(param, f"it has more than {max_bytes:,} bytes")
+        if time.monotonic() > end:
+            raise _refused(param, f"it took more than {SECONDS:.0f} seconds")
+    return bytes(data)
+
+
+def public_address(host: str, param: str) -> str:
+    """
+    An address of a name, all of whose addresses are public.
+
+    Raises:
+        ApiError: when it has none, or one of this machine or of a private network.
+    """
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, PORT, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError) as error:
+        raise _refused(param, "its host is not known") from error
+    if not found or not all(_is_public(address) for address in found):
+        raise _refused(param, "its host is not a public one")
+    return found[0]
+
+
+def _is_public(address: str) -> bool:
+    value = ipaddress.ip_address(address.partition("%")[0])
+    inner = getattr(value, "ipv4_mapped", None) or getattr(value, "sixtofour", None) or value
+    return value.is_global and inner.is_global and not value.is_multicast
+
+
+def _https(url: str, param: str):
+    try:
+        parts = urlsplit(url)
+        is_right = parts.scheme == "https" and bool(parts.hostname) and parts.port in (None, PORT)
+    except ValueError:
+        is_right = False
+    if not is_right or parts.username is not None or not url.isascii() or not url.isprintable() or " " in url:
+        raise _refused(param, "only https addresses without a port or a password are fetched")
+    return parts
+
+
+@contextmanager
+def _answer(host: str, address: str, path: str, param: str) -> Generator[HTTPResponse]:
+    connection = PinnedConnection(host, address)
+    try:
+        connection.request("GET", path, headers={"User-Agent": "blip3o-hf", "Accept": "image/*"})
+        yield connection.getresponse()
+    except (OSError, HTTPException) as error:
+        raise _refused(param, f"its server does not answer ({type(error).__name__})") from error
+    finally:
+        connection.close()
+
+
+def _refused(param: str, reason: str) -> ApiError:
+    return ApiError(
+        400,
+        f"`{param}` must be the address of a picture on a public server. It cannot be fetched: {reason}. Send a data "
+        f"URL.",
+        param,
+        "invalid_image_url",
+    )
+
+
+__all__ = ["fetch", "public_address"]

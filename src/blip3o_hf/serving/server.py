@@ -1,0 +1,481 @@
+"""The server: paths of OpenAI's API, each one from a request to an answer."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from ..pipelines.pipeline_blip3o import Blip3oPipeline
+from ..pipelines.reconstruction import Blip3oReconstructionPipeline
+from .drawing import DrawingJob, DrawingRequest, Drawn, VariationJob, answer
+from .engine import Engine, Job
+from .errors import ApiError, wrong
+from .fields import Fields, parsed
+from .gate import Gate
+from .metrics import Metrics
+from .pictures import Encoding, PictureBook, open_picture
+from .talking import Conversations, Said, Turn, TurnJob
+
+LOGGER = logging.getLogger(__name__)
+MAX_INPUT_IMAGES = 16
+MAX_FORM_FIELDS = 100
+MAX_CONNECTIONS = 1000
+GONE = 499
+"""Status of a request whose client went away; nobody sees it but the measurements."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """
+    How a server answers.
+
+    Args:
+        name: of the model, as requests name it.
+        api_keys: one of which must come with a request; with none, everybody on an allowed host may ask.
+        allowed_hosts: names under which the server may be asked without a key, as
+            [`~serving.guard.hosts_of_machine`] has them.
+        allow_image_urls: whether pictures of messages may be fetched from public https addresses.
+        max_body: bytes of a request.
+        body_seconds: within which it must arrive.
+        request_seconds: within which it must be answered.
+        max_waiting: requests that wait for the model.
+        max_batch: pictures that are drawn together.
+        batch_wait: seconds that a request waits for others to be drawn with.
+        conversations: that keep their keys and values.
+    """
+
+    name: str
+    api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ("localhost",)
+    allow_image_urls: bool = False
+    max_body: int = 32 * 2**20
+    body_seconds: float = 30.0
+    request_seconds: float = 600.0
+    max_waiting: int = 64
+    max_batch: int = 8
+    batch_wait: float = 0.01
+    conversations: int = 4
+
+
+class Server:
+    """
+    One model behind OpenAI's images and chat API.
+
+    Args:
+        pipe: what answers and draws; with a decoder and a processor.
+        settings: how.
+        reconstruction: the same with its target encoder, for variations.
+
+    Raises:
+        ValueError: when the pipeline has no decoder or no processor.
+    """
+
+    def __init__(
+        self,
+        pipe: Blip3oPipeline,
+        settings: ServerSettings,
+        reconstruction: Blip3oReconstructionPipeline | None = None,
+    ):
+        for part in ("processor", "feature_decoder"):
+            if getattr(pipe, part) is None:
+                raise ValueError(f"A server needs a pipeline with a {part}. This one has none. Load a whole one.")
+        self.pipe, self.settings, self.reconstruction = pipe, settings, reconstruction
+        self.metrics = Metrics()
+        self.engine = Engine(self.metrics, settings.max_batch, settings.max_waiting, settings.batch_wait)
+        self.pictures = PictureBook(settings.allow_image_urls, settings.max_body)
+        self.conversations = Conversations(pipe, self.pictures, settings.conversations)
+        self.started = int(time.time())
+        self.is_stopping = False
+
+    def app(self) -> Starlette:
+        """The ASGI application; its life is that of the model's thread."""
+        posts = {
+            "/v1/images/generations": self.generations,
+            "/v1/images/edits": self.edits,
+            "/v1/images/variations": self.variations,
+            "/v1/chat/completions": self.chat,
+        }
+        gets = {
+            "/v1/models": self.models,
+            "/v1/models/{model:path}": self.model,
+            "/health": self.health,
+            "/metrics": self.measurements,
+        }
+        settings = self.settings
+        gate = Middleware(
+            Gate,
+            metrics=self.metrics,
+            paths=[*posts, *gets],
+            keys=settings.api_keys,
+            hosts=settings.allowed_hosts,
+            max_body=settings.max_body,
+            body_seconds=settings.body_seconds,
+        )
+        routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()]
+        routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()]
+        return Starlette(
+            routes=routes,
+            middleware=[gate],
+            exception_handlers={ApiError: _told, HTTPException: _told_of_path, Exception: _failed},
+            lifespan=self._life,
+        )
+
+    @asynccontextmanager
+    async def _life(self, app: Starlette) -> AsyncGenerator[None]:
+        self.engine.start()
+        yield
+        self.is_stopping = True
+        await asyncio.to_thread(self.engine.close)
+
+    async def generations(self, request: Request) -> Response:
+        """Pictures of a prompt."""
+        fields = Fields(parsed(await request.body()))
+        self._check_model(fields)
+        asked = DrawingRequest.read(fields, self.pipe)
+        fields.finish()
+        return await self._draw(request, asked, "image_generation")
+
+    async def edits(self, request: Request) -> Response:
+        """Pictures as a prompt changes them."""
+        fields, images = await self._form(request)
+        self._check_model(fields)
+        fields.refused("mask", "the instruction says what changes")
+        asked = DrawingRequest.read(fields, self.pipe)
+        fields.finish()
+        asked.images = images
+        return await self._draw(request, asked, "image_edit")
+
+    async def variations(self, request: Request) -> Response:
+        """Pictures like a picture."""
+        fields, images = await self._form(request)
+        self._check_model(fields)
+        asked = DrawingRequest.read(fields, self.pipe, has_prompt=False)
+        fields.refused("stream", "variations come whole")
+        strength = fields.number("strength", 0.01, 1)
+        fields.finish()
+        if self.reconstruction is None:
+            raise ApiError(
+                400, "Variations need the target encoder of the model. This one has none. Use /v1/images/edits."
+            )
+        if len(images) != 1:
+            raise wrong("image", "one picture", f"{len(images)} pictures", "Send one.")
+        asked.images = images
+        job = VariationJob(self.reconstruction, asked, 0.6 if strength is None else strength)
+        drawn: Drawn = await self._result(request, job)
+        return JSONResponse(answer(self.pipe, asked, drawn, int(time.time())))
+
+    async def chat(self, request: Request) -> Response:
+        """The next message of a conversation: words, or a picture."""
+        fields = Fields(parsed(await request.body()))
+        self._check_model(fields)
+        turn = await Turn.read(fields, self.pipe, self.pictures)
+        fields.finish()
+        events = Events()
+        job = TurnJob(self.conversations, turn, events.put)
+        identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.settings.name}
+        if not turn.is_streamed:
+            said: Said = await self._result(request, job)
+            choice = {"index": 0, "message": await self._message(said), "finish_reason": _reason(said)}
+            return JSONResponse(
+                {
+                    "object": "chat.completion",
+                    **identity,
+                    "choices": [choice],
+                    "usage": _usage(said),
+                    **_origin(turn, said),
+                }
+            )
+        return await self._stream(request, job, events, lambda given: self._chunks(turn, identity, given))
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_name(request.path_params["model"])
+        return JSONResponse(self._card())
+
+    async def health(self, request: Request) -> Response:
+        if self.is_stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def measurements(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self.settings.name, "object": "model", "created": self.started, "owned_by": "blip3o-hf"}
+
+    def _check_model(self, fields: Fields) -> None:
+        name = fields.value("model")
+        if name is not None:
+            self._check_name(name)
+
+    def _check_name(self, name: Any) -> None:
+        if name != self.settings.name:
+            raise ApiError(
+                404,
+                f"`model` must be {self.settings.name!r}, the one model of this server. Got {name!r:.80}. Ask "
+                f"/v1/models for its name.",
+                "model",
+                "model_not_found",
+            )
+
+    async def _form(self, request: Request) -> tuple[Fields, tuple[Any, ...]]:
+        """The fields and the pictures of a request with files."""
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            raise ApiError(
+                400,
+                f"This path takes a form with files (multipart/form-data). Got "
+                f"{request.headers.get('content-type')!r:.80}. Send the picture as a file.",
+                code="bad_form",
+            )
+        images, values = [], {}
+        async with request.form(
+            max_files=MAX_INPUT_IMAGES, max_fields=MAX_FORM_FIELDS, max_part_size=self.settings.max_body
+        ) as form:
+            for name, value in form.multi_items():
+                if name in ("image", "image[]") and isinstance(value, UploadFile):
+                    images.append(await asyncio.to_thread(open_picture, await value.read(), name))
+                elif isinstance(value, UploadFile):
+                    values[name] = f"a file of {value.size or 0:,} bytes"
+                else:
+                    values[name] = value
+        if not images:
+            raise ApiError(400, "`image` must be a file. There is none. Send one, or several as image[].", "image")
+        return Fields(values, are_texts=True), tuple(images)
+
+    async def _draw(self, request: Request, asked: DrawingRequest, kind: str) -> Response:
+        if not asked.is_streamed:
+            drawn: Drawn = await self._result(request, DrawingJob(self.pipe, asked))
+            return JSONResponse(await asyncio.to_thread(answer, self.pipe, asked, drawn, int(time.time())))
+        events = Events()
+        job = DrawingJob(self.pipe, asked, lambda number, image: events.put((number, image)))
+        return await self._stream(request, job, events, lambda given: self._pictures(asked, kind, given))
+
+    async def _pictures(self, asked: DrawingRequest, kind: str, given: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+        """Events of a picture that is drawn."""
+        async for part in given:
+            created = int(time.time())
+            if isinstance(part, Drawn):
+                whole = await asyncio.to_thread(answer, self.pipe, asked, part, created)
+                picture = whole.pop("data")[0]
+                yield _event({"type": f"{kind}.completed", **picture, **whole, "created_at": created})
+            else:
+                number, image = part
+                yield _event(
+                    {
+                        "type": f"{kind}.partial_image",
+                        "b64_json": await asyncio.to_thread(asked.encoding.encode, image),
+                        "partial_image_index": number,
+                        "created_at": created,
+                        "size": "x".join(map(str, image.size)),
+                        "quality": "auto",
+                        "background": "opaque",
+                        "output_format": asked.encoding.format,
+                    }
+                )
+
+    async def _chunks(self, turn: Turn, identity: dict[str, Any], given: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+        """Events of an answer that is written."""
+
+        def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            return _event({"object": "chat.completion.chunk", **identity, "choices": [choice], **more}, named=False)
+
+        yield chunk({"role": "assistant", "content": ""})
+        async for part in given:
+            if not isinstance(part, Said):
+                yield chunk({"content": part})
+                continue
+            if part.reply.image is not None:
+                yield chunk({"content": "", "images": [await self._picture(part)]})
+            yield chunk({}, _reason(part), **_origin(turn, part))
+            if turn.is_usage_streamed:
+                event = {"object": "chat.completion.chunk", **identity, "choices": [], "usage": _usage(part)}
+                yield _event(event, named=False)
+        yield b"data: [DONE]\n\n"
+
+    async def _message(self, said: Said) -> dict[str, Any]:
+        if said.reply.image is None:
+            return {"role": "assistant", "content": said.reply.text}
+        words = [{"type": "text", "text": said.reply.text}] if said.reply.text else []
+        return {"role": "assistant", "content": [*words, await self._picture(said)]}
+
+    async def _picture(self, said: Said) -> dict[str, Any]:
+        assert said.reply.image is not None  # callers have asked
+        url = await asyncio.to_thread(self.pictures.written, said.reply.image, Encoding())
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    async def _result(self, request: Request, job: Job) -> Any:
+        """What a job gives, as long as the client waits for it."""
+        self.engine.submit(job)
+        return await self._while_there(request, job, asyncio.wrap_future(job.future))
+
+    async def _while_there(self, request: Request, job: Job, waiting: Awaitable[Any]) -> Any:
+        waited = asyncio.ensure_future(waiting)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            done, _ = await asyncio.wait(
+                {waited, gone}, timeout=self.settings.request_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if waited in done:
+                return waited.result()
+        except (ValueError, TypeError) as error:  # what the model says of what it was given
+            raise ApiError(400, str(error), code="invalid_request") from error
+        finally:
+            gone.cancel()
+            if not waited.done():
+                job.cancel()
+                waited.cancel()
+        if gone in done:
+            raise ApiError(GONE, "The client went away.")
+        raise ApiError(
+            504,
+            f"An answer takes at most {self.settings.request_seconds:g} seconds. This one took longer. Ask for fewer "
+            f"pictures or steps.",
+            code="timeout",
+        )
+
+    async def _stream(
+        self,
+        request: Request,
+        job: Job,
+        events: "Events",
+        told: Callable[[AsyncIterator[Any]], AsyncIterator[bytes]],
+    ) -> Response:
+        """Events of a job; what is wrong before the first one is an answer of its own."""
+        job.future.add_done_callback(lambda _: events.put(END))
+        self.engine.submit(job)
+        first = await self._while_there(request, job, events.get())
+        if first is END:
+            await self._while_there(request, job, asyncio.wrap_future(job.future))  # raises what is wrong
+        end = time.monotonic() + self.settings.request_seconds
+
+        async def given() -> AsyncIterator[Any]:
+            part = first
+            while part is not END:
+                yield part
+                part = await asyncio.wait_for(events.get(), max(0.0, end - time.monotonic()))
+            yield job.future.result()
+
+        async def sent() -> AsyncIterator[bytes]:
+            try:
+                async for event in told(given()):
+                    yield event
+            except Exception as error:  # the status is sent already
+                if not isinstance(error, (ValueError, TypeError, asyncio.TimeoutError)):
+                    LOGGER.exception("a stream failed")
+                message = (
+                    str(error) if isinstance(error, (ValueError, TypeError)) else "The answer could not be ended."
+                )
+                yield _event({"type": "error", **ApiError(500, message).body()}, named=False)
+            finally:
+                job.cancel()
+
+        return StreamingResponse(sent(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+END = object()
+"""After the last event of a job."""
+
+
+class Events:
+    """Events that the model's thread puts, and the server's loop gets."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(self, event: Any) -> None:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+
+    async def get(self) -> Any:
+        return await self._queue.get()
+
+
+def _event(content: dict[str, Any], named: bool = True) -> bytes:
+    name = f"event: {content['type']}\n" if named else ""
+    return f"{name}data: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
+
+
+def _reason(said: Said) -> str:
+    return "length" if said.is_cut else "stop"
+
+
+def _usage(said: Said) -> dict[str, int]:
+    return {
+        "prompt_tokens": said.num_read,
+        "completion_tokens": said.num_written,
+        "total_tokens": said.num_read + said.num_written,
+    }
+
+
+def _origin(turn: Turn, said: Said) -> dict[str, Any]:
+    """What a picture was drawn from; nothing of words."""
+    reply = said.reply
+    if reply.image is None:
+        return {}
+    return {"seed": turn.seed, "plan": reply.plan, "attempts": reply.attempts, "score": reply.score}
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _told_of_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = {
+        404: "There is no such path. This server has /v1/images/generations, /v1/images/edits, /v1/images/variations, "
+        "/v1/chat/completions, /v1/models, /health and /metrics.",
+        405: f"This path does not answer {request.method}. Use the other one of GET and POST.",
+    }.get(error.status_code, f"The request must be a valid one. It is not: {error.detail:.200}. Check what is sent.")
+    return JSONResponse(ApiError(error.status_code, message).body(), error.status_code, dict(error.headers or {}))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    message = "The server failed on this request, and its log says why. Send another one."
+    return JSONResponse(ApiError(500, message, code="internal_error").body(), 500)
+
+
+def serve(server: Server, host: str, port: int, log_level: str = "info") -> None:
+    """
+    Answer until the process is told to stop (SIGTERM, SIGINT); what was accepted before is finished.
+
+    Args:
+        server: what answers.
+        host, port: where it listens.
+        log_level: of uvicorn; neither prompts nor pictures are in its log.
+    """
+    uvicorn.run(
+        server.app(),
+        host=host,
+        port=port,
+        log_level=log_level,
+        limit_concurrency=MAX_CONNECTIONS,
+        server_header=False,
+        timeout_keep_alive=10,
+    )
+
+
+__all__ = ["Server", "ServerSettings", "serve"]
