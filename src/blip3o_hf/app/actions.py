@@ -15,9 +15,12 @@ from ..data.images import as_input_image
 from ..pipelines.chat import Blip3oChat
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline
+from .served import ServedChat, ServedPipeline
 
 TURNS = ("send", "ask", "draw", "edit")
 Messages = tuple[Mapping[str, Any], ...]
+Model = Blip3oPipeline | ServedPipeline
+"""Of this process, or of a server."""
 CaptionedImage = tuple[Image.Image, str]
 
 
@@ -79,15 +82,13 @@ def open_uploads(paths: Sequence[str]) -> list[Image.Image]:
     return images
 
 
-def unknown_words(pipe: Blip3oPipeline, text: str) -> str | None:
+def unknown_words(pipe: Model, text: str) -> str | None:
     """A sentence on the words of a text that the model never read; `None` where it knows them all."""
     words = pipe.processor.unknown_words(text)
     return f"The model never read {', '.join(map(repr, words))}. It uses the other words." if words else None
 
 
-def generate(
-    pipe: Blip3oPipeline, prompt: str, num_images: int, sampling: Sampling
-) -> tuple[list[CaptionedImage], str | None]:
+def generate(pipe: Model, prompt: str, num_images: int, sampling: Sampling) -> tuple[list[CaptionedImage], str | None]:
     """Pictures of one prompt, each with its seed, and what there is to say: words not known, plans, doubts."""
     output = pipe(
         prompt,
@@ -107,7 +108,7 @@ def generate(
     return list(zip(output.images, captions, strict=True)), "\n".join(notes) or None
 
 
-def edit(pipe: Blip3oPipeline, instruction: str, paths: Sequence[str], sampling: Sampling) -> Image.Image:
+def edit(pipe: Model, instruction: str, paths: Sequence[str], sampling: Sampling) -> Image.Image:
     """
     The uploaded pictures as one that the instruction describes.
 
@@ -154,7 +155,7 @@ class Conversations:
         pipe: what answers and draws.
     """
 
-    def __init__(self, pipe: Blip3oPipeline):
+    def __init__(self, pipe: Model):
         self.pipe = pipe
         self._last: Blip3oChat | None = None
         self._files = tempfile.TemporaryDirectory(prefix="blip3o-app-")
@@ -231,7 +232,11 @@ class Conversations:
     def _chat(self, messages: Messages) -> Blip3oChat:
         last = self._last
         if last is None or list(map(id, last.messages)) != list(map(id, messages)):
-            last = self._last = Blip3oChat(self.pipe, messages)
+            if isinstance(self.pipe, ServedPipeline):
+                last = ServedChat(self.pipe, messages)
+            else:
+                last = Blip3oChat(self.pipe, messages)
+            self._last = last
         return last
 
 

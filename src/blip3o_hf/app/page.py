@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
 from ..serving.guard import HostGuard, hosts_of_machine
 from ..shapes import IMAGE_SIZE, Scene, SceneObject, render
-from .actions import Conversations, Messages, Sampling, edit, generate, reconstruct, unknown_words
+from .actions import Conversations, Messages, Model, Sampling, edit, generate, reconstruct, unknown_words
+from .served import ServedPipeline
 
 MAX_IMAGES = 8
 MAX_UPLOAD = "20mb"
@@ -53,7 +53,7 @@ input[type=radio]:checked:hover { background-color: var(--checkbox-background-co
 
 
 def build_page(
-    pipe: Blip3oPipeline,
+    pipe: Model,
     reconstruction: Blip3oReconstructionPipeline | None = None,
     name: str = "BLIP3-o",
     note: str = "",
@@ -110,7 +110,7 @@ def serve(page: gr.Blocks, host: str, port: int, share: bool = False, allowed_ho
     )
 
 
-def _chat_tab(pipe: Blip3oPipeline) -> None:
+def _chat_tab(pipe: Model) -> None:
     conversations = Conversations(pipe)
 
     def turn(messages: Messages, said: dict, kind: str, *settings):
@@ -156,7 +156,7 @@ def _chat_tab(pipe: Blip3oPipeline) -> None:
     _on(save.click, lambda messages: gr.File(conversations.save(messages), visible=True), [messages], [saved])
 
 
-def _generate_tab(pipe: Blip3oPipeline) -> None:
+def _generate_tab(pipe: Model) -> None:
     def draw(prompt: str, num_images: int, *settings):
         images, written = generate(pipe, prompt, num_images, Sampling(*settings))
         return images, gr.Textbox(written, visible=written is not None)
@@ -172,7 +172,7 @@ def _generate_tab(pipe: Blip3oPipeline) -> None:
         _on(event, draw, [prompt, num_images, *settings], [pictures, written], pictures)
 
 
-def _edit_tab(pipe: Blip3oPipeline) -> None:
+def _edit_tab(pipe: Model) -> None:
     def change(instruction: str, uploads, *settings):
         return edit(pipe, instruction, _paths(uploads), Sampling(*settings))
 
@@ -206,7 +206,7 @@ def _reconstruct_tab(pipe: Blip3oReconstructionPipeline) -> None:
     _on(button.click, draw_again, [uploads, *settings], [drawn])
 
 
-def _settings(pipe: Blip3oPipeline) -> list[gr.components.Component]:
+def _settings(pipe: Model) -> list[gr.components.Component]:
     """Inputs for a `Sampling`, in the order of its fields."""
     config = pipe.config
     steps, scale = config.default_num_inference_steps, config.default_guidance_scale
@@ -269,7 +269,9 @@ def _on(event: Callable, action: Callable, inputs: list, outputs: list, busy: gr
     )
 
 
-def _draws_small(pipe: Blip3oPipeline) -> bool:
+def _draws_small(pipe: Model) -> bool:
+    if isinstance(pipe, ServedPipeline):
+        return max(pipe.picture_size) <= 2 * IMAGE_SIZE
     config = getattr(pipe.decoder, "config", None)
     size = getattr(config, "sample_size", 0) * getattr(config, "patch_size", 0)
     return 0 < size <= 2 * IMAGE_SIZE

@@ -11,6 +11,7 @@ EXAMPLES = """examples:
   blip3o-hf app
   blip3o-hf app --model runs/mine/generation/pipeline --port 8000
   blip3o-hf app --host 0.0.0.0
+  blip3o-hf app --server http://localhost:8000
 """
 TINY_WORLD = "It knows one world only: 64 x 64 pictures of one to four coloured shapes on a plain background."
 
@@ -31,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name under which browsers may ask for the page, beside those of this machine, as behind a proxy; "
         ".example.org allows every name below it; may be repeated",
     )
+    parser.add_argument(
+        "--server", metavar="URL", help="let a server of `blip3o-hf serve` answer and draw, with its model"
+    )
+    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds the server's key")
     add_model_argument(parser)
 
 
@@ -43,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             "The app is a page of gradio. It is not installed. In a clone, run: pip install -e '.[demo]'"
         ) from error
     check_free("The app", arguments.host, arguments.port, usual=7860)
+    if arguments.server is not None:
+        return show_server(arguments)
     pipe = load_pipeline(arguments.model)
     pipe.set_progress_bar_config(disable=True)
 
@@ -56,5 +63,18 @@ def run(arguments: argparse.Namespace) -> int:
         reconstruction = None
         notes.append(f"There is no tab to reconstruct pictures: {error}")
     page = build_page(pipe, reconstruction, arguments.model, " ".join(notes))
+    serve(page, arguments.host, arguments.port, arguments.share, arguments.allow_host)
+    return 0
+
+
+def show_server(arguments: argparse.Namespace) -> int:
+    """The page of a model that a server has."""
+    from ..app.page import build_page, serve
+    from ..app.served import ServedPipeline
+    from ..collection.access import read_key
+    from ..serving.client import Client
+
+    pipe = ServedPipeline(Client(arguments.server, read_key(arguments.key_env)))
+    page = build_page(pipe, None, pipe.name, f"Served by {pipe.client.url}.")
     serve(page, arguments.host, arguments.port, arguments.share, arguments.allow_host)
     return 0

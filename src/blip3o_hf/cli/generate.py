@@ -11,6 +11,7 @@ from .models import (
     load_pipeline,
     note_rejected,
     note_unknown_words,
+    note_words,
     sampling_of,
 )
 
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   blip3o-hf generate "a blue square above a green triangle" -o out.png -n 4 --seed 7 --guidance 3
   blip3o-hf generate "two circles" --negative-prompt "two red circles" --guidance 4
   blip3o-hf generate "a cat" --lora my_lora:0.8 --lora me/style
+  blip3o-hf generate "two red circles" --server http://localhost:8000
 """
 
 
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH[:SCALE]",
         help="a LoRA's file, folder or Hub id, and how much it counts (default: 1); several add up",
     )
+    parser.add_argument("--server", metavar="URL", help="let a server of `blip3o-hf serve` draw, with its model")
+    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds the server's key")
     add_model_argument(parser)
 
 
@@ -76,8 +80,6 @@ def numbered(path: Path, index: int) -> Path:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..checkpoints.lookup import checkpoint_files
-
     output = check_picture_path(arguments.output)
     if arguments.num_images < 1:
         raise ValueError(f"-n must be at least 1. Got {arguments.num_images}. Use -n 1 for one image.")
@@ -85,6 +87,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"-n must be at most {MAX_IMAGES:,}. Got {arguments.num_images}. Draw the others with a seed."
         )
+    drawn = drawn_here(arguments) if arguments.server is None else drawn_there(arguments)
+    paths = [numbered(output, index) for index in range(arguments.num_images)]
+    for image, path in zip(drawn.images, paths, strict=True):
+        save_picture(image, path)
+        print(path)
+    note_rejected(drawn, paths)
+    return 0
+
+
+def drawn_here(arguments: argparse.Namespace):
+    """What the model draws, loaded by this command."""
+    from ..checkpoints.lookup import checkpoint_files
+
     for path, _ in arguments.lora:
         checkpoint_files(path)  # a path with nothing there is refused before the model is loaded
     pipe = load_pipeline(arguments.model)
@@ -94,16 +109,36 @@ def run(arguments: argparse.Namespace) -> int:
 
     seeds = [arguments.seed + index for index in range(arguments.num_images)]
     note_unknown_words(pipe, arguments.prompt)
-    drawn = pipe(
+    return pipe(
         arguments.prompt,
         num_images_per_prompt=arguments.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         negative_prompt=arguments.negative_prompt,
         **sampling_of(arguments),
     )
-    paths = [numbered(output, index) for index in range(arguments.num_images)]
-    for image, path in zip(drawn.images, paths, strict=True):
-        save_picture(image, path)
-        print(path)
-    note_rejected(drawn, paths)
-    return 0
+
+
+def drawn_there(arguments: argparse.Namespace):
+    """
+    What a server draws.
+
+    Raises:
+        ValueError: when there are adapters, which only the server could load.
+    """
+    from ..collection.access import read_key
+    from ..serving.client import Client
+
+    if arguments.lora:
+        raise ValueError(
+            "--lora is for a model of this command. With --server the server has the model. Start the server with a "
+            "pipeline that has the adapters in it."
+        )
+    drawn = Client(arguments.server, read_key(arguments.key_env)).generate(
+        arguments.prompt,
+        arguments.num_images,
+        arguments.seed,
+        negative_prompt=arguments.negative_prompt,
+        **sampling_of(arguments),
+    )
+    note_words(drawn.unknown_words)
+    return drawn

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..assets import find_pipeline, resolve_model
@@ -44,7 +45,11 @@ def sampling_of(arguments: argparse.Namespace) -> dict:
 
 def note_unknown_words(pipe, text: str) -> None:
     """Say on the error output which words of a text the model never read, if any."""
-    words = pipe.processor.unknown_words(text) if pipe.processor is not None else []
+    note_words(pipe.processor.unknown_words(text) if pipe.processor is not None else ())
+
+
+def note_words(words: Sequence[str]) -> None:
+    """Say on the error output which words the model never read, if any."""
     if words:
         print(f"note: the model never read {', '.join(map(repr, words))}; it uses the other words", file=sys.stderr)
 

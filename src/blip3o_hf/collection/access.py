@@ -39,14 +39,17 @@ def check_key(key: str) -> None:
         )
 
 
-def check_address(base_url: str) -> None:
+def check_address(base_url: str, option: str = "--base-url") -> None:
     """
+    Args:
+        option: what the address is called in errors.
+
     Raises:
         ValueError: when it is no address, or may hold a password; then it is not printed.
     """
     if any(letter in base_url for letter in "@?#"):
         raise ValueError(
-            "--base-url must hold neither a password nor a query. This one does. Put the key into an environment "
+            f"{option} must hold neither a password nor a query. This one does. Put the key into an environment "
             "variable and name it as --key-env."
         )
     try:
@@ -56,4 +59,4 @@ def check_address(base_url: str) -> None:
     except (ValueError, httpx2.InvalidURL):
         is_address = False
     if not is_address:
-        raise ValueError(f"--base-url must be an address such as http://localhost:8000/v1. Got {base_url[:80]!r}.")
+        raise ValueError(f"{option} must be an address such as http://localhost:8000/v1. Got {base_url[:80]!r}.")

@@ -174,13 +174,15 @@ class Drawn:
         attempts: how often it drew, where it looked.
         accepted: whether it found its picture right, where it looked.
         num_tokens: of the prompt.
+        unknown_words: of the prompt, that the model never read.
     """
 
     images: list[Image.Image]
     plans: list[str] | None
     attempts: list[int] | None
     accepted: list[bool] | None
-    num_tokens: int
+    num_tokens: int = 0
+    unknown_words: list[str] = field(default_factory=list)
 
 
 class DrawingJob(Job):
@@ -236,6 +238,7 @@ class DrawingJob(Job):
                         for values in (output.plans, output.attempts, output.accepted)
                     ),
                     num_tokens=length,
+                    unknown_words=pipe.processor.unknown_words(request.prompt),
                 )
             )
             first += request.num_images
@@ -317,7 +320,7 @@ class VariationJob(Job):
             **request.settings.given(),
         )
         assert isinstance(output.images, list)
-        return [Drawn(output.images, output.plans, None, None, 0)]
+        return [Drawn(output.images, output.plans, None, None)]
 
 
 def lengths(pipe: Blip3oPipeline, requests: Sequence[DrawingRequest]) -> list[int]:
@@ -347,6 +350,7 @@ def answer(pipe: Blip3oPipeline, request: DrawingRequest, drawn: Drawn, created:
         "quality": "auto",
         "size": "x".join(map(str, drawn.images[0].size)),
         "settings": request.settings.used(pipe),
+        "unknown_words": drawn.unknown_words,
         "usage": {
             "input_tokens": num_read,
             "output_tokens": num_drawn,

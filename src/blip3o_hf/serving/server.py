@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
-from .drawing import DrawingJob, DrawingRequest, Drawn, VariationJob, answer
+from .drawing import DrawingJob, DrawingRequest, Drawn, Settings, VariationJob, answer, picture_size
 from .engine import Engine, Job
 from .errors import ApiError, wrong
 from .fields import Fields, parsed
@@ -218,7 +218,16 @@ class Server:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _card(self) -> dict[str, Any]:
-        return {"id": self.settings.name, "object": "model", "created": self.started, "owned_by": "blip3o-hf"}
+        height, width = picture_size(self.pipe, Settings())
+        return {
+            "id": self.settings.name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "blip3o-hf",
+            "size": f"{width}x{height}",
+            "reads_images": self.pipe.model.config.has_vision,
+            "settings": Settings().used(self.pipe),
+        }
 
     def _check_model(self, fields: Fields) -> None:
         name = fields.value("model")
@@ -426,11 +435,11 @@ def _usage(said: Said) -> dict[str, int]:
 
 
 def _origin(turn: Turn, said: Said) -> dict[str, Any]:
-    """What a picture was drawn from; nothing of words."""
-    reply = said.reply
+    """What the answer says beside OpenAI's fields: words that the model never read, and how it drew a picture."""
+    reply, words = said.reply, {"unknown_words": said.unknown_words}
     if reply.image is None:
-        return {}
-    return {"seed": turn.seed, "plan": reply.plan, "attempts": reply.attempts, "score": reply.score}
+        return words
+    return {**words, "seed": turn.seed, "plan": reply.plan, "attempts": reply.attempts, "score": reply.score}
 
 
 async def _disconnected(request: Request) -> None:

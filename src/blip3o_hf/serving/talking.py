@@ -247,12 +247,14 @@ class Said:
         reply: words, or a picture.
         num_read, num_written: tokens.
         is_cut: whether the words end where they had to.
+        unknown_words: of the user's, that the model never read.
     """
 
     reply: Blip3oReply
     num_read: int
     num_written: int
     is_cut: bool
+    unknown_words: list[str]
 
 
 class Words(TextStreamer):
@@ -337,7 +339,7 @@ class TurnJob(Job):
         is_cut = turn.max_new_tokens is not None and words.num_written >= turn.max_new_tokens and reply.image is None
         if reply.text and not words.num_said:  # what stands for an empty answer
             self.say(reply.text)
-        return Said(reply, words.num_read, words.num_written, is_cut)
+        return Said(reply, words.num_read, words.num_written, is_cut, pipe.processor.unknown_words(turn.text))
 
     def watch(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Stop a picture that nobody waits for."""
