@@ -412,6 +412,39 @@ def score_presets(arguments: argparse.Namespace) -> None:
     keep(arguments, f"presets {arguments.name}", {**settings, "rows": rows})
 
 
+@torch.no_grad()
+def measure_equality(arguments: argparse.Namespace) -> None:
+    """How far the features of solvers and steps are from those of the exact equation, for a published checkpoint."""
+    torch.set_num_threads(arguments.threads)
+    pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model))
+    pipe.set_progress_bar_config(disable=True)
+    prompts = [prompt.text for prompt in benchmark.held_out_prompts(arguments.per_family, seed=SEED)]
+    if pipe.processor is None:  # a checkpoint without its tokenizer: conditions of noise
+        shape = (len(prompts), pipe.model.config.num_queries, pipe.transformer.config.condition_dim)
+        conditions = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+    else:
+        conditions = torch.cat([pipe.encode_prompt(prompts[at : at + BATCH]) for at in range(0, len(prompts), BATCH)])
+    config, trained = pipe.scheduler.config, pipe.scheduler
+    guidance = pipe.config.default_guidance_scale
+
+    def found(solver: str, steps: int) -> torch.Tensor:
+        pipe.scheduler = Blip3oFlowScheduler.from_config(config, solver=solver)
+        noise = torch.randn(len(conditions), *pipe.feature_shape, generator=torch.Generator().manual_seed(SEED))
+        drawn_features = pipe.generate_features(conditions, steps, guidance, latents=noise)
+        pipe.scheduler = trained
+        return drawn_features
+
+    exact = found("euler", arguments.exact_steps)
+    rows = []
+    for solver in ("euler", "adams_bashforth2"):
+        for steps in (4, 6, 8, 10, 12, 15, 20, 30):
+            error = float((found(solver, steps) - exact).norm() / exact.norm())
+            rows.append({"solver": solver, "steps": steps, "error": error})
+            print(rows[-1])
+    settings = {"prompts": len(prompts), "guidance": guidance, "exact_steps": arguments.exact_steps}
+    keep(arguments, f"equality {arguments.name}", {**settings, "rows": rows})
+
+
 def drawn(pipe: Blip3oPipeline, conditions: torch.Tensor, preset: Preset) -> tuple[list[np.ndarray], torch.Tensor]:
     """A picture of each condition, and its features; always from the same noise."""
     images: list[np.ndarray] = []
@@ -612,6 +645,13 @@ def main() -> None:
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
     presets.set_defaults(run=score_presets)
+    equality = commands.add_parser("equality", help="distance to the exact equation by solver and steps")
+    equality.add_argument("--model", required=True, help="folder of a published checkpoint, or of a pipeline")
+    equality.add_argument("--name", required=True, help="in the results")
+    equality.add_argument("--per-family", type=int, default=4, help="prompts of each family")
+    equality.add_argument("--exact-steps", type=int, default=960, help="Euler's, that stand for the exact equation")
+    equality.add_argument("--threads", type=int, default=1)
+    equality.set_defaults(run=measure_equality)
     decoders = commands.add_parser("decoders", help="score and time of diffusion decoders")
     decoders.add_argument("decoders", nargs="+", metavar="NAME=FOLDER", help="of the toy world")
     decoders.add_argument("--per-family", type=int, default=25, help="prompts of each family")
@@ -622,7 +662,7 @@ def main() -> None:
     report = commands.add_parser("report", help="tables of all that was measured, and the plot")
     report.add_argument("--plot", type=Path, default=PLOT)
     report.set_defaults(run=write_report)
-    for each in (loop, on_device, growth, presets, decoders, report):
+    for each in (loop, on_device, growth, presets, equality, decoders, report):
         each.add_argument("--output", type=Path, default=RESULTS, help="the results")
     arguments = parser.parse_args()
     arguments.run(arguments)

@@ -519,7 +519,7 @@ class Blip3oPipeline(
         if decoder is None:
             raise ValueError(
                 "Image features become pixels in a decoder. This pipeline has none. Load one with "
-                "`decoder=Blip3oDecoderPipeline.from_pretrained(...)`, or keep the features."
+                "`decoder=`, or with `unet=`, `vae=` and `decoder_scheduler=`, or keep the features."
             )
         settings = {
             "null_features": null_features,

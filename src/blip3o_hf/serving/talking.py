@@ -195,17 +195,26 @@ class Conversations:
         self._chats: list[Blip3oChat] = []
 
     def find(self, messages: Sequence[Message]) -> Blip3oChat:
-        """A conversation of these messages; one that begins with most of them, or a new one."""
+        """A conversation of these messages: one that they go on from, or say the last turn of anew, or a new one."""
         known = {id(image): (request, reply) for chat in self._chats for request, reply, image in _pictures_of(chat)}
         told = _as_told(messages, known)
-        best = max(self._chats, key=lambda chat: _common(chat.messages, told), default=None)
-        if best is None or (_common(best.messages, told) == 0 and len(self._chats) < self.size):
-            best = Blip3oChat(self.pipe)
-        else:
-            self._chats.remove(best)
-        best.messages = told
-        self._chats = [best, *self._chats][: self.size]
-        return best
+        chat = max((chat for chat in self._chats if _goes_on(chat.messages, told)), key=_length, default=None)
+        if chat is None:
+            chat = Blip3oChat(self.pipe)
+        others = [other for other in self._chats if other is not chat]
+        chat.messages = told
+        self._chats = [chat, *others][: self.size]
+        return chat
+
+
+def _length(chat: Blip3oChat) -> int:
+    return len(chat.messages)
+
+
+def _goes_on(before: Sequence[Message], now: Sequence[Message]) -> bool:
+    """Whether messages go on from others, or from all but their last turn; a common system prompt is not enough."""
+    num_common = _common(before, now)
+    return num_common >= len(before) - 2 and any(message["role"] != "system" for message in before[:num_common])
 
 
 def _pictures_of(chat: Blip3oChat) -> list[tuple[Message, Message, Image.Image]]:
