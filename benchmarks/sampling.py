@@ -37,6 +37,7 @@ from tqdm import tqdm
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oPipeline
 from blip3o_hf.assets import resolve_model
 from blip3o_hf.evaluation.benchmark import seeded_batches
+from blip3o_hf.evaluation.sheets import contact_sheet
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.files import written_whole
 from blip3o_hf.hub.provenance import now, versions
@@ -58,6 +59,7 @@ GUIDANCE = 3.0
 BASES = ("diffusers", "plain")
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 PLOT = Path(__file__).parents[1] / "docs" / "speed.png"
+SHEET = Path(__file__).parents[1] / "docs" / "speed_pictures.png"
 SEED, BATCH = 1, 32
 EXACT_STEPS, EXACT_PROMPTS = 200, 32
 """Euler's steps that stand for the exact equation, and how many prompts are followed so far."""
@@ -413,6 +415,28 @@ def score_presets(arguments: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
+def draw_sheet(arguments: argparse.Namespace) -> None:
+    """The same plans and noise by several models in several steps, side by side: a row for each."""
+    prompts = benchmark.held_out_prompts(1, seed=SEED)
+    images, captions, plans = [], [], None
+    for name, folder in (each.split("=", 1) for each in arguments.models):
+        pipe = Blip3oPipeline.from_pretrained(resolve_model(folder))
+        pipe.set_progress_bar_config(disable=True)
+        plans = written_plans(pipe, prompts) if plans is None else plans
+        conditions, is_map = pipe.encode_prompt(plans), pipe.transformer.config.is_flow_map
+        for steps in (4, 2, 1) if is_map else (30, 4, 2, 1):
+            guidance = 1.0 if is_map or steps < 30 else 2.0
+            found, _ = drawn(pipe, conditions, Preset("euler", steps, guidance, pipe.scheduler.config.shift))
+            shown = [prompt.text if not images else "" for prompt in prompts[1:]]  # once, above all rows
+            captions += [f"{name}, {steps} step{'s' if steps > 1 else ''}", *shown]
+            images += [Image.fromarray(picture) for picture in found]
+    sheet = contact_sheet(images, captions, columns=len(prompts), size=96)
+    with written_whole(arguments.output) as temporary:
+        sheet.save(temporary, format="PNG")
+    print(arguments.output)
+
+
+@torch.no_grad()
 def measure_equality(arguments: argparse.Namespace) -> None:
     """How far the features of solvers and steps are from those of the exact equation, for a published checkpoint."""
     torch.set_num_threads(arguments.threads)
@@ -645,6 +669,10 @@ def main() -> None:
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
     presets.set_defaults(run=score_presets)
+    sheet = commands.add_parser("sheet", help="pictures of several models in several steps, side by side")
+    sheet.add_argument("models", nargs="+", metavar="NAME=MODEL")
+    sheet.add_argument("--output", type=Path, default=SHEET, help="PNG file (default: %(default)s)")
+    sheet.set_defaults(run=draw_sheet)
     equality = commands.add_parser("equality", help="distance to the exact equation by solver and steps")
     equality.add_argument("--model", required=True, help="folder of a published checkpoint, or of a pipeline")
     equality.add_argument("--name", required=True, help="in the results")
