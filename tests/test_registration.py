@@ -59,6 +59,11 @@ def test_what_is_registered():
     assert AUTO_TEXT2IMAGE_PIPELINES_MAPPING["blip3o"] is blip3o_hf.Blip3oPipeline
 
 
+def test_transformers_serve_knows_that_the_model_reads_images(model):
+    manager = pytest.importorskip("transformers.cli.serving.model_manager").ModelManager
+    assert manager.get_model_modality(model, AutoProcessor.from_pretrained(TINY)).name == "VLM"
+
+
 def test_the_registries_of_diffusers_are_still_what_they_were():
     """They are not documented: a release may change them, and this tells what broke."""
     assert pipeline_loading_utils.LOADABLE_CLASSES["diffusers"]["ModelMixin"] == ["save_pretrained", "from_pretrained"]

@@ -30,6 +30,7 @@ def register_configs() -> None:
 
 def register_models() -> None:
     from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from .models.configuration_blip3o import Blip3oConfig
     from .models.configuration_eva_clip import EvaClipVisionConfig
@@ -42,6 +43,8 @@ def register_models() -> None:
     # TRL looks up the class of a saved model, by the name in its config, on `transformers` itself.
     for transformers in _transformers_objects():
         setattr(transformers, Blip3oForConditionalGeneration.__name__, Blip3oForConditionalGeneration)
+    # `transformers serve` looks up there whether a class reads images.
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[Blip3oConfig.model_type] = Blip3oForConditionalGeneration.__name__
 
     def generate_images(*args, **kwargs):
         from .pipelines.text_to_image import generate_images

@@ -6,12 +6,14 @@ Small models stand in for the published ones, and a CPU for the GPU.
 import importlib.util
 import re
 import shutil
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 from tests.published_layout import write_published_checkpoint
 
-from blip3o_hf import packaged_model_path
+from blip3o_hf import Blip3oPipeline, packaged_model_path
 from blip3o_hf.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,7 @@ DOCUMENTS = [
 ]
 COMMAND = re.compile(r"^blip3o-hf (export PIPELINE .*)$", re.MULTILINE)
 LIBRARIES = ("torchao", "bitsandbytes")
+SERVER = "http://127.0.0.1:8000"
 REPLACED = {
     r"BLIP3o/BLIP3o-Model-\dB|(?<=\")blip3o-\db(?=\")": "{published}",
     r"(?<=\")blip3o-tiny-digits(?=\")": packaged_model_path("blip3o-tiny"),
@@ -52,8 +55,26 @@ def photos(tmp_path, make_image):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def server():
+    """The address of a server that was started as pages say."""
+    import uvicorn
+
+    from blip3o_hf.serving.server import Server, ServerSettings
+
+    pipe = Blip3oPipeline.from_pretrained(packaged_model_path("blip3o-tiny"))
+    app = Server(pipe, ServerSettings(name="blip3o-tiny")).app()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=serving.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        serving.should_exit = True
+        thread.join()
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_snippets_run(path, published, photos, tmp_path, monkeypatch):
+def test_snippets_run(path, published, photos, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     names = {}
     text = path.read_text()
@@ -63,6 +84,8 @@ def test_snippets_run(path, published, photos, tmp_path, monkeypatch):
         code = snippet["code"]
         for pattern, replacement in REPLACED.items():
             code = re.sub(pattern, replacement.replace("{published}", published), code)
+        if SERVER in code:
+            code = code.replace(SERVER, request.getfixturevalue("server"))
         line = text[: snippet.start("code")].count("\n")
         program = compile("\n" * line + code, path, "exec")
         absent = [name for name in LIBRARIES if name in code.lower() and importlib.util.find_spec(name) is None]

@@ -26,7 +26,7 @@ STUDIES = [ROOT / "recipes" / "study" / f"{name}.yaml" for name in ("smoke", "la
 RECIPES = sorted(
     path
     for path in (ROOT / "recipes").rglob("*.yaml")
-    if path.parent.name != "accelerate" and path not in (CHAIN, *STUDIES)
+    if path.parent.name not in ("accelerate", "serving") and path not in (CHAIN, *STUDIES)
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 GENERATION = ROOT / "recipes" / "tiny" / "generation.yaml"

@@ -7,10 +7,9 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, cache_utils
 from transformers.cache_utils import (
     Cache,
-    DummyLayer,
     DynamicCache,
     DynamicIndexedLayer,
     DynamicLayer,
@@ -19,7 +18,13 @@ from transformers.cache_utils import (
 from transformers.configuration_utils import PreTrainedConfig
 
 # Layers of a cache that hold one entry for each token. All others hold a state that stands for many tokens at once.
-_TOKEN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
+_TOKEN_LAYERS = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    DynamicIndexedLayer,
+    # Newer than the transformers of other engines, which exported code also runs on.
+    getattr(cache_utils, "DummyLayer", DynamicLayer),
+)
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """Names under which backbones take the kind of each token: 0 for text, 1 for an image, 2 for a video."""
 

@@ -4,8 +4,7 @@ import math
 from typing import Any, ClassVar, cast
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..checkpoints.published_checkpoint import PublishedCheckpoint
 from ..checkpoints.published_config import PUBLISHED_MODEL_TYPES
@@ -76,7 +75,8 @@ class Blip3oConfig(PreTrainedConfig):
     """
 
     model_type = "blip3o"
-    sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_5_vl")}
+    # `sub_configs_defaults` is newer than the transformers of other engines, which exported code also runs on.
+    sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
     transformer_config: dict | None = None
@@ -94,6 +94,11 @@ class Blip3oConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = CONFIG_MAPPING["qwen2_5_vl"]()
+        elif isinstance(self.backbone_config, dict):
+            made_from = CONFIG_MAPPING[self.backbone_config.get("model_type", "")]
+            self.backbone_config = made_from.from_dict(self.backbone_config)
         super().__post_init__(**kwargs)
         check_sizes(num_queries=self.num_queries, feature_dim=self.feature_dim, feature_size=self.feature_size)
         check_objective(self.objective, where="key `objective` of Blip3oConfig")
@@ -204,7 +209,7 @@ class Blip3oConfig(PreTrainedConfig):
 
     @property
     def _backbone(self) -> PreTrainedConfig:
-        return cast("PreTrainedConfig", self.backbone_config)  # the library makes one of a dictionary
+        return cast("PreTrainedConfig", self.backbone_config)  # made of a dictionary at the start
 
     @property
     def hidden_size(self) -> int:
