@@ -56,6 +56,7 @@ def test_the_apps_own_pages_are_answered(headers, kind):
         ({"host": "[::1"}, "for the host"),
         ({"host": "127.0.0.1:7860", "origin": "http://evil.example"}, "from a page of 'http://evil.example'"),
         ({"host": "127.0.0.1:7860", "origin": "null"}, "from a page of 'null'"),
+        ({"host": "127.0.0.1:7860", "origin": "http://["}, "from a page of 'http://['"),
         ({"host": "localhost:7860", "origin": "http://localhost:3000"}, "from a page of 'http://localhost:3000'"),
     ],
 )

@@ -70,19 +70,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "The server needs starlette and uvicorn. They are not installed. In a clone, run: "
-            "pip install -e '.[serve]'"
+            f"The server needs starlette, uvicorn, python-multipart and prometheus-client. There is no {error.name}. "
+            f"In a clone, run: pip install -e '.[serve]'"
         ) from error
     for name in ("max_batch", "max_waiting", "max_body", "conversations", "timeout"):
-        if getattr(arguments, name) <= 0:
+        if not getattr(arguments, name) > 0:  # NaN is not
             raise ValueError(
                 f"--{name.replace('_', '-')} must be above 0. Got {getattr(arguments, name)}. Use a larger one."
             )
-    if arguments.batch_wait < 0:
+    if not arguments.batch_wait >= 0:
         raise ValueError(f"--batch-wait must be at least 0. Got {arguments.batch_wait}. Use 0 not to wait.")
     check_free("The server", arguments.host, arguments.port, usual=8000)
 

@@ -245,6 +245,12 @@ class DrawingJob(Job):
         return drawn
 
 
+def stop_for_nobody(jobs: Sequence[Job], pipe: Blip3oPipeline) -> None:
+    """In a callback of the pipeline: leave out the remaining steps when nobody waits for these jobs any more."""
+    if all(job.is_cancelled for job in jobs):
+        pipe._interrupt = True
+
+
 class Watch:
     """
     A callback of the pipeline: stops when nobody waits any more, and shows drafts to those who want them.
@@ -261,8 +267,7 @@ class Watch:
         self.is_first_attempt = True
 
     def __call__(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if all(job.is_cancelled for job in self.jobs):
-            pipe._interrupt = True
+        stop_for_nobody(self.jobs, pipe)
         if step == 0:
             self.is_first_attempt = not self.states
             self.states, self.levels = [], []
@@ -308,6 +313,11 @@ class VariationJob(Job):
         self.pipe, self.request, self.strength = pipe, request, strength
         self.rows = request.num_images
 
+    def watch(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """A callback of the pipeline."""
+        stop_for_nobody([self], pipe)
+        return {}
+
     @classmethod
     def run(cls, jobs: Sequence["VariationJob"]) -> list[Drawn]:
         (job,) = jobs
@@ -317,6 +327,7 @@ class VariationJob(Job):
             strength=job.strength,
             num_images=request.num_images,
             generator=[torch.Generator().manual_seed(request.seed + index) for index in range(request.num_images)],
+            callback_on_step_end=job.watch,
             **request.settings.given(),
         )
         assert isinstance(output.images, list)
@@ -360,4 +371,14 @@ def answer(pipe: Blip3oPipeline, request: DrawingRequest, drawn: Drawn, created:
     }
 
 
-__all__ = ["DrawingJob", "DrawingRequest", "Drawn", "Settings", "VariationJob", "answer", "picture_size", "read_seed"]
+__all__ = [
+    "DrawingJob",
+    "DrawingRequest",
+    "Drawn",
+    "Settings",
+    "VariationJob",
+    "answer",
+    "picture_size",
+    "read_seed",
+    "stop_for_nobody",
+]

@@ -50,7 +50,8 @@ class Job:
 
 class Engine:
     """
-    Computes jobs in one thread, in the order in which they came; those with equal keys together.
+    Computes jobs in one thread, in the order in which they came; those with equal keys together. A job of more rows
+    than a batch may have is computed alone.
 
     Args:
         metrics: what is measured.
@@ -83,7 +84,8 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 raise ApiError(503, "The server must be running. It stops. Ask again later.", code="stopping")
-            waiting = sum(not job.is_cancelled for job in self._waiting)
+            self._drop_cancelled()
+            waiting = len(self._waiting)
             if waiting + len(jobs) > self.max_waiting:
                 raise ApiError(
                     429,
@@ -112,18 +114,20 @@ class Engine:
     def _next_batch(self) -> list[Job] | None:
         """The first job that waits and those that can be computed with it, or none; `None` when there will be none."""
         with self._changed:
+            self._drop_cancelled()
             while not self._waiting:
                 if self._is_closed:
                     return None
                 self._changed.wait()
-            self._waiting = deque(job for job in self._waiting if not job.is_cancelled)
+            key = self._waiting[0].key
+            if key is not None:
+                end = time.monotonic() + self.batch_wait
+                while (left := end - time.monotonic()) > 0 and self._rows(key) < self.max_batch:
+                    self._changed.wait(left)
+            self._drop_cancelled()
             if not self._waiting:
                 return []
             first = self._waiting[0]
-            if first.key is not None:
-                end = time.monotonic() + self.batch_wait
-                while (left := end - time.monotonic()) > 0 and self._rows(first.key) < self.max_batch:
-                    self._changed.wait(left)
             batch, rest, rows = [], deque(), 0
             for job in self._waiting:
                 is_first = not batch
@@ -136,6 +140,10 @@ class Engine:
             self._waiting = rest
             self.metrics.waiting.set(len(rest))
             return batch
+
+    def _drop_cancelled(self) -> None:
+        """Nothing that a client has sent is kept for longer than it waits."""
+        self._waiting = deque(job for job in self._waiting if not job.is_cancelled)
 
     def _rows(self, key: Hashable) -> int:
         return sum(job.rows for job in self._waiting if job.key == key)

@@ -6,6 +6,9 @@ from typing import Any
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 """Names of OpenAI's errors by status; other statuses from 500 on are the server's, the rest the request's."""
 
+GONE = 499
+"""Status of a request whose client went away; nobody sees it but the measurements."""
+
 
 class ApiError(Exception):
     """
@@ -37,7 +40,13 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _encodable(self.param)
+        return {"error": {"message": _encodable(self.message), "type": kind, "param": param, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """A text with half characters, which names of fields may hold, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def wrong(param: str, contract: str, received: Any, way_out: str) -> ApiError:
@@ -45,4 +54,4 @@ def wrong(param: str, contract: str, received: Any, way_out: str) -> ApiError:
     return ApiError(400, f"`{param}` must be {contract}. Got {received!r:.80}. {way_out}", param, "invalid_value")
 
 
-__all__ = ["ApiError", "wrong"]
+__all__ = ["GONE", "ApiError", "wrong"]

@@ -1,11 +1,11 @@
 """The fields of requests: each one checked, named in its error, and none unknown."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from ..checks import check_unicode
 from .errors import ApiError, wrong
 
 Check = Callable[[str, Any], Any]
@@ -35,6 +35,27 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+def checked_text(param: str, text: str, max_length: int) -> str:
+    """
+    A text that a tokenizer can read.
+
+    Raises:
+        ApiError: when it is too long, or holds half a character.
+    """
+    if len(text) > max_length:
+        raise ApiError(
+            400,
+            f"`{param}` must be at most {max_length:,} letters long. It has {len(text):,}. Make it shorter.",
+            param,
+            "invalid_value",
+        )
+    try:
+        check_unicode([text], f"`{param}`")
+    except ValueError as error:
+        raise ApiError(400, str(error), param, "invalid_value") from error
+    return text
+
+
 class Fields:
     """
     The fields of one request, read one by one.
@@ -60,17 +81,13 @@ class Fields:
             return None
         if not isinstance(value, str) or (required and not value.strip()):
             raise wrong(name, "a text", value, "Say something.")
-        if len(value) > max_length:
-            raise wrong(
-                name, f"at most {max_length:,} letters long", value, f"It has {len(value):,}. Make it shorter."
-            )
-        return value
+        return checked_text(name, value, max_length)
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
         value = self.value(name)
         if value is None:
             return default
-        if self.are_texts and isinstance(value, str) and value.lstrip("-").isdecimal() and len(value) < 20:
+        if self.are_texts and isinstance(value, str) and value.removeprefix("-").isdecimal() and len(value) < 20:
             value = int(value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -85,7 +102,7 @@ class Fields:
         if self.are_texts and isinstance(value, str):
             with suppress(ValueError):
                 value = float(value)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:
             raise wrong(name, f"a number from {low:g} to {high:g}", value, "Choose one.")
         return float(value)
@@ -137,4 +154,4 @@ class Fields:
             )
 
 
-__all__ = ["Fields", "parsed"]
+__all__ = ["Fields", "checked_text", "parsed"]

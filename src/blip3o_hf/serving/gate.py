@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from .errors import ApiError
+from .errors import GONE, ApiError
 from .guard import Receive, Scope, Send, refusal
 from .metrics import Metrics
 
@@ -69,7 +69,9 @@ class Gate:
             except ApiError as error:
                 response = JSONResponse(error.body(), error.status, {**error.headers, "Connection": "close"})
                 return await response(scope, receive, watched)
-            if body is not None:
+            if body is None:
+                status = GONE
+            else:
                 await self.app(scope, _replayed(body, receive), watched)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"

@@ -68,12 +68,12 @@ def refusal(headers: Iterable[tuple[bytes, bytes]], hosts: Iterable[str]) -> str
     host = said.get("host", "")
     if not _allows(_name(host), hosts):
         return (
-            f"This app answers requests for this machine. The request was for the host {host!r}. "
-            f"To allow it, start the app with --allow-host {_name(host) or 'NAME'}."
+            f"This app answers requests for this machine. The request was for the host {host!r:.80}. "
+            f"To allow it, start the app with --allow-host {_name(host)[:80] or 'NAME'}."
         )
     origin = said.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return f"This app answers its own pages. The request came from a page of {origin!r}."
+    if origin is not None and _netloc(origin) != host.lower():
+        return f"This app answers its own pages. The request came from a page of {origin!r:.80}."
     return None
 
 
@@ -84,6 +84,14 @@ def _allows(name: str, hosts: Iterable[str]) -> bool:
     except ValueError:
         return any(name == host or (host.startswith(".") and name.endswith(host)) for host in hosts)
     return True
+
+
+def _netloc(origin: str) -> str:
+    """Of an `Origin` header: the host and the port."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # brackets that do not close
+        return ""
 
 
 def _name(host: str) -> str:

@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..data.images import MAX_RATIO, decode_image
 from ..data.records import BadItem
@@ -19,6 +19,8 @@ from .fetching import fetch
 MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 MAX_PIXELS = 25_000_000
 """Of a picture in a request."""
+MAX_PIXELS_TOGETHER = 4 * MAX_PIXELS
+"""Of all pictures of a request, and of those that are remembered: three times so many bytes of memory."""
 REMEMBERED = 64
 """Pictures that are kept as they were decoded, so that a conversation that shows them again is known again."""
 
@@ -63,13 +65,43 @@ def open_picture(data: bytes, param: str) -> Image.Image:
     try:
         return decode_image(data, "the picture", MAX_PIXELS, max_ratio=MAX_RATIO)
     except BadItem as error:
+        # What Pillow says of an unknown kind names an address of memory.
+        is_unknown = isinstance(error.__cause__, UnidentifiedImageError)
         raise ApiError(
             400,
             f"`{param}` must be a picture (PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF) of at most {MAX_PIXELS:,} pixels. "
-            f"Got {len(data):,} bytes: {error}. Save it as PNG.",
+            f"Got {len(data):,} bytes{' of another kind' if is_unknown else f': {error}'}. Save it as PNG.",
             param,
             "invalid_image",
         ) from error
+
+
+class Pixels:
+    """Counts the pixels of the pictures of one request; the same object counts once."""
+
+    def __init__(self) -> None:
+        self._counted: dict[int, Image.Image] = {}
+        self._number = 0
+
+    def count(self, image: Image.Image, param: str) -> Image.Image:
+        """
+        The picture, when there is room for it.
+
+        Raises:
+            ApiError: when the pictures have too many pixels together.
+        """
+        if id(image) not in self._counted:
+            self._counted[id(image)] = image
+            self._number += image.width * image.height
+        if self._number > MAX_PIXELS_TOGETHER:
+            raise ApiError(
+                400,
+                f"The pictures of a request must have at most {MAX_PIXELS_TOGETHER:,} pixels together. With `{param}` "
+                f"they have {self._number:,}. Make them smaller.",
+                param,
+                "too_many_pixels",
+            )
+        return image
 
 
 class PictureBook:
@@ -126,9 +158,12 @@ class PictureBook:
         with self._lock:
             self._known[key] = image
             self._known.move_to_end(key)
-            while len(self._known) > REMEMBERED:
+            while len(self._known) > REMEMBERED or self._num_pixels() > MAX_PIXELS_TOGETHER:
                 self._known.popitem(last=False)
         return image
+
+    def _num_pixels(self) -> int:
+        return sum(image.width * image.height for image in self._known.values())
 
     def written(self, image: Image.Image, encoding: Encoding) -> str:
         """A data URL of a picture, which is known again when it comes back."""
@@ -159,4 +194,4 @@ def decoded_url(url: str, param: str) -> bytes:
         ) from error
 
 
-__all__ = ["Encoding", "PictureBook", "decoded_url", "open_picture"]
+__all__ = ["Encoding", "PictureBook", "Pixels", "decoded_url", "open_picture"]

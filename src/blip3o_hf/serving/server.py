@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import signal
+import sys
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -23,19 +25,17 @@ from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
 from .drawing import DrawingJob, DrawingRequest, Drawn, Settings, VariationJob, answer, picture_size
 from .engine import Engine, Job
-from .errors import ApiError, wrong
+from .errors import GONE, ApiError, wrong
 from .fields import Fields, parsed
 from .gate import Gate
 from .metrics import Metrics
-from .pictures import Encoding, PictureBook, open_picture
+from .pictures import Encoding, PictureBook, Pixels, open_picture
 from .talking import Conversations, Said, Turn, TurnJob
 
 LOGGER = logging.getLogger(__name__)
 MAX_INPUT_IMAGES = 16
 MAX_FORM_FIELDS = 100
 MAX_CONNECTIONS = 1000
-GONE = 499
-"""Status of a request whose client went away; nobody sees it but the measurements."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -128,12 +128,14 @@ class Server:
         )
         routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items()]
         routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in gets.items()]
-        return Starlette(
+        app = Starlette(
             routes=routes,
             middleware=[gate],
             exception_handlers={ApiError: _told, HTTPException: _told_of_path, Exception: _failed},
             lifespan=self._life,
         )
+        app.router.redirect_slashes = False
+        return app
 
     @asynccontextmanager
     async def _life(self, app: Starlette) -> AsyncGenerator[None]:
@@ -177,7 +179,7 @@ class Server:
         asked.images = images
         job = VariationJob(self.reconstruction, asked, 0.6 if strength is None else strength)
         drawn: Drawn = await self._result(request, job)
-        return JSONResponse(answer(self.pipe, asked, drawn, int(time.time())))
+        return JSONResponse(await asyncio.to_thread(answer, self.pipe, asked, drawn, int(time.time())))
 
     async def chat(self, request: Request) -> Response:
         """The next message of a conversation: words, or a picture."""
@@ -253,17 +255,21 @@ class Server:
                 f"{request.headers.get('content-type')!r:.80}. Send the picture as a file.",
                 code="bad_form",
             )
-        images, values = [], {}
-        async with request.form(
-            max_files=MAX_INPUT_IMAGES, max_fields=MAX_FORM_FIELDS, max_part_size=self.settings.max_body
-        ) as form:
-            for name, value in form.multi_items():
-                if name in ("image", "image[]") and isinstance(value, UploadFile):
-                    images.append(await asyncio.to_thread(open_picture, await value.read(), name))
-                elif isinstance(value, UploadFile):
-                    values[name] = f"a file of {value.size or 0:,} bytes"
-                else:
-                    values[name] = value
+        images, values, pixels = [], {}, Pixels()
+        try:
+            async with request.form(
+                max_files=MAX_INPUT_IMAGES, max_fields=MAX_FORM_FIELDS, max_part_size=self.settings.max_body
+            ) as form:
+                for name, value in form.multi_items():
+                    if name in ("image", "image[]") and isinstance(value, UploadFile):
+                        image = await asyncio.to_thread(open_picture, await value.read(), name)
+                        images.append(pixels.count(image, name))
+                    else:
+                        values[name] = {"bytes": value.size} if isinstance(value, UploadFile) else value
+        except UnicodeError as error:  # in the character set that the form names
+            raise ApiError(
+                400, "A form must be in UTF-8. This one names another character set. Leave it out.", code="bad_form"
+            ) from error
         if not images:
             raise ApiError(400, "`image` must be a file. There is none. Send one, or several as image[].", "image")
         return Fields(values, are_texts=True), tuple(images)
@@ -464,18 +470,21 @@ async def _told_of_path(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     message = "The server failed on this request, and its log says why. Send another one."
-    return JSONResponse(ApiError(500, message, code="internal_error").body(), 500)
+    # uvicorn closes the connection after a failure; a client that is not told would use it again.
+    return JSONResponse(ApiError(500, message, code="internal_error").body(), 500, {"Connection": "close"})
 
 
 def serve(server: Server, host: str, port: int, log_level: str = "info") -> None:
     """
-    Answer until the process is told to stop (SIGTERM, SIGINT); what was accepted before is finished.
+    Answer until the process is told to stop (SIGTERM, SIGINT); what was accepted before is finished. Call it in the
+    main thread of a process that does nothing else: SIGTERM ends it, with status 0.
 
     Args:
         server: what answers.
         host, port: where it listens.
         log_level: of uvicorn; neither prompts nor pictures are in its log.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn sends the signal again when all is answered
     uvicorn.run(
         server.app(),
         host=host,

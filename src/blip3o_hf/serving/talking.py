@@ -12,11 +12,11 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TextStrea
 from ..pipelines.chat import Blip3oChat, Blip3oReply
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.planning import sampled
-from .drawing import MAX_LETTERS, Settings, read_seed
+from .drawing import MAX_LETTERS, Settings, read_seed, stop_for_nobody
 from .engine import Job
 from .errors import wrong
-from .fields import Fields
-from .pictures import PictureBook
+from .fields import Fields, checked_text
+from .pictures import PictureBook, Pixels
 
 Message = dict[str, Any]
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -24,6 +24,7 @@ MODALITIES = ("text", "image")
 MAX_MESSAGES = 1000
 MAX_NEW_TOKENS = 4096
 MAX_STOPS = 4
+MAX_STOP_LETTERS = 100
 UNUSED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
 NO_TOOLS = "this model calls no tools"
 OF_TOKENS = "this server has no settings for single tokens"
@@ -71,8 +72,8 @@ class Turn:
             ApiError: when one of them breaks its contract.
         """
         messages = await _messages(fields.value("messages"), pictures)
-        if not messages or messages[-1]["role"] != "user":
-            raise wrong("messages", "messages whose last one is the user's", messages[-1:], "Add what the user says.")
+        if messages[-1]["role"] != "user":
+            raise wrong("messages", "messages whose last one is the user's", messages[-1]["role"], "Add the user's.")
         fields.integer("n", 1, 1)
         fields.ignored(*UNUSED)
         for name in ("tools", "functions", "tool_choice", "function_call"):
@@ -85,7 +86,9 @@ class Turn:
             raise wrong("response_format", 'left out, or {"type": "text"}', form, "This model writes plain text.")
         limits = [fields.integer(name, 1, MAX_NEW_TOKENS) for name in ("max_completion_tokens", "max_tokens")]
         top_p, temperature = fields.number("top_p", 0, 1), fields.number("temperature", 0, 2)
-        if temperature is None:
+        if top_p == 0:  # the likeliest word alone
+            temperature = 0.0
+        elif temperature is None:
             temperature = 1.0 if top_p not in (None, 1.0) else 0.0
         options = fields.value("stream_options")
         if options is not None and not isinstance(options, dict):
@@ -119,53 +122,51 @@ def _modalities(fields: Fields) -> tuple[str, ...]:
 def _stops(fields: Fields) -> tuple[str, ...]:
     value = fields.value("stop")
     stops = [value] if isinstance(value, str) else ([] if value is None else value)
-    is_list = isinstance(stops, list) and all(isinstance(stop, str) and 0 < len(stop) <= 100 for stop in stops)
+    is_list = isinstance(stops, list) and all(isinstance(stop, str) and stop for stop in stops)
     if not is_list or len(stops) > MAX_STOPS:
         raise wrong("stop", f"a text or up to {MAX_STOPS} of them", value, "Leave it out.")
-    return tuple(stops)
+    return tuple(checked_text("stop", stop, MAX_STOP_LETTERS) for stop in stops)
 
 
 async def _messages(value: Any, pictures: PictureBook) -> list[Message]:
     """Messages as a conversation has them."""
     if not isinstance(value, list) or not value or len(value) > MAX_MESSAGES:
         raise wrong("messages", f"a list of 1 to {MAX_MESSAGES} messages", value, "Send what was said so far.")
-    messages = []
+    messages, pixels = [], Pixels()
     for index, message in enumerate(value):
         param = f"messages[{index}]"
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
-            raise wrong(param, f"an object with a role ({', '.join(ROLES)})", message, "Send one of these.")
+            raise wrong(param, f"an object with a role ({', '.join(ROLES)})", role, "Send one of these.")
         messages.append(
-            {"role": ROLES[role], "content": await _content(message.get("content"), f"{param}.content", pictures)}
+            {
+                "role": ROLES[role],
+                "content": await _content(message.get("content"), f"{param}.content", pictures, pixels),
+            }
         )
     return messages
 
 
-async def _content(value: Any, param: str, pictures: PictureBook) -> str | list[dict[str, Any]]:
+async def _content(value: Any, param: str, pictures: PictureBook, pixels: Pixels) -> str | list[dict[str, Any]]:
     if isinstance(value, str):
-        return _short(value, param)
+        return checked_text(param, value, MAX_LETTERS)
     if not isinstance(value, list) or not value:
         raise wrong(param, "a text, or a list of texts and pictures", value, "Send one.")
     parts: list[dict[str, Any]] = []
     for index, part in enumerate(value):
         name, kind = f"{param}[{index}]", part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": _short(part["text"], name)})
+            parts.append({"type": "text", "text": checked_text(name, part["text"], MAX_LETTERS)})
         elif kind == "image_url":
             url = part.get("image_url")
             url = url.get("url") if isinstance(url, dict) else url
-            parts.append({"type": "image", "image": await pictures.open(url, f"{name}.image_url.url")})
+            name = f"{name}.image_url.url"
+            parts.append({"type": "image", "image": pixels.count(await pictures.open(url, name), name)})
         else:
-            raise wrong(name, 'of the type "text" or "image_url"', part, "This model reads texts and pictures.")
+            raise wrong(name, 'of the type "text" or "image_url"', kind, "This model reads texts and pictures.")
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return parts
-
-
-def _short(text: str, param: str) -> str:
-    if len(text) > MAX_LETTERS:
-        raise wrong(param, f"at most {MAX_LETTERS:,} letters long", text, f"It has {len(text):,}. Make it shorter.")
-    return text
 
 
 def parts_of(message: Mapping[str, Any]) -> tuple[str, list[Image.Image]]:
@@ -280,6 +281,7 @@ class Words(TextStreamer):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.say, self.stops = say, stops
         self.num_read = self.num_written = 0
+        self.last_token: int | None = None
         self.text, self.num_said = "", 0
 
     def put(self, value: torch.Tensor) -> None:
@@ -287,6 +289,7 @@ class Words(TextStreamer):
             self.num_read = value.numel()
         else:
             self.num_written += value.numel()
+            self.last_token = int(value.flatten()[-1])
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -345,15 +348,20 @@ class TurnJob(Job):
             self.conversations.pictures.exchange(given, kept)  # the next turn shows what the conversation has read
         if reply.text is not None:
             reply = replace_text(reply, cut(reply.text, turn.stops))
-        is_cut = turn.max_new_tokens is not None and words.num_written >= turn.max_new_tokens and reply.image is None
+        is_cut = reply.image is None and words.num_written > 0 and not self.has_ended(words)
         if reply.text and not words.num_said:  # what stands for an empty answer
             self.say(reply.text)
         return Said(reply, words.num_read, words.num_written, is_cut, pipe.processor.unknown_words(turn.text))
 
+    def has_ended(self, words: Words) -> bool:
+        """Whether the model ended its words, or a stop did; a limit otherwise."""
+        ends = self.conversations.pipe.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return words.last_token in ends or cut(words.text, self.turn.stops) != words.text
+
     def watch(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Stop a picture that nobody waits for."""
-        if self.is_cancelled:
-            pipe._interrupt = True
+        """A callback of the pipeline."""
+        stop_for_nobody([self], pipe)
         return {}
 
     def generation(self, words: Words, generator: torch.Generator) -> dict[str, Any]:
@@ -361,7 +369,9 @@ class TurnJob(Job):
         turn = self.turn
         settings: dict[str, Any] = {
             "streamer": words,
-            "stopping_criteria": [lambda ids, scores, **_: torch.full(ids.shape[:1], self.is_cancelled)],
+            "stopping_criteria": [
+                lambda ids, scores, **_: torch.full(ids.shape[:1], self.is_cancelled, device=ids.device)
+            ],
         }
         if turn.max_new_tokens is not None:
             settings["max_new_tokens"] = turn.max_new_tokens
