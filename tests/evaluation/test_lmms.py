@@ -345,28 +345,6 @@ def test_vlmevalkit_that_is_missing_is_named():
 # The real one
 
 
-@pytest.fixture
-def shapes_task(tmp_path):
-    """A folder with a task of 24 questions about held-out scenes."""
-    datasets = pytest.importorskip("datasets")
-    rows = []
-    for number in range(24):
-        rng = np.random.default_rng((7, number))
-        scene = sample_example(rng, split="test").scene
-        question = sample_question(scene, rng)
-        rows.append({"image": Image.fromarray(render(scene)), "question": question.text, "answer": question.answer})
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "shapes.parquet")
-    (tmp_path / "utils.py").write_text("def visual(doc):\n    return [doc['image'].convert('RGB')]\n")
-    (tmp_path / "shapes_questions.yaml").write_text(
-        f"task: shapes_questions\ndataset_path: parquet\ndataset_kwargs:\n  data_files:\n"
-        f"    test: {tmp_path}/shapes.parquet\ntest_split: test\noutput_type: generate_until\n"
-        "doc_to_visual: !function utils.visual\ndoc_to_text: question\ndoc_to_target: answer\n"
-        "generation_kwargs:\n  max_new_tokens: 20\nmetric_list:\n  - metric: exact_match\n    aggregation: mean\n"
-        "    higher_is_better: true\n    ignore_case: true\nmetadata:\n  version: 0.1\n"
-    )
-    return tmp_path
-
-
 @pytest.mark.slow
 def test_lmms_eval_runs_the_packaged_model_and_its_backbone(shapes_task, tmp_path, capsys):
     pytest.importorskip("lmms_eval")

@@ -217,13 +217,13 @@ def test_messages_are_checked(messages, text, param, tiny):
     [
         ("n", 2, "a whole number from 1 to 1"),
         ("tools", [{}], "`tools` cannot be used here: this model calls no tools. Leave it out."),
-        ("tool_choice", "auto", "this model calls no tools"),
         ("logprobs", True, "this server has no settings for single tokens"),
         ("logit_bias", {"1": 1}, "this server has no settings for single tokens"),
         ("frequency_penalty", 0.5, "this server has no settings for single tokens"),
         ("response_format", {"type": "json_object"}, "This model writes plain text."),
-        ("max_tokens", 0, "a whole number from 1 to 4096"),
-        ("max_completion_tokens", 5000, "a whole number from 1 to 4096"),
+        ("tool_choice", "required", "this model calls no tools"),
+        ("max_tokens", 0, "a whole number from 1 to 2147483648"),
+        ("max_completion_tokens", 2**32, "a whole number from 1 to 2147483648"),
         ("temperature", 2.5, "a number from 0 to 2"),
         ("top_p", -1, "a number from 0 to 1"),
         ("stream", "yes", "true or false"),
@@ -256,6 +256,7 @@ def test_fields_that_ask_for_nothing_are_taken(harmless, tiny):
 
 def test_the_larger_request_is_that_of_the_newer_name(tiny):
     assert turn(tiny, max_tokens=5).max_new_tokens == 5
+    assert turn(tiny, max_tokens=100_000, tool_choice="none").max_new_tokens == 4096
     assert turn(tiny, max_tokens=5, max_completion_tokens=7).max_new_tokens == 7
 
 

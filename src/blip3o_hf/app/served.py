@@ -114,11 +114,11 @@ class ServedChat(Blip3oChat):
         messages = [_as_sent(message) for message in [*self.messages, asked]]
         answer = self.pipe.client.chat(messages, modalities=list(modalities), seed=seed, **sampling, **generation)
         self.pipe.remember_words(text, answer.get("unknown_words", ()))
-        content = answer["choices"][0]["message"]["content"]
-        if isinstance(content, str):
-            self._add(asked, {"role": "assistant", "content": content})
-            return Blip3oReply(content)
-        url = next(part["image_url"]["url"] for part in content if part["type"] == "image_url")
+        message = answer["choices"][0]["message"]
+        if not message.get("images"):
+            self._add(asked, {"role": "assistant", "content": message["content"]})
+            return Blip3oReply(message["content"])
+        url = message["images"][0]["image_url"]["url"]
         image = opened(base64.b64decode(url.partition(",")[2]))
         plan = answer.get("plan")
         self._add(

@@ -74,7 +74,7 @@ class Gate:
             else:
                 await self.app(scope, _replayed(body, receive), watched)
         finally:
-            path = scope["path"] if scope["path"] in self.paths else "other"
+            path = next((path for path in self.paths if _is_at(scope["path"], path)), "other")
             self.metrics.answered(path, status, time.perf_counter() - started)
 
     def _check(self, scope: Scope) -> None:
@@ -132,6 +132,12 @@ class Gate:
             f"A body must have at most {self.max_body:,} bytes. This one has {size:,} or more. Send smaller pictures.",
             code="body_too_large",
         )
+
+
+def _is_at(path: str, pattern: str) -> bool:
+    """Whether a path is one of a pattern, whose end may be a name in braces."""
+    fixed, brace, _ = pattern.partition("{")
+    return path.startswith(fixed) and len(path) > len(fixed) if brace else path == pattern
 
 
 def _digest(key: str) -> bytes:

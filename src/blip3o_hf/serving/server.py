@@ -100,7 +100,6 @@ class Server:
         self.pictures = PictureBook(settings.allow_image_urls, settings.max_body)
         self.conversations = Conversations(pipe, self.pictures, settings.conversations)
         self.started = int(time.time())
-        self.is_stopping = False
 
     def app(self) -> Starlette:
         """The ASGI application; its life is that of the model's thread."""
@@ -141,7 +140,6 @@ class Server:
     async def _life(self, app: Starlette) -> AsyncGenerator[None]:
         self.engine.start()
         yield
-        self.is_stopping = True
         await asyncio.to_thread(self.engine.close)
 
     async def generations(self, request: Request) -> Response:
@@ -167,7 +165,9 @@ class Server:
         fields, images = await self._form(request)
         self._check_model(fields)
         asked = DrawingRequest.read(fields, self.pipe, has_prompt=False)
-        fields.refused("stream", "variations come whole")
+        if asked.is_streamed:
+            raise wrong("stream", "false, since variations come whole", True, "Leave it out.")
+        fields.refused("negative_prompt", "a variation has no prompt")
         strength = fields.number("strength", 0.01, 1)
         fields.finish()
         if self.reconstruction is None:
@@ -212,8 +212,6 @@ class Server:
         return JSONResponse(self._card())
 
     async def health(self, request: Request) -> Response:
-        if self.is_stopping:
-            return JSONResponse({"status": "stopping"}, 503)
         return JSONResponse({"status": "ok"})
 
     async def measurements(self, request: Request) -> Response:
@@ -326,10 +324,9 @@ class Server:
         yield b"data: [DONE]\n\n"
 
     async def _message(self, said: Said) -> dict[str, Any]:
-        if said.reply.image is None:
-            return {"role": "assistant", "content": said.reply.text}
-        words = [{"type": "text", "text": said.reply.text}] if said.reply.text else []
-        return {"role": "assistant", "content": [*words, await self._picture(said)]}
+        """The same as in a stream: words are the content, so that clients of words alone can read every answer."""
+        message = {"role": "assistant", "content": said.reply.text or ""}
+        return message if said.reply.image is None else {**message, "images": [await self._picture(said)]}
 
     async def _picture(self, said: Said) -> dict[str, Any]:
         assert said.reply.image is not None  # callers have asked

@@ -23,6 +23,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MODALITIES = ("text", "image")
 MAX_MESSAGES = 1000
 MAX_NEW_TOKENS = 4096
+"""More are asked for by clients that know larger models."""
 MAX_STOPS = 4
 MAX_STOP_LETTERS = 100
 UNUSED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
@@ -76,7 +77,10 @@ class Turn:
             raise wrong("messages", "messages whose last one is the user's", messages[-1]["role"], "Add the user's.")
         fields.integer("n", 1, 1)
         fields.ignored(*UNUSED)
-        for name in ("tools", "functions", "tool_choice", "function_call"):
+        for name in ("tool_choice", "function_call"):
+            if fields.value(name) not in ("none", "auto"):
+                fields.refused(name, NO_TOOLS)
+        for name in ("tools", "functions"):
             fields.refused(name, NO_TOOLS)
         for name in ("logprobs", "top_logprobs", "logit_bias", "frequency_penalty", "presence_penalty"):
             if fields.value(name) != 0:
@@ -84,7 +88,8 @@ class Turn:
         form = fields.value("response_format")
         if form not in (None, {"type": "text"}):
             raise wrong("response_format", 'left out, or {"type": "text"}', form, "This model writes plain text.")
-        limits = [fields.integer(name, 1, MAX_NEW_TOKENS) for name in ("max_completion_tokens", "max_tokens")]
+        limits = [fields.integer(name, 1, 2**31) for name in ("max_completion_tokens", "max_tokens")]
+        limit = limits[0] or limits[1]
         top_p, temperature = fields.number("top_p", 0, 1), fields.number("temperature", 0, 2)
         if top_p == 0:  # the likeliest word alone
             temperature = 0.0
@@ -101,7 +106,7 @@ class Turn:
             modalities=_modalities(fields),
             seed=read_seed(fields),
             settings=Settings.read(fields, pipe),
-            max_new_tokens=limits[0] or limits[1],
+            max_new_tokens=None if limit is None else min(limit, MAX_NEW_TOKENS),
             temperature=temperature,
             top_p=top_p or None,
             stops=_stops(fields),
@@ -138,13 +143,19 @@ async def _messages(value: Any, pictures: PictureBook) -> list[Message]:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in ROLES:
             raise wrong(param, f"an object with a role ({', '.join(ROLES)})", role, "Send one of these.")
-        messages.append(
-            {
-                "role": ROLES[role],
-                "content": await _content(message.get("content"), f"{param}.content", pictures, pixels),
-            }
-        )
+        content = await _content(_with_images(message), f"{param}.content", pictures, pixels)
+        messages.append({"role": ROLES[role], "content": content})
     return messages
+
+
+def _with_images(message: Mapping[str, Any]) -> Any:
+    """The content of a message; where it has `images` beside it, as answers of a server have, with these in it."""
+    content, images = message.get("content"), message.get("images")
+    if not images or not isinstance(images, list):
+        return content
+    if content in (None, ""):
+        return images
+    return [*images, *([{"type": "text", "text": content}] if isinstance(content, str) else content)]
 
 
 async def _content(value: Any, param: str, pictures: PictureBook, pixels: Pixels) -> str | list[dict[str, Any]]:
