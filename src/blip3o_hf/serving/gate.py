@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -13,6 +14,8 @@ from .errors import GONE, ApiError
 from .guard import Receive, Scope, Send, refusal
 from .metrics import Metrics
 
+DISCARD_SECONDS = 1.0
+"""For which the body of a refused request is read on."""
 OPEN = ("/health", "/metrics")
 """Paths that need no key."""
 
@@ -67,6 +70,8 @@ class Gate:
                 self._check(scope)
                 body = await self._body(scope, receive)
             except ApiError as error:
+                if error.status != 408:
+                    await self._discard(receive)
                 response = JSONResponse(error.body(), error.status, {**error.headers, "Connection": "close"})
                 return await response(scope, receive, watched)
             if body is None:
@@ -125,6 +130,16 @@ class Gate:
                 raise self._too_large(len(body))
             if not message.get("more_body"):
                 return bytes(body)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a moment: where a connection closes with bytes unread, the answer may be lost on its way."""
+        size, end = 0, time.monotonic() + DISCARD_SECONDS
+        with suppress(asyncio.TimeoutError):
+            while size <= self.max_body:
+                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
 
     def _too_large(self, size: int) -> ApiError:
         return ApiError(
