@@ -339,45 +339,12 @@ def lengths(pipe: Blip3oPipeline, requests: Sequence[DrawingRequest]) -> list[in
     return [len(ids) for ids in pipe.processor.tokenizer([request.prompt for request in requests])["input_ids"]]
 
 
-def answer(pipe: Blip3oPipeline, request: DrawingRequest, drawn: Drawn, created: int) -> dict[str, Any]:
-    """
-    The answer to a request in OpenAI's form. Beside its fields, each picture says its `seed`, how often it was drawn
-    and whether the model found it right, and the answer says with which `settings`.
-    """
-    pictures = []
-    for index, image in enumerate(drawn.images):
-        picture: dict[str, Any] = {"b64_json": request.encoding.encode(image), "seed": request.seed + index}
-        if drawn.plans is not None:
-            picture["revised_prompt"] = drawn.plans[index]
-        if drawn.attempts is not None and drawn.accepted is not None:
-            picture |= {"attempts": drawn.attempts[index], "accepted": bool(drawn.accepted[index])}
-        pictures.append(picture)
-    num_read, num_drawn = drawn.num_tokens, len(drawn.images) * pipe.model.config.num_queries
-    return {
-        "created": created,
-        "data": pictures,
-        "background": "opaque",
-        "output_format": request.encoding.format,
-        "quality": "auto",
-        "size": "x".join(map(str, drawn.images[0].size)),
-        "settings": request.settings.used(pipe),
-        "unknown_words": drawn.unknown_words,
-        "usage": {
-            "input_tokens": num_read,
-            "output_tokens": num_drawn,
-            "total_tokens": num_read + num_drawn,
-            "input_tokens_details": {"text_tokens": num_read, "image_tokens": 0},
-        },
-    }
-
-
 __all__ = [
     "DrawingJob",
     "DrawingRequest",
     "Drawn",
     "Settings",
     "VariationJob",
-    "answer",
     "picture_size",
     "read_seed",
     "stop_for_nobody",

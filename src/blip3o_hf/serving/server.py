@@ -1,13 +1,11 @@
 """The server: paths of OpenAI's API, each one from a request to an answer."""
 
 import asyncio
-import json
-import logging
 import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,25 +16,25 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import Blip3oReconstructionPipeline
-from .drawing import DrawingJob, DrawingRequest, Drawn, Settings, VariationJob, answer, picture_size
-from .engine import Engine, Job
-from .errors import GONE, ApiError, wrong
+from .answers import events_of_message, events_of_picture, message_of, pictures_of
+from .drawing import DrawingJob, DrawingRequest, Drawn, Settings, VariationJob, picture_size
+from .engine import Engine
+from .errors import ApiError, wrong
 from .fields import Fields, parsed
 from .gate import Gate
 from .metrics import Metrics
-from .pictures import Encoding, PictureBook, Pixels, open_picture
+from .pictures import PictureBook, Pixels, open_picture
 from .talking import Conversations, Said, Turn, TurnJob
+from .waiting import Parts, Waiter
 
-LOGGER = logging.getLogger(__name__)
 MAX_INPUT_IMAGES = 16
 MAX_FORM_FIELDS = 100
 MAX_CONNECTIONS = 1000
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,7 @@ class Server:
         self.pipe, self.settings, self.reconstruction = pipe, settings, reconstruction
         self.metrics = Metrics()
         self.engine = Engine(self.metrics, settings.max_batch, settings.max_waiting, settings.batch_wait)
+        self.waiter = Waiter(self.engine, settings.request_seconds)
         self.pictures = PictureBook(settings.allow_image_urls, settings.max_body)
         self.conversations = Conversations(pipe, self.pictures, settings.conversations)
         self.started = int(time.time())
@@ -178,8 +177,8 @@ class Server:
             raise wrong("image", "one picture", f"{len(images)} pictures", "Send one.")
         asked.images = images
         job = VariationJob(self.reconstruction, asked, 0.6 if strength is None else strength)
-        drawn: Drawn = await self._result(request, job)
-        return JSONResponse(await asyncio.to_thread(answer, self.pipe, asked, drawn, int(time.time())))
+        drawn: Drawn = await self.waiter.result(request, job)
+        return JSONResponse(await pictures_of(self.pipe, asked, drawn))
 
     async def chat(self, request: Request) -> Response:
         """The next message of a conversation: words, or a picture."""
@@ -187,22 +186,15 @@ class Server:
         self._check_model(fields)
         turn = await Turn.read(fields, self.pipe, self.pictures)
         fields.finish()
-        events = Events()
-        job = TurnJob(self.conversations, turn, events.put)
+        parts = Parts()
+        job = TurnJob(self.conversations, turn, parts.put)
         identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.settings.name}
         if not turn.is_streamed:
-            said: Said = await self._result(request, job)
-            choice = {"index": 0, "message": await self._message(said), "finish_reason": _reason(said)}
-            return JSONResponse(
-                {
-                    "object": "chat.completion",
-                    **identity,
-                    "choices": [choice],
-                    "usage": _usage(said),
-                    **_origin(turn, said),
-                }
-            )
-        return await self._stream(request, job, events, lambda given: self._chunks(turn, identity, given))
+            said: Said = await self.waiter.result(request, job)
+            return JSONResponse(await message_of(turn, said, identity, self.pictures))
+        return await self.waiter.stream(
+            request, job, parts, lambda given: events_of_message(turn, identity, self.pictures, given)
+        )
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -274,180 +266,13 @@ class Server:
 
     async def _draw(self, request: Request, asked: DrawingRequest, kind: str) -> Response:
         if not asked.is_streamed:
-            drawn: Drawn = await self._result(request, DrawingJob(self.pipe, asked))
-            return JSONResponse(await asyncio.to_thread(answer, self.pipe, asked, drawn, int(time.time())))
-        events = Events()
-        job = DrawingJob(self.pipe, asked, lambda number, image: events.put((number, image)))
-        return await self._stream(request, job, events, lambda given: self._pictures(asked, kind, given))
-
-    async def _pictures(self, asked: DrawingRequest, kind: str, given: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-        """Events of a picture that is drawn."""
-        async for part in given:
-            created = int(time.time())
-            if isinstance(part, Drawn):
-                whole = await asyncio.to_thread(answer, self.pipe, asked, part, created)
-                picture = whole.pop("data")[0]
-                yield _event({"type": f"{kind}.completed", **picture, **whole, "created_at": created})
-            else:
-                number, image = part
-                yield _event(
-                    {
-                        "type": f"{kind}.partial_image",
-                        "b64_json": await asyncio.to_thread(asked.encoding.encode, image),
-                        "partial_image_index": number,
-                        "created_at": created,
-                        "size": "x".join(map(str, image.size)),
-                        "quality": "auto",
-                        "background": "opaque",
-                        "output_format": asked.encoding.format,
-                    }
-                )
-
-    async def _chunks(self, turn: Turn, identity: dict[str, Any], given: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-        """Events of an answer that is written."""
-
-        def chunk(delta: dict[str, Any], reason: str | None = None, **more: Any) -> bytes:
-            choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            return _event({"object": "chat.completion.chunk", **identity, "choices": [choice], **more}, named=False)
-
-        yield chunk({"role": "assistant", "content": ""})
-        async for part in given:
-            if not isinstance(part, Said):
-                yield chunk({"content": part})
-                continue
-            if part.reply.image is not None:
-                yield chunk({"content": "", "images": [await self._picture(part)]})
-            yield chunk({}, _reason(part), **_origin(turn, part))
-            if turn.is_usage_streamed:
-                event = {"object": "chat.completion.chunk", **identity, "choices": [], "usage": _usage(part)}
-                yield _event(event, named=False)
-        yield b"data: [DONE]\n\n"
-
-    async def _message(self, said: Said) -> dict[str, Any]:
-        """The same as in a stream: words are the content, so that clients of words alone can read every answer."""
-        message = {"role": "assistant", "content": said.reply.text or ""}
-        return message if said.reply.image is None else {**message, "images": [await self._picture(said)]}
-
-    async def _picture(self, said: Said) -> dict[str, Any]:
-        assert said.reply.image is not None  # callers have asked
-        url = await asyncio.to_thread(self.pictures.written, said.reply.image, Encoding())
-        return {"type": "image_url", "image_url": {"url": url}}
-
-    async def _result(self, request: Request, job: Job) -> Any:
-        """What a job gives, as long as the client waits for it."""
-        self.engine.submit(job)
-        return await self._while_there(request, job, asyncio.wrap_future(job.future))
-
-    async def _while_there(self, request: Request, job: Job, waiting: Awaitable[Any]) -> Any:
-        waited = asyncio.ensure_future(waiting)
-        gone = asyncio.ensure_future(_disconnected(request))
-        try:
-            done, _ = await asyncio.wait(
-                {waited, gone}, timeout=self.settings.request_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
-            if waited in done:
-                return waited.result()
-        except (ValueError, TypeError) as error:  # what the model says of what it was given
-            raise ApiError(400, str(error), code="invalid_request") from error
-        finally:
-            gone.cancel()
-            if not waited.done():
-                job.cancel()
-                waited.cancel()
-        if gone in done:
-            raise ApiError(GONE, "The client went away.")
-        raise ApiError(
-            504,
-            f"An answer takes at most {self.settings.request_seconds:g} seconds. This one took longer. Ask for fewer "
-            f"pictures or steps.",
-            code="timeout",
+            drawn: Drawn = await self.waiter.result(request, DrawingJob(self.pipe, asked))
+            return JSONResponse(await pictures_of(self.pipe, asked, drawn))
+        parts = Parts()
+        job = DrawingJob(self.pipe, asked, lambda number, image: parts.put((number, image)))
+        return await self.waiter.stream(
+            request, job, parts, lambda given: events_of_picture(self.pipe, asked, kind, given)
         )
-
-    async def _stream(
-        self,
-        request: Request,
-        job: Job,
-        events: "Events",
-        told: Callable[[AsyncIterator[Any]], AsyncIterator[bytes]],
-    ) -> Response:
-        """Events of a job; what is wrong before the first one is an answer of its own."""
-        job.future.add_done_callback(lambda _: events.put(END))
-        self.engine.submit(job)
-        first = await self._while_there(request, job, events.get())
-        if first is END:
-            await self._while_there(request, job, asyncio.wrap_future(job.future))  # raises what is wrong
-        end = time.monotonic() + self.settings.request_seconds
-
-        async def given() -> AsyncIterator[Any]:
-            part = first
-            while part is not END:
-                yield part
-                part = await asyncio.wait_for(events.get(), max(0.0, end - time.monotonic()))
-            yield job.future.result()
-
-        async def sent() -> AsyncIterator[bytes]:
-            try:
-                async for event in told(given()):
-                    yield event
-            except Exception as error:  # the status is sent already
-                if not isinstance(error, (ValueError, TypeError, asyncio.TimeoutError)):
-                    LOGGER.exception("a stream failed")
-                message = (
-                    str(error) if isinstance(error, (ValueError, TypeError)) else "The answer could not be ended."
-                )
-                yield _event({"type": "error", **ApiError(500, message).body()}, named=False)
-            finally:
-                job.cancel()
-
-        return StreamingResponse(sent(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-END = object()
-"""After the last event of a job."""
-
-
-class Events:
-    """Events that the model's thread puts, and the server's loop gets."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
-
-    def put(self, event: Any) -> None:
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-
-    async def get(self) -> Any:
-        return await self._queue.get()
-
-
-def _event(content: dict[str, Any], named: bool = True) -> bytes:
-    name = f"event: {content['type']}\n" if named else ""
-    return f"{name}data: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
-
-
-def _reason(said: Said) -> str:
-    return "length" if said.is_cut else "stop"
-
-
-def _usage(said: Said) -> dict[str, int]:
-    return {
-        "prompt_tokens": said.num_read,
-        "completion_tokens": said.num_written,
-        "total_tokens": said.num_read + said.num_written,
-    }
-
-
-def _origin(turn: Turn, said: Said) -> dict[str, Any]:
-    """What the answer says beside OpenAI's fields: words that the model never read, and how it drew a picture."""
-    reply, words = said.reply, {"unknown_words": said.unknown_words}
-    if reply.image is None:
-        return words
-    return {**words, "seed": turn.seed, "plan": reply.plan, "attempts": reply.attempts, "score": reply.score}
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _told(request: Request, error: Exception) -> Response:
