@@ -14,6 +14,8 @@ from .errors import ApiError
 SECONDS = 10.0
 MAX_REDIRECTS = 3
 PORT = 443
+OTHERS = [ipaddress.ip_network(name) for name in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "fec0::/10")]
+"""Networks whose addresses hold others, which a gateway would ask, or are old private ones."""
 
 
 class PinnedConnection(HTTPSConnection):
@@ -97,11 +99,11 @@ def public_address(host: str, param: str) -> str:
 
 
 def _is_public(address: str) -> bool:
-    """Reserved ones may hold another address, which a gateway would ask."""
     value = ipaddress.ip_address(address.partition("%")[0])
-    inner = getattr(value, "ipv4_mapped", None) or getattr(value, "sixtofour", None) or value
-    is_other = value.is_multicast or value.is_reserved or getattr(value, "is_site_local", False)
-    return value.is_global and inner.is_global and not is_other
+    if value.version == 6:
+        value = value.ipv4_mapped or value
+    is_other = value.is_multicast or value.is_reserved or any(value in network for network in OTHERS)
+    return value.is_global and not is_other
 
 
 def _https(url: str, param: str):
