@@ -375,7 +375,8 @@ def score_presets(arguments: argparse.Namespace) -> None:
     pipe = Blip3oPipeline.from_pretrained(resolve_model(arguments.model), dtype=getattr(torch, arguments.dtype))
     pipe.set_progress_bar_config(disable=True)
     prompts = benchmark.held_out_prompts(arguments.per_family, seed=SEED)
-    texts = {"prompts": [prompt.text for prompt in prompts], "plans": written_plans(pipe, prompts)}
+    written = {"prompts": lambda: [prompt.text for prompt in prompts], "plans": lambda: written_plans(pipe, prompts)}
+    texts = {kind: written[kind]() for kind in arguments.texts}
     shift, rows = pipe.scheduler.config.shift, []
     trained = presets_of(shift, pipe.transformer.config.is_flow_map)
     for kind, given in texts.items():
@@ -594,6 +595,12 @@ def write_report(arguments: argparse.Namespace) -> None:
             settings = f"{row['scheduler']} | {row['steps']} | {row['guidance']:g} | {row['evaluations']}"
             score = f"{row['score']:.3f} [{low:.3f}, {high:.3f}]"
             print(f"| {row['decoder']} | {settings} | {score} | {row['cpu_ms']:.0f} |")
+    for name, value in results.items():
+        if name.startswith("equality "):
+            print(f"\n{name.removeprefix('equality ')}, distance to {value['exact_steps']} steps of Euler's\n")
+            print("| solver | steps | distance |\n| --- | --: | --: |")
+            for row in value["rows"]:
+                print(f"| {row['solver']} | {row['steps']} | {row['error']:.2f} |")
     models = {name.removeprefix("presets "): value for name, value in results.items() if name.startswith("presets ")}
     for name, value in models.items():
         print(f"\n{name}, {value['prompts']} held-out prompts, one picture each\n")
@@ -601,10 +608,11 @@ def write_report(arguments: argparse.Namespace) -> None:
         print("| --- | --- | --: | --: | --: | --- | --: | --: | --: | --: | --: |")
         for row in value["rows"]:
             low, high = row["interval"]
-            error = "" if row["error"] is None else f"{row['error']:.2f}"
+            error = "" if row.get("error") is None else f"{row['error']:.2f}"  # earlier results have none
+            low_level, high_level = row.get("guided", (0, 1))
             print(
                 f"| {row['from']} | {row['solver']} | {row['shift']:g} | {row['steps']} | {row['guidance']:g} | "
-                f"{row['guided'][0]:g} to {row['guided'][1]:g} | {row['evaluations']} | "
+                f"{low_level:g} to {high_level:g} | {row['evaluations']} | "
                 f"{row['score']:.3f} [{low:.3f}, {high:.3f}] | {row['frechet']:.3f} | {error} | {row['cpu_ms']:.1f} |"
             )
     if models:
@@ -620,6 +628,8 @@ def plot_presets(models: dict[str, Any], path: Path) -> None:
     for panel, kind in zip(panels, ("prompts", "plans"), strict=True):
         for name, value in models.items():
             rows = [row for row in value["rows"] if row["from"] == kind]
+            if all(row["score"] == 0 for row in rows):  # a model that never read such texts
+                continue
             for guidance in sorted({row["guidance"] for row in rows}):
                 chosen = [row for row in rows if row["guidance"] == guidance]
                 points = [(row["cpu_ms"], row["score"]) for row in chosen]
@@ -665,6 +675,7 @@ def main() -> None:
     presets = commands.add_parser("presets", help="score and time of solvers, steps and guidance of a model")
     presets.add_argument("--model", default="blip3o-tiny")
     presets.add_argument("--name", default="blip3o-tiny", help="in the results")
+    presets.add_argument("--texts", nargs="+", choices=("prompts", "plans"), default=["prompts", "plans"])
     presets.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     presets.add_argument("--per-family", type=int, default=50, help="prompts of each family")
     presets.add_argument("--threads", type=int, default=1)
