@@ -30,6 +30,7 @@ from diffusers import (
 )
 from diffusers.models.attention import LuminaFeedForward
 from full_size import SIZES as FULL_SIZES
+from kept import keep
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -40,7 +41,6 @@ from blip3o_hf.evaluation.benchmark import seeded_batches
 from blip3o_hf.evaluation.sheets import contact_sheet
 from blip3o_hf.evaluation.statistics import Rate
 from blip3o_hf.files import written_whole
-from blip3o_hf.hub.provenance import now, versions
 from blip3o_hf.models import transformer_next_dit
 from blip3o_hf.models.condition_cache import Blip3oConditionCache
 from blip3o_hf.models.transformer_next_dit import Blip3oTransformer2DModel
@@ -216,14 +216,6 @@ def compare_loops(arguments: argparse.Namespace) -> None:
 def ratio(own: list[float], others: list[float]) -> float:
     """The median of ratios of runs that followed one another."""
     return median(one / other for one, other in zip(own, others, strict=True))
-
-
-def keep(arguments: argparse.Namespace, key: str, value: Any) -> None:
-    """Write what was measured into the results, beside the rest."""
-    known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    known[key] = {"date": now(), "versions": versions(), "value": value}
-    with written_whole(arguments.output) as temporary:
-        temporary.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def measure_device(arguments: argparse.Namespace) -> None:

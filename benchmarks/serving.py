@@ -21,11 +21,9 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from kept import keep
 from PIL import Image
 from tqdm import tqdm
-
-from blip3o_hf.files import written_whole
-from blip3o_hf.hub.provenance import now, versions
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 PROMPTS = (
@@ -167,14 +165,6 @@ def pixels(picture: str) -> np.ndarray:
 def resident_mib(process: int) -> float:
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def keep(arguments: argparse.Namespace, key: str, value: Any) -> None:
-    """Write what was measured into the results, beside the rest."""
-    known = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    known[key] = {"date": now(), "versions": versions(), "value": value}
-    with written_whole(arguments.output) as temporary:
-        temporary.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def write_report(arguments: argparse.Namespace) -> None:

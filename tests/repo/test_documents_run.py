@@ -6,8 +6,6 @@ Small models stand in for the published ones, and a CPU for the GPU.
 import importlib.util
 import re
 import shutil
-import socket
-import threading
 from pathlib import Path
 
 import pytest
@@ -58,19 +56,13 @@ def photos(tmp_path, make_image):
 @pytest.fixture(scope="module")
 def server():
     """The address of a server that was started as pages say."""
-    import uvicorn
+    from tests.serving.started import running
 
     from blip3o_hf.serving.server import Server, ServerSettings
 
     pipe = Blip3oPipeline.from_pretrained(packaged_model_path("blip3o-tiny"))
-    app = Server(pipe, ServerSettings(name="blip3o-tiny")).app()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        serving = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-        thread = threading.Thread(target=serving.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        serving.should_exit = True
-        thread.join()
+    with running(Server(pipe, ServerSettings(name="blip3o-tiny"))) as live:
+        yield live.url
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

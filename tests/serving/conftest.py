@@ -2,18 +2,13 @@
 
 import base64
 import io
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import uvicorn
 from openai import OpenAI
 from PIL import Image
+from tests.serving.started import Running, running
 
 from blip3o_hf import Blip3oPipeline, packaged_model_path
 from blip3o_hf.pipelines.reconstruction import Blip3oReconstructionPipeline
@@ -22,47 +17,6 @@ from blip3o_hf.serving.server import Server, ServerSettings
 NAME = "blip3o-tiny"
 FAST = {"num_inference_steps": 2, "guidance_scale": 1.0, "plan": False, "num_attempts": 1}
 """Arguments of the pipeline, and fields of a request, that draw quickly."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """
-    A server that answers.
-
-    Args:
-        server: of the package.
-        url: where it listens.
-    """
-
-    server: Server
-    url: str
-
-    @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.url.removeprefix("http://").partition(":")
-        return host, int(port)
-
-    def measured(self, name: str, **labels: str) -> float:
-        """A number of `/metrics`."""
-        return self.server.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-@contextmanager
-def running(server: Server) -> Iterator[Running]:
-    """A server that listens on a free port of this machine until the end of the block."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(server.app(), log_level="critical", lifespan="on", timeout_graceful_shutdown=10)
-    uvicorn_server = uvicorn.Server(config)
-    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        while not uvicorn_server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield Running(server, f"http://127.0.0.1:{listening.getsockname()[1]}")
-    finally:
-        uvicorn_server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="session")

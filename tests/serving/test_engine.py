@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import CancelledError
 
 import pytest
+from tests.serving.held import Held
 
 from blip3o_hf.serving.engine import Engine, Job
 from blip3o_hf.serving.errors import ApiError
@@ -29,22 +30,6 @@ class Sum(Job):
         return [(number, len(jobs)) for number in numbers]
 
 
-class Gate(Job):
-    """A job that keeps the model's thread busy until it is let go."""
-
-    kind = "gate"
-
-    def __init__(self):
-        super().__init__()
-        self.begun, self.go = threading.Event(), threading.Event()
-
-    @classmethod
-    def run(cls, jobs):
-        jobs[0].begun.set()
-        assert jobs[0].go.wait(10)
-        return [None]
-
-
 @pytest.fixture
 def make_engine():
     """`make_engine(**settings)`: one that has started, with a job that keeps it busy until `gate.go.set()`."""
@@ -52,7 +37,7 @@ def make_engine():
 
     def make(**settings):
         Sum.ran = []
-        engine, gate = Engine(Metrics(), **{"batch_wait": 0.0, **settings}), Gate()
+        engine, gate = Engine(Metrics(), **{"batch_wait": 0.0, **settings}), Held(10)
         made.append((engine, gate))
         engine.start()
         engine.submit(gate)

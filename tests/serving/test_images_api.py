@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 import urllib.request
 from contextlib import contextmanager
 
@@ -12,8 +11,8 @@ import pytest
 import torch
 from openai import AsyncOpenAI
 from PIL import Image
+from tests.serving.held import Held
 
-from blip3o_hf.serving.engine import Job
 from blip3o_hf.serving.server import Server, ServerSettings
 
 PROMPTS = ("two red circles", "a small blue square", "a green triangle above a yellow circle")
@@ -251,26 +250,10 @@ def test_edits_are_streamed_by_their_own_names(client, fast, make_image, as_png)
     assert [event.type for event in stream] == ["image_edit.partial_image", "image_edit.completed"]
 
 
-class Held(Job):
-    """Keeps the model's thread busy until it is let go."""
-
-    kind = "held"
-
-    def __init__(self):
-        super().__init__()
-        self.begun, self.go = threading.Event(), threading.Event()
-
-    @classmethod
-    def run(cls, jobs):
-        jobs[0].begun.set()
-        assert jobs[0].go.wait(60)
-        return [None]
-
-
 @contextmanager
 def held(live):
     """In this block the model of a server is busy."""
-    job = Held()
+    job = Held(60)
     live.server.engine.submit(job)
     assert job.begun.wait(60)
     try:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import torch
 
+from blip3o_hf.serving.drawing import Stop
 from blip3o_hf.serving.errors import ApiError
 from blip3o_hf.serving.fields import Fields
 from blip3o_hf.serving.pictures import Encoding, PictureBook
@@ -297,14 +298,15 @@ def test_seeds_choose_sampled_words(conversations):
     assert answered(conversations, temperature=0, **asked)[0].reply.text == likeliest
 
 
-def test_a_cancelled_turn_stops_early(conversations):
+def test_a_cancelled_turn_stops_early(conversations, monkeypatch):
     job = TurnJob(conversations, turn(conversations.pipe, temperature=2, max_tokens=300), lambda part: None)
     job.cancel()
     assert job.answer().num_written <= 1
-    steps = []
+    steps, own = [], Stop.__call__
+    monkeypatch.setattr(
+        Stop, "__call__", lambda self, pipe, step, *rest: steps.append(step) or own(self, pipe, step, *rest)
+    )
     job = TurnJob(conversations, turn(conversations.pipe, modalities=["image"], plan=False), lambda part: None)
-    watch = job.watch
-    job.watch = lambda pipe, step, *rest: steps.append(step) or watch(pipe, step, *rest)
     job.cancel()
     job.answer()
     assert steps == [0]

@@ -15,6 +15,7 @@ from ..data.images import as_input_image
 from ..pipelines.chat import Blip3oChat
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.reconstruction import MODES, Blip3oReconstructionPipeline
+from ..serving.talking import parts_of
 from .served import ServedChat, ServedPipeline
 
 TURNS = ("send", "ask", "draw", "edit")
@@ -222,11 +223,11 @@ class Conversations:
         """What the page shows of a conversation: the user's own words, and the plan beside what was drawn from it."""
         said: list[Said] = []
         for index, message in enumerate(messages):
-            text, images = _parts(message["content"])
+            text, images = parts_of(message)
             plan = messages[index - 1].get("plan") if index and message["role"] == "assistant" else None
             if plan:
                 text = f"Plan: {plan}"
-            said.append(Said(message["role"], message.get("prompt", text), images))
+            said.append(Said(message["role"], message.get("prompt", text), tuple(images)))
         return said
 
     def _chat(self, messages: Messages) -> Blip3oChat:
@@ -238,12 +239,3 @@ class Conversations:
                 last = Blip3oChat(self.pipe, messages)
             self._last = last
         return last
-
-
-def _parts(content: str | Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Image.Image, ...]]:
-    """The words and the pictures of a message."""
-    if isinstance(content, str):
-        return content, ()
-    words = [item["text"] for item in content if item["type"] == "text"]
-    images = tuple(item["image"] for item in content if item["type"] == "image")
-    return "\n".join(words), images

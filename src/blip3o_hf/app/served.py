@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ..pipelines.chat import Blip3oChat, Blip3oReply
+from ..pipelines.planning import chat_messages
 from ..serving.client import Client, Pictures, opened
 from ..serving.pictures import Encoding
 
@@ -106,10 +107,7 @@ class ServedChat(Blip3oChat):
         sampling: Mapping[str, Any],
         generation: Mapping[str, Any],
     ) -> Blip3oReply:
-        asked = {"role": "user", "content": text, "prompt": text}
-        if images:
-            shown = [{"type": "image", "image": image} for image in images]
-            asked["content"] = [*shown, {"type": "text", "text": text}]
+        asked = {**chat_messages(text, images)[0], "prompt": text}
         seed = None if generator is None else generator.initial_seed()
         messages = [_as_sent(message) for message in [*self.messages, asked]]
         answer = self.pipe.client.chat(messages, modalities=list(modalities), seed=seed, **sampling, **generation)

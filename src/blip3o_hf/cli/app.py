@@ -4,8 +4,9 @@ import argparse
 import os
 
 from ..assets import packaged_models
+from .endpoints import add_server_arguments, open_server
 from .models import add_model_argument, load_pipeline
-from .ports import check_free
+from .ports import add_address_arguments, check_free
 
 EXAMPLES = """examples:
   blip3o-hf app
@@ -13,14 +14,13 @@ EXAMPLES = """examples:
   blip3o-hf app --host 0.0.0.0
   blip3o-hf app --server http://localhost:8000
 """
+PORT = 7860
+"""Gradio's own."""
 TINY_WORLD = "It knows one world only: 64 x 64 pictures of one to four coloured shapes on a plain background."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    add_address_arguments(parser, PORT)
     parser.add_argument(
         "--share", action="store_true", help="also give the page a public address, by a tunnel of gradio's makers"
     )
@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name under which browsers may ask for the page, beside those of this machine, as behind a proxy; "
         ".example.org allows every name below it; may be repeated",
     )
-    parser.add_argument(
-        "--server", metavar="URL", help="let a server of `blip3o-hf serve` answer and draw, with its model"
-    )
-    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds the server's key")
+    add_server_arguments(parser, "answer and draw")
     add_model_argument(parser)
 
 
@@ -47,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ImportError(
             "The app is a page of gradio. It is not installed. In a clone, run: pip install -e '.[demo]'"
         ) from error
-    check_free("The app", arguments.host, arguments.port, usual=7860)
+    check_free("The app", arguments.host, arguments.port, usual=PORT)
     if arguments.server is not None:
         return show_server(arguments)
     pipe = load_pipeline(arguments.model)
@@ -71,10 +68,8 @@ def show_server(arguments: argparse.Namespace) -> int:
     """The page of a model that a server has."""
     from ..app.page import build_page, serve
     from ..app.served import ServedPipeline
-    from ..collection.access import read_key
-    from ..serving.client import Client
 
-    pipe = ServedPipeline(Client(arguments.server, read_key(arguments.key_env)))
+    pipe = ServedPipeline(open_server(arguments))
     page = build_page(pipe, None, pipe.name, f"Served by {pipe.client.url}.")
     serve(page, arguments.host, arguments.port, arguments.share, arguments.allow_host)
     return 0

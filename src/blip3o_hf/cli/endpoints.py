@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..collection.endpoint import Endpoint
+    from ..serving.client import Client
 
 PREFIX = "openai:"
 """Before the name of a model that is behind an endpoint."""
@@ -55,3 +56,17 @@ def open_endpoint(arguments: argparse.Namespace, option: str) -> "Endpoint":
     if arguments.base_url is None:
         raise ValueError(f"{option} needs an endpoint. There is no --base-url. Add it.")
     return Endpoint(arguments.base_url, read_key(arguments.key_env))
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Options of a command that can ask a server to do `what` it does."""
+    parser.add_argument("--server", metavar="URL", help=f"let a server of `blip3o-hf serve` {what}, with its model")
+    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds the server's key")
+
+
+def open_server(arguments: argparse.Namespace) -> "Client":
+    """The server of `--server`."""
+    from ..collection.access import read_key
+    from ..serving.client import Client
+
+    return Client(arguments.server, read_key(arguments.key_env))

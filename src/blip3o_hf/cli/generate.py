@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .endpoints import add_server_arguments, open_server
 from .files import check_picture_path, save_picture
 from .models import (
     add_model_argument,
@@ -44,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH[:SCALE]",
         help="a LoRA's file, folder or Hub id, and how much it counts (default: 1); several add up",
     )
-    parser.add_argument("--server", metavar="URL", help="let a server of `blip3o-hf serve` draw, with its model")
-    parser.add_argument("--key-env", metavar="NAME", help="environment variable that holds the server's key")
+    add_server_arguments(parser, "draw")
     add_model_argument(parser)
 
 
@@ -125,15 +125,12 @@ def drawn_there(arguments: argparse.Namespace):
     Raises:
         ValueError: when there are adapters, which only the server could load.
     """
-    from ..collection.access import read_key
-    from ..serving.client import Client
-
     if arguments.lora:
         raise ValueError(
             "--lora is for a model of this command. With --server the server has the model. Start the server with a "
             "pipeline that has the adapters in it."
         )
-    drawn = Client(arguments.server, read_key(arguments.key_env)).generate(
+    drawn = open_server(arguments).generate(
         arguments.prompt,
         arguments.num_images,
         arguments.seed,

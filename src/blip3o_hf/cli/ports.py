@@ -1,6 +1,14 @@
 """Where a command can listen."""
 
+import argparse
 import socket
+
+
+def add_address_arguments(parser: argparse.ArgumentParser, port: int) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=port, help="port to listen on (default: %(default)s)")
 
 
 def check_free(who: str, host: str, port: int, usual: int) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from .models import add_model_argument, load_pipeline
-from .ports import check_free
+from .ports import add_address_arguments, check_free
 
 EXAMPLES = """examples:
   blip3o-hf serve
@@ -14,13 +14,11 @@ EXAMPLES = """examples:
   curl http://127.0.0.1:8000/v1/images/generations -d '{"prompt": "two red circles", "seed": 0}'
 """
 KEY = "BLIP3O_API_KEY"
+PORT = 8000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets others in (default: %(default)s)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    add_address_arguments(parser, PORT)
     parser.add_argument(
         "--api-key",
         action="append",
@@ -86,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if not arguments.batch_wait >= 0:
         raise ValueError(f"--batch-wait must be at least 0. Got {arguments.batch_wait}. Use 0 not to wait.")
-    check_free("The server", arguments.host, arguments.port, usual=8000)
+    check_free("The server", arguments.host, arguments.port, usual=PORT)
 
     from ..collection.access import check_key
     from ..pipelines.reconstruction import Blip3oReconstructionPipeline

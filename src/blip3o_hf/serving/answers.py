@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from PIL import Image
+
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from .drawing import DrawingRequest, Drawn
 from .pictures import Encoding, PictureBook
@@ -39,10 +41,7 @@ def _pictures(pipe: Blip3oPipeline, request: DrawingRequest, drawn: Drawn) -> di
     return {
         "created": int(time.time()),
         "data": pictures,
-        "background": "opaque",
-        "output_format": request.encoding.format,
-        "quality": "auto",
-        "size": "x".join(map(str, drawn.images[0].size)),
+        **_shape(request, drawn.images[0]),
         "settings": request.settings.used(pipe),
         "unknown_words": drawn.unknown_words,
         "usage": {
@@ -51,6 +50,16 @@ def _pictures(pipe: Blip3oPipeline, request: DrawingRequest, drawn: Drawn) -> di
             "total_tokens": num_read + num_drawn,
             "input_tokens_details": {"text_tokens": num_read, "image_tokens": 0},
         },
+    }
+
+
+def _shape(request: DrawingRequest, image: Image.Image) -> dict[str, str]:
+    """What an answer says of the form of its pictures."""
+    return {
+        "background": "opaque",
+        "output_format": request.encoding.format,
+        "quality": "auto",
+        "size": "x".join(map(str, image.size)),
     }
 
 
@@ -79,10 +88,7 @@ async def events_of_picture(
                     "b64_json": await asyncio.to_thread(request.encoding.encode, image),
                     "partial_image_index": number,
                     "created_at": int(time.time()),
-                    "size": "x".join(map(str, image.size)),
-                    "quality": "auto",
-                    "background": "opaque",
-                    "output_format": request.encoding.format,
+                    **_shape(request, image),
                 }
             )
 

@@ -1,7 +1,6 @@
 """Asks a server of this package for pictures and words; nothing of a model is loaded here."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,8 @@ from ..collection.access import check_address, check_key
 from ..collection.endpoint import error_message, unicode_text
 from ..data.images import decode_image
 from ..data.records import BadItem
+from .pictures import MAX_IMAGES, Encoding
 
-MAX_IMAGES = 10
-"""Of one request."""
 TIMEOUT = 600.0
 
 
@@ -85,7 +83,9 @@ class Client:
         """Pictures as a prompt changes them; arguments and errors are those of `generate`."""
         asked = {name: str(value).lower() if isinstance(value, bool) else value for name, value in settings.items()}
         asked = {"prompt": prompt, **_given(asked)}
-        files = [("image[]", (f"{index}.png", _png(image), "image/png")) for index, image in enumerate(images)]
+        files = [
+            ("image[]", (f"{index}.png", Encoding().write(image), "image/png")) for index, image in enumerate(images)
+        ]
 
         def one(body: Mapping[str, Any]) -> dict[str, Any]:
             form = {name: str(value) for name, value in {**asked, **body}.items()}
@@ -147,12 +147,6 @@ def opened(data: bytes) -> Image.Image:
         return decode_image(data, "its picture")
     except BadItem as error:
         raise OSError(f"A server must send pictures. Got {len(data):,} bytes: {error}.") from error
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return file.getvalue()
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,10 @@ from ..pipelines.reconstruction import Blip3oReconstructionPipeline
 from .engine import Job
 from .errors import wrong
 from .fields import Fields
-from .pictures import MIME_TYPES, Encoding
+from .pictures import MAX_IMAGES, MIME_TYPES, Encoding
 
 MAX_LETTERS = 32_000
 """Of a prompt, as OpenAI has it."""
-MAX_IMAGES = 10
 MAX_SEED = 2**53 - 1 - MAX_IMAGES
 """JSON of browsers counts so far."""
 MAX_STEPS = 200
@@ -245,29 +244,37 @@ class DrawingJob(Job):
         return drawn
 
 
-def stop_for_nobody(jobs: Sequence[Job], pipe: Blip3oPipeline) -> None:
-    """In a callback of the pipeline: leave out the remaining steps when nobody waits for these jobs any more."""
-    if all(job.is_cancelled for job in jobs):
-        pipe._interrupt = True
-
-
-class Watch:
+class Stop:
     """
-    A callback of the pipeline: stops when nobody waits any more, and shows drafts to those who want them.
+    A callback of the pipeline: leaves out the remaining steps when nobody waits any more.
 
     Args:
-        jobs: that are drawn together.
+        jobs: that are computed together.
     """
 
-    def __init__(self, jobs: Sequence[DrawingJob]):
+    def __init__(self, jobs: Sequence[Job]):
         self.jobs = jobs
+
+    def __call__(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if all(job.is_cancelled for job in self.jobs):
+            pipe._interrupt = True
+        return {}
+
+
+class Watch(Stop):
+    """Also shows drafts to those who want them."""
+
+    jobs: Sequence[DrawingJob]
+
+    def __init__(self, jobs: Sequence[DrawingJob]):
+        super().__init__(jobs)
         self.states: list[torch.Tensor] = []
         """The last two, at `levels`."""
         self.levels: list[float] = []
         self.is_first_attempt = True
 
     def __call__(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        stop_for_nobody(self.jobs, pipe)
+        super().__call__(pipe, step, timestep, tensors)
         if step == 0:
             self.is_first_attempt = not self.states
             self.states, self.levels = [], []
@@ -313,11 +320,6 @@ class VariationJob(Job):
         self.pipe, self.request, self.strength = pipe, request, strength
         self.rows = request.num_images
 
-    def watch(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """A callback of the pipeline."""
-        stop_for_nobody([self], pipe)
-        return {}
-
     @classmethod
     def run(cls, jobs: Sequence["VariationJob"]) -> list[Drawn]:
         (job,) = jobs
@@ -327,7 +329,7 @@ class VariationJob(Job):
             strength=job.strength,
             num_images=request.num_images,
             generator=[torch.Generator().manual_seed(request.seed + index) for index in range(request.num_images)],
-            callback_on_step_end=job.watch,
+            callback_on_step_end=Stop(jobs),
             **request.settings.given(),
         )
         assert isinstance(output.images, list)
@@ -344,8 +346,8 @@ __all__ = [
     "DrawingRequest",
     "Drawn",
     "Settings",
+    "Stop",
     "VariationJob",
     "picture_size",
     "read_seed",
-    "stop_for_nobody",
 ]

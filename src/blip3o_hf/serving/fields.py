@@ -1,14 +1,12 @@
 """The fields of requests: each one checked, named in its error, and none unknown."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from ..checks import check_unicode
 from .errors import ApiError, wrong
-
-Check = Callable[[str, Any], Any]
 
 
 def parsed(body: bytes) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from .errors import ApiError, wrong
 from .fetching import fetch
 
 MIME_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+MAX_IMAGES = 10
+"""That a request can ask for."""
 MAX_PIXELS = 25_000_000
 """Of a picture in a request."""
 MAX_PIXELS_TOGETHER = 4 * MAX_PIXELS
@@ -52,7 +54,11 @@ class Encoding:
         return file.getvalue()
 
     def data_url(self, image: Image.Image) -> str:
-        return f"data:{MIME_TYPES[self.format]};base64,{self.encode(image)}"
+        return self.url_of(self.write(image))
+
+    def url_of(self, data: bytes) -> str:
+        """A data URL of a file that `write` gave."""
+        return f"data:{MIME_TYPES[self.format]};base64,{base64.b64encode(data).decode()}"
 
 
 def open_picture(data: bytes, param: str) -> Image.Image:
@@ -128,9 +134,8 @@ class PictureBook:
         """
         if not isinstance(url, str):
             raise wrong(param, "a text", url, "Send a data URL.")
-        if url.startswith("data:"):
-            return await asyncio.to_thread(self.remembered, decoded_url(url, param), param)
-        if not self.allow_urls:
+        is_data = url.startswith("data:")
+        if not is_data and not self.allow_urls:
             raise ApiError(
                 400,
                 f"`{param}` must be a data URL, such as data:image/png;base64,... . Got {url!r:.80}. This server "
@@ -138,8 +143,12 @@ class PictureBook:
                 param,
                 "invalid_image_url",
             )
-        data = await asyncio.to_thread(fetch, url, param, self.max_bytes)
-        return await asyncio.to_thread(self.remembered, data, param)
+
+        def read() -> Image.Image:
+            data = decoded_url(url, param) if is_data else fetch(url, param, self.max_bytes)
+            return self.remembered(data, param)
+
+        return await asyncio.to_thread(read)
 
     def remembered(self, data: bytes, param: str) -> Image.Image:
         """The picture of a file, opened once."""
@@ -169,7 +178,7 @@ class PictureBook:
         """A data URL of a picture, which is known again when it comes back."""
         data = encoding.write(image)
         self._remember(hashlib.sha256(data).hexdigest(), image)
-        return f"data:{MIME_TYPES[encoding.format]};base64,{base64.b64encode(data).decode()}"
+        return encoding.url_of(data)
 
 
 def decoded_url(url: str, param: str) -> bytes:

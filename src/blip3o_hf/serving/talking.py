@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TextStrea
 from ..pipelines.chat import Blip3oChat, Blip3oReply
 from ..pipelines.pipeline_blip3o import Blip3oPipeline
 from ..pipelines.planning import sampled
-from .drawing import MAX_LETTERS, Settings, read_seed, stop_for_nobody
+from .drawing import MAX_LETTERS, Settings, Stop, read_seed
 from .engine import Job
 from .errors import wrong
 from .fields import Fields, checked_text
@@ -348,7 +348,7 @@ class TurnJob(Job):
         chat = self.conversations.find(turn.messages)
         words = Words(pipe.processor.tokenizer, self.say, turn.stops)
         generator = torch.Generator().manual_seed(turn.seed)
-        images, sampling = list(turn.images), {**turn.settings.given(), "callback_on_step_end": self.watch}
+        images, sampling = list(turn.images), {**turn.settings.given(), "callback_on_step_end": Stop([self])}
         if "text" not in turn.modalities:
             reply = chat.draw(turn.text, images, generator, **sampling)
         elif "image" not in turn.modalities:
@@ -358,7 +358,7 @@ class TurnJob(Job):
         for given, kept in zip(turn.images, parts_of(chat.messages[-2])[1], strict=True):
             self.conversations.pictures.exchange(given, kept)  # the next turn shows what the conversation has read
         if reply.text is not None:
-            reply = replace_text(reply, cut(reply.text, turn.stops))
+            reply = replace(reply, text=cut(reply.text, turn.stops).strip())
         is_cut = reply.image is None and words.num_written > 0 and not self.has_ended(words)
         if reply.text and not words.num_said:  # what stands for an empty answer
             self.say(reply.text)
@@ -369,11 +369,6 @@ class TurnJob(Job):
         ends = self.conversations.pipe.model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return words.last_token in ends or cut(words.text, self.turn.stops) != words.text
-
-    def watch(self, pipe: Blip3oPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """A callback of the pipeline."""
-        stop_for_nobody([self], pipe)
-        return {}
 
     def generation(self, words: Words, generator: torch.Generator) -> dict[str, Any]:
         """Arguments of `generate`."""
@@ -387,16 +382,11 @@ class TurnJob(Job):
         if turn.max_new_tokens is not None:
             settings["max_new_tokens"] = turn.max_new_tokens
         if turn.temperature > 0:
-            warped = LogitsProcessorList([TemperatureLogitsWarper(turn.temperature)])
-            settings["logits_processor"] = LogitsProcessorList([*warped, *sampled([generator], turn.top_p)])
+            warper = TemperatureLogitsWarper(turn.temperature)
+            settings["logits_processor"] = LogitsProcessorList([warper, *sampled([generator], turn.top_p)])
         if turn.stops:
             settings |= {"stop_strings": list(turn.stops), "tokenizer": self.conversations.pipe.processor.tokenizer}
         return settings
-
-
-def replace_text(reply: Blip3oReply, text: str) -> Blip3oReply:
-    """A reply with other words."""
-    return Blip3oReply(text.strip(), reply.image, reply.image_features, reply.plan, reply.attempts, reply.score)
 
 
 __all__ = ["Conversations", "Said", "Turn", "TurnJob"]
