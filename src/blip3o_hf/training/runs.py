@@ -70,7 +70,7 @@ def _run(trainer: Blip3oTrainer, folder: Path, resume: bool) -> Summary | None:
     if interrupts.is_interrupted:
         raise TrainingInterrupted(f"everything is saved up to step {trainer.state.global_step}, in {checkpoints}")
     spent = trainer.clock_of_run.spent
-    if trainer.has_evaluation:
+    if trainer.has_evaluation and not _is_evaluated(trainer):
         trainer.evaluate()
     trainer.save_result()
     if trainer.is_world_process_zero():
@@ -81,6 +81,14 @@ def _run(trainer: Blip3oTrainer, folder: Path, resume: bool) -> Summary | None:
     summary = summarize(trainer, spent, torch.get_num_threads())
     summary.write(folder)
     return summary
+
+
+def _is_evaluated(trainer: Blip3oTrainer) -> bool:
+    """Whether the last step was one of `evaluation_steps`: the weights are still the same."""
+    return any(
+        entry["step"] == trainer.state.global_step and any(name.startswith("eval_") for name in entry)
+        for entry in trainer.state.log_history
+    )
 
 
 @contextlib.contextmanager
