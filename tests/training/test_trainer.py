@@ -1,5 +1,6 @@
 """Every stage at toy size: what trains, what stays frozen, what is left behind, and resume = uninterrupted."""
 
+import json
 import re
 import shutil
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from blip3o_hf.training.callbacks import SpikeCallback
 from blip3o_hf.training.checkpoints import delete_incomplete, keep_newest, last_complete_checkpoint, mark_complete
 from blip3o_hf.training.conversations import IGNORED, Conversations
 from blip3o_hf.training.recipes import STAGES, Recipe
+from blip3o_hf.training.runs import HISTORY, run_recipe
 from blip3o_hf.training.stages import generation
 from blip3o_hf.training.step_shares import shares_of_step
 from blip3o_hf.training.tasks import GenerationTask
@@ -786,6 +788,15 @@ def test_evaluation_steps_of_zero_never_interrupt_training(make_recipe, results,
     trainer = make_recipe("decoder", tmp_path, max_steps=2).trainer()
     trainer.evaluate_with(lambda trainer: pytest.fail("evaluated"))
     trainer.train()
+
+
+@pytest.mark.parametrize(("steps", "evaluated"), [(0, [4]), (2, [2, 4]), (3, [3, 4])])
+def test_the_end_of_a_run_is_evaluated_once(make_recipe, results, tmp_path, steps, evaluated):
+    summary = run_recipe(make_recipe("decoder", tmp_path, evaluation_steps=steps))
+    history = json.loads((tmp_path / HISTORY).read_text())
+    found = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+    assert [entry["step"] for entry in found] == evaluated
+    assert summary.scores == {name[5:]: found[-1][name] for name in found[-1] if name.startswith("eval_")}
 
 
 # Batches
