@@ -81,7 +81,7 @@ def runs(monkeypatch):
     clock = Clock()
     runs = Runs(clock)
     monkeypatch.setattr("blip3o_hf.training.chain.run_command", runs)
-    monkeypatch.setattr("blip3o_hf.study.report.flops_per_step", lambda study, arm: 2e9)
+    monkeypatch.setattr("blip3o_hf.study.results.flops_per_step", lambda study, arm: 2e9)
     monkeypatch.setattr(Result, "asked", [])
     monkeypatch.setattr(Result, "clock", clock)
     return runs

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from blip3o_hf.cli import main
 from blip3o_hf.hub.results import digest_of
-from blip3o_hf.study.report import values_of, verdict_of, write_report
+from blip3o_hf.study.report import verdict_of, write_report
+from blip3o_hf.study.results import values_of
 from blip3o_hf.study.runs import StudyRuns
 
 
@@ -50,6 +52,7 @@ def test_tables_hold_what_was_measured(finished, tmp_path):
     assert "| further | trained further | `decoder.yaml` | 48 | 4 | 3 | 8e+09 |" in rows
     assert "| plain |  | `decoder.yaml` | 24 | 4 | 3 | 8e+09 |" in rows
     assert "| plain | `training.learning_rate` | 0.003 | 0.600 |" in rows
+    assert "All trainings, those of parts and searches included, took 0.0 CPU hours." in lines
     with Image.open(tmp_path / "docs" / "two_curves.png") as picture:
         assert picture.size[0] > 400 and len(picture.convert("L").getcolors()) > 10
     assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == ["two.json", "two.md", "two_curves.png"]
@@ -67,8 +70,40 @@ def test_the_manifest_says_from_what(finished, tmp_path):
     assert manifest["searches"]["plain"][1] == {"value": 0.003, "score": 0.6}
     assert [each["verdict"] for each in manifest["verdicts"]] == ["supported", "refuted"]
     assert (manifest["seeds"], manifest["overrides"]) == ([0, 7], [])
+    assert manifest["budgets"]["further"] == {"examples": 48, "steps": 4, "cpu_seconds": 3.0, "flops": 8e9}
+    assert manifest["cpu_seconds"] == 3.0 * (1 + 3 + 4)  # a part, three trials, two arms with two seeds
+    assert manifest["curves"]["curves"]["plain"] == [[[1, 0.1], [2, 0.2], [3, 0.3], [4, 0.4]]] * 2
     manifest["values"]["result.whole"]["plain"][0][0] = 0.004
     assert digest != digest_of(manifest)
+
+
+def test_the_manifest_makes_the_report_again_without_the_runs(finished, tmp_path, capsys):
+    write_report(finished, tmp_path / "docs" / "two.md")
+    shutil.rmtree(finished.folder)
+    capsys.readouterr()
+    assert main(["study", "study.yaml", "--from", "docs/two.json", "--report", "again/two.md"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "again/two.md"
+    for name in ("two.md", "two.json", "two_curves.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "docs" / name).read_bytes()
+    assert not finished.folder.exists()
+
+
+def test_a_manifest_of_something_else_makes_no_report(finished, content, make_study, tmp_path, capsys):
+    write_report(finished, tmp_path / "two.md")
+    command = ["study", "study.yaml", "--from", "two.json", "--report", "again.md"]
+    content["comparisons"]["rates"]["hypothesis"] = "Nothing is above none."
+    make_study(content)
+    assert main(command) == 2
+    assert "two.json was made with another study.yaml than" in capsys.readouterr().err
+    (tmp_path / "two.json").write_text((tmp_path / "two.json").read_text().replace("0.003", "0.004"))
+    assert main(command) == 2
+    assert "two.json was changed afterwards" in capsys.readouterr().err
+    (tmp_path / "two.json").write_text("{}")
+    assert main(command) == 2
+    assert "A report is made again from the manifest that was written beside it. two.json is none." in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "again.md").exists()
 
 
 def test_a_report_is_of_finished_runs(finished, tmp_path):

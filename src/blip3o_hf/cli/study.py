@@ -8,6 +8,7 @@ EXAMPLES = """examples:
   blip3o-hf study recipes/study/smoke.yaml
   blip3o-hf study recipes/study/laptop.yaml --plan
   blip3o-hf study recipes/study/laptop.yaml --workers 2 --report docs/study_laptop.md
+  blip3o-hf study recipes/study/laptop.yaml --from docs/study_laptop.json --report report.md
   blip3o-hf study recipes/study/paper.yaml --launcher "torchrun --nproc_per_node 8"
 
 A finished run is not run again, and an interrupted one goes on from its last checkpoint: after any interruption, give
@@ -23,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="say what would run, and stop")
     parser.add_argument(
         "--report", default=None, metavar="FILE", help="where to (default: report.md in the study's folder)"
+    )
+    parser.add_argument(
+        "--from",
+        dest="manifest",
+        default=None,
+        metavar="MANIFEST",
+        help="train nothing: write the report again from the .json file beside an earlier one",
     )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each run (default: all, shared out)")
     parser.add_argument("--workers", type=int, default=1, help="how many runs at once (default: 1)")
@@ -42,8 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         _say_plan(study)
         return 0
-    from ..study.report import write_report
+    from ..study.results import read_results, results_of
 
+    path = Path(arguments.report) if arguments.report else study.folder / "report.md"
+    if arguments.manifest is not None:
+        return _write(study, path, read_results(study, arguments.manifest))
     try:
         StudyRuns(
             study,
@@ -55,8 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     except RunFailed as failure:
         print(failure)
         return 1
-    path = Path(arguments.report) if arguments.report else study.folder / "report.md"
-    for verdict in write_report(study, path):
+    return _write(study, path, results_of(study))
+
+
+def _write(study, path: Path, results) -> int:
+    from ..study.report import write_report
+
+    for verdict in write_report(study, path, results):
         print(f"{verdict.comparison.name}: {verdict.word}; {verdict.comparison.value} {verdict.change}")
     print(path)
     return 0

@@ -1,72 +1,58 @@
 """The report of a study: verdicts, measures, budgets, searches and curves, as Markdown with pictures."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.manifests import file_hash
 from ..evaluation.sheets import bands
 from ..files import written_whole
-from ..hub.provenance import now, versions
 from ..hub.results import write_measured
-from ..training.chain import Summary
-from ..training.runs import HISTORY
-from .costs import flops_per_step
-from .measuring import measured
-from .runs import trials_of
+from .results import Results, results_of
 from .studies import Comparison, Plot, Study
 from .verdicts import Verdict, decided
 
+Values = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 
-def write_report(study: Study, path: Path) -> list[Verdict]:
+
+def write_report(study: Study, path: Path, results: Results | None = None) -> list[Verdict]:
     """
     Write the report, its pictures and its manifest.
 
     Args:
-        study: whose runs are finished.
+        study: what was asked.
         path: of the report, such as `docs/study.md`; pictures are written beside it, as `NAME_PLOT.png`, and the
             manifest as `NAME.json`.
+        results: of the study; by default those of its runs, which are finished.
 
     Returns:
         The verdicts of all comparisons.
 
     Raises:
         FileNotFoundError: when runs are not finished.
+        ValueError: when a comparison or a plot names what was not measured.
     """
-    _check_finished(study)
-    values = values_of(study)
-    verdicts = [verdict_of(comparison, values) for comparison in study.comparisons]
+    results = results_of(study) if results is None else results
+    verdicts = [verdict_of(comparison, results["values"]) for comparison in study.comparisons]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [_draw(study, plot, path.with_name(f"{path.stem}_{plot.name}.png")) for plot in study.plots]
+    pictures = [_draw(study, plot, results, path.with_name(f"{path.stem}_{plot.name}.png")) for plot in study.plots]
     sections = [
         f"# {study.title}",
         _verdicts(verdicts),
         *(f"![{plot.name}]({picture.name})" for plot, picture in zip(study.plots, pictures, strict=True)),
-        _measures(study, values),
-        _budgets(study),
-        _searches(study),
+        _measures(study, results["values"]),
+        _budgets(study, results),
+        _searches(study, results),
     ]
     with written_whole(path) as temporary:
         temporary.write_text("\n\n".join(section for section in sections if section) + "\n")
-    _write_manifest(study, values, verdicts, path.with_suffix(".json"))
+    told = [{"comparison": v.comparison.name, "verdict": v.word, "change": asdict(v.change)} for v in verdicts]
+    write_measured(path.with_suffix(".json"), {**results, "verdicts": told})
     return verdicts
 
 
-def values_of(study: Study) -> dict[str, dict[str, list[list[float]]]]:
-    """By the name of a value and of an arm: a row of numbers for each seed."""
-    found: dict[str, dict[str, list[list[float]]]] = {}
-    for measure in study.measures:
-        for arm in filter(measure.is_of, study.arms):
-            rows = [measured(measure, study.run_folder(arm.name, seed)) for seed in study.seeds]
-            for name in rows[0]:
-                found.setdefault(name, {})[arm.name] = [row[name] for row in rows]
-    return found
-
-
-def verdict_of(comparison: Comparison, values: dict[str, dict[str, list[list[float]]]]) -> Verdict:
+def verdict_of(comparison: Comparison, values: Values) -> Verdict:
     """
     Raises:
         ValueError: when the value is not measured of both arms.
@@ -80,20 +66,6 @@ def verdict_of(comparison: Comparison, values: dict[str, dict[str, list[list[flo
             )
         rows.append(values[value][name])
     return decided(comparison, *rows)
-
-
-def _check_finished(study: Study) -> None:
-    missing = [
-        folder
-        for arm in study.arms
-        for seed in study.seeds
-        if Summary.read(folder := study.run_folder(arm.name, seed)) is None
-    ]
-    if missing:
-        raise FileNotFoundError(
-            f"A report is of finished runs. {len(missing)} are not, {missing[0]} among them. Run blip3o-hf study "
-            f"{study.source}."
-        )
 
 
 # Tables
@@ -128,7 +100,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
     return "## Verdicts\n\n" + _table(head, rows)
 
 
-def _measures(study: Study, values: dict[str, dict[str, list[list[float]]]]) -> str:
+def _measures(study: Study, values: Values) -> str:
     """The mean of each value over its seeds, and the least and the most of these."""
     arms = [arm.name for arm in study.arms]
     rows = []
@@ -142,34 +114,32 @@ def _measures(study: Study, values: dict[str, dict[str, list[list[float]]]]) -> 
     return "## Measures\n\n" + about + "\n\n" + _table(["value", *arms], rows)
 
 
-def _budgets(study: Study) -> str:
+def _budgets(study: Study, results: Results) -> str:
     rows = []
     for arm in study.arms:
-        summaries = [Summary.read(study.run_folder(arm.name, seed)) for seed in study.seeds]
-        seconds = float(np.mean([summary.cpu_seconds for summary in summaries if summary is not None]))
-        steps = next(summary.steps for summary in summaries if summary is not None)
-        flops = flops_per_step(study, arm)
+        budget = results["budgets"][arm.name]
         rows.append(
             [
                 arm.name,
                 arm.title,
                 f"`{arm.recipe}`",
-                f"{study.pictures(arm.name):,}",
-                f"{steps:,}",
-                f"{seconds:,.0f}",
-                f"{flops * steps:.3g}",
+                f"{budget['examples']:,}",
+                f"{budget['steps']:,}",
+                f"{budget['cpu_seconds']:,.0f}",
+                f"{budget['flops']:.3g}",
             ]
         )
     head = ["arm", "", "recipe", "training examples, those it starts from included", "steps", "CPU s", "FLOPs"]
-    return "## Budgets\n\n" + _table(head, rows)
+    about = f"All trainings, those of parts and searches included, took {results['cpu_seconds'] / 3600:.1f} CPU hours."
+    return f"## Budgets\n\n{about}\n\n{_table(head, rows)}"
 
 
-def _searches(study: Study) -> str:
+def _searches(study: Study, results: Results) -> str:
     rows = [
-        [arm.name, f"`{arm.search.key}`", str(trial.value), f"{trial.score:.3f}"]
+        [arm.name, f"`{arm.search.key}`", str(trial["value"]), f"{trial['score']:.3f}"]
         for arm in (*study.parts, *study.arms)
         if arm.search is not None
-        for trial in trials_of(study, arm)
+        for trial in results["searches"][arm.name]
     ]
     return "## Searches\n\n" + _table(["arm", "key", "value", "score"], rows) if rows else ""
 
@@ -177,43 +147,13 @@ def _searches(study: Study) -> str:
 # Curves
 
 
-def _draw(study: Study, plot: Plot, path: Path) -> Path:
+def _draw(study: Study, plot: Plot, results: Results, path: Path) -> Path:
     """Lines of means over seeds, with bands from the least to the most."""
-    key, lines = f"eval_{plot.score}", {}
-    for name in plot.arms:
-        histories = [json.loads((study.run_folder(name, seed) / HISTORY).read_text()) for seed in study.seeds]
-        runs = [{each["step"]: each[key] for each in history if key in each} for history in histories]
-        if not set.intersection(*map(set, runs)):
-            raise ValueError(
-                f"A plot shows a score of evaluations. `{plot.name}` shows '{plot.score}', which {name} has not. "
-                f"Correct it, or set training.evaluation_steps."
-            )
-        lines[study.arm(name).title or name] = runs
+    curves = results["curves"][plot.name]
+    lines = {study.arm(name).title or name: [dict(run) for run in runs] for name, runs in curves.items()}
     title = f"{plot.name.replace('_', ' ')}, {len(study.seeds)} seeds"
     bands(lines, plot.score.replace("_", " "), title, path)
     return path
 
 
-def _write_manifest(
-    study: Study, values: dict[str, dict[str, list[list[float]]]], verdicts: Sequence[Verdict], path: Path
-) -> None:
-    """All that the tables are made of, with hashes of what was read."""
-    trained = (*study.parts, *study.arms)
-    recipes = {arm.recipe: file_hash(study.recipe(arm, study.seeds[0])[0]) for arm in trained}
-    content = {
-        "study": study.source.name,
-        "date": now(),
-        "versions": versions(),
-        "inputs": {study.source.name: file_hash(study.source), **recipes},
-        "overrides": list(study.more),
-        "seeds": list(study.seeds),
-        "values": values,
-        "searches": {arm.name: [asdict(trial) for trial in trials_of(study, arm)] for arm in trained},
-        "verdicts": [
-            {"comparison": v.comparison.name, "verdict": v.word, "change": asdict(v.change)} for v in verdicts
-        ],
-    }
-    write_measured(path, content)
-
-
-__all__ = ["values_of", "verdict_of", "write_report"]
+__all__ = ["verdict_of", "write_report"]
