@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ..evaluation.manifests import file_hash
@@ -23,9 +22,9 @@ Results = Mapping[str, Any]
 
 def results_of(study: Study) -> Results:
     """
-    What a report is made of, as its manifest holds it: `values` by value and arm, a row for each seed; `budgets` of the
-    arms; `curves` by plot and arm, `[step, value]` for each seed; `searches`; `cpu_seconds` of all trainings; and what
-    it was made with.
+    What a report is made of, as its manifest holds it: `values` by value and arm, a row for each seed; `budgets` of
+    the arms; `curves` by plot and arm, `[step, value]` for each seed; `searches`; `cpu_seconds` of all trainings; and
+    what it was made with.
 
     Args:
         study: whose runs are finished.
@@ -69,8 +68,8 @@ def read_results(study: Study, path: str | os.PathLike) -> Results:
     results = read_measured(path)
     if results.get("schema") != SCHEMA or "curves" not in results:
         raise ValueError(
-            f"A report is made again from the manifest that was written beside it. {path} is none. Give the .json file "
-            f"of a report of {study.source}."
+            f"A report is made again from the manifest that was written beside it. {path} is none. Give the .json "
+            f"file of a report of {study.source}."
         )
     if results["inputs"].get(study.source.name) != file_hash(study.source):
         raise ValueError(
