@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..evaluation.manifests import file_hash
 from ..hub.provenance import now, versions
 from ..hub.results import read_measured
-from ..training.chain import Summary
+from ..training.chain import SUMMARY, Summary
 from ..training.runs import HISTORY
 from .costs import flops_per_step
 from .measuring import measured
@@ -46,7 +48,7 @@ def results_of(study: Study) -> Results:
         "seeds": list(study.seeds),
         "values": values_of(study),
         "budgets": {arm.name: _budget(study, arm) for arm in study.arms},
-        "cpu_seconds": sum(summary.cpu_seconds for summary in _summaries(study)),
+        "cpu_seconds": sum(_summary(path.parent).cpu_seconds for path in sorted(study.folder.rglob(SUMMARY))),
         "searches": {arm.name: [asdict(trial) for trial in trials_of(study, arm)] for arm in trained},
         "curves": {plot.name: _curves(study, plot) for plot in study.plots},
     }
@@ -104,22 +106,19 @@ def _check_finished(study: Study) -> None:
         )
 
 
-def _summaries(study: Study) -> Iterator[Summary]:
-    """Of all that was trained: parts, trials and arms."""
-    for path in sorted(study.folder.rglob("summary.json")):
-        summary = Summary.read(path.parent)
-        assert summary is not None
-        yield summary
+def _summary(folder: Path) -> Summary:
+    summary = Summary.read(folder)
+    assert summary is not None  # the run has ended
+    return summary
 
 
 def _budget(study: Study, arm: Arm) -> dict[str, float]:
-    summaries = [Summary.read(study.run_folder(arm.name, seed)) for seed in study.seeds]
-    steps = next(summary.steps for summary in summaries if summary is not None)
-    seconds = [summary.cpu_seconds for summary in summaries if summary is not None]
+    summaries = [_summary(study.run_folder(arm.name, seed)) for seed in study.seeds]
+    steps = summaries[0].steps
     return {
         "examples": study.pictures(arm.name),
         "steps": steps,
-        "cpu_seconds": sum(seconds) / len(seconds),
+        "cpu_seconds": fmean(summary.cpu_seconds for summary in summaries),
         "flops": flops_per_step(study, arm) * steps,
     }
 
