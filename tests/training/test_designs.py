@@ -29,6 +29,7 @@ from blip3o_hf.shapes.dataset import ShapesDataset
 from blip3o_hf.training.checkpoints import last_complete_checkpoint
 from blip3o_hf.training.conversations import Conversations
 from blip3o_hf.training.recipes import Recipe
+from blip3o_hf.training.tasks import DiffusionDecoderTask
 from blip3o_hf.training.trainer import seeded_generator
 
 ENCODER = str(Path(packaged_model_path("blip3o-tiny")) / "target_encoder")
@@ -508,11 +509,76 @@ def test_a_decoder_stage_without_its_parts_is_refused(inputs, model, message, tm
 
 def test_a_decoder_that_predicts_something_else_is_refused(make_decoder_trainer, decoder_run, tmp_path):
     copy = shutil.copytree(decoder_run[2], tmp_path / "decoder")
-    EulerDiscreteScheduler.from_pretrained(
-        copy, subfolder="scheduler", prediction_type="v_prediction"
-    ).save_pretrained(copy / "scheduler")
-    with pytest.raises(ValueError, match=r"This stage trains decoders that predict noise\. The scheduler of this"):
+    EulerDiscreteScheduler.from_pretrained(copy, subfolder="scheduler", prediction_type="sample").save_pretrained(
+        copy / "scheduler"
+    )
+    with pytest.raises(
+        ValueError, match=r"This stage trains decoders that predict noise or velocity\. The scheduler of"
+    ):
         make_decoder_trainer(tmp_path / "out", {"encoder": ENCODER, "decoder": copy}, {"image_size": 64})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "message"),
+    [
+        (
+            "vae",
+            {"unet": {}, "prediction_type": "v"},
+            "Unknown prediction type 'v'. Available: epsilon, ",
+        ),
+        ("decoder", {"prediction_type": "epsilon"}, "What a trained UNet predicts is in its scheduler. r.yaml gives"),
+    ],
+)
+def test_a_prediction_type_is_that_of_a_new_unet(inputs, settings, message, tmp_path):
+    recipe = Recipe(
+        "diffusion_decoder", "x", dict.fromkeys(["encoder", inputs], str(tmp_path)), settings, source="r.yaml"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recipe.open_stage()
+
+
+def test_a_new_unet_can_learn_velocity_and_is_sampled_by_it(make_decoder_trainer, tmp_path):
+    """The true velocity is without loss, and the saved sampler ends at the true latents with it."""
+    settings = {"prediction_type": "v_prediction", "feature_dropout": 0.0, "noise_shift": 4.0}
+    trainer = make_decoder_trainer(tmp_path / "run", model={"unet": UNET, "image_size": 64, **settings})
+    task, schedule = trainer.task, trainer.task.noise_schedule
+    batch = task.collate([Record(str(index), shape(index), "x") for index in range(2)])
+    latents = extract_features(task.vae, batch["pixel_values"], 8)
+
+    class Unet(torch.nn.Module):
+        def forward(self, sample, timestep, **conditions):
+            kept = schedule.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+            noise = (sample - kept.sqrt() * latents) / (1 - kept).sqrt()
+            self.sample = kept.sqrt() * noise - (1 - kept).sqrt() * latents
+            return self
+
+    assert task.loss(Unet(), dict(batch), [seeded_generator(index) for index in range(2)]).item() < 1e-9
+    trainer.save_model(str(tmp_path / "result"))
+    sampler = EulerDiscreteScheduler.from_pretrained(tmp_path / "result", subfolder="scheduler")
+    sampler.set_timesteps(10)
+    noisy = torch.randn(latents.shape, generator=seeded_generator(9)) * sampler.init_noise_sigma
+    for timestep in sampler.timesteps:
+        velocity = Unet()(sampler.scale_model_input(noisy, timestep), timestep.long()).sample
+        noisy = sampler.step(velocity, timestep, noisy).prev_sample
+    torch.testing.assert_close(noisy, latents, rtol=0, atol=1e-2)
+
+
+def test_a_shift_trains_nearer_to_pure_noise(decoder_run):
+    task = decoder_run[0].task
+    timesteps = torch.arange(1000)
+    assert torch.equal(task.shifted(timesteps), timesteps)
+    shifted = DiffusionDecoderTask(task.vae, task.scheduler, noise_shift=4.0)
+    shifted.noise_schedule = task.noise_schedule
+    moved = shifted.shifted(timesteps)
+    assert moved.min() >= 0 and moved[-1] == 999 and (moved.diff() >= 0).all()
+    assert moved[499] == 799  # half of all are in the last fifth
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), "4", True])
+def test_a_shift_that_is_none_is_refused(value, decoder_run):
+    task = decoder_run[0].task
+    with pytest.raises(ValueError, match=r"`noise_shift` must be positive\. Got .*\. 1 draws all levels as often\."):
+        DiffusionDecoderTask(task.vae, task.scheduler, noise_shift=value)
 
 
 def test_a_result_can_have_a_diffusion_decoder(make_trainer, backbones, decoder_run, tmp_path):

@@ -105,15 +105,17 @@ def test_a_path_is_what_the_decoder_draws_with_guidance(start, parts, assert_clo
     assert_close(path[-1], latents)
 
 
-def test_the_end_that_a_unet_predicts_is_that_of_the_sampler(start, assert_close):
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_end_that_a_unet_predicts_is_that_of_the_sampler(kind, start, assert_close):
     trainer = start()
+    trainer.task.scheduler.register_to_config(prediction_type=kind)
     tokens, _ = tokens_of(trainer)
     noisy = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     scheduler = LCMScheduler.from_config(trainer.task.scheduler.config, clip_sample=False, set_alpha_to_one=True)
     scheduler.set_timesteps(1)
     timestep = scheduler.timesteps[0]
     with torch.no_grad():
-        predicted = trainer.task.found_noise(trainer.model, noisy, timestep.expand(3), tokens)
+        predicted = trainer.task.predict(trainer.model, noisy, timestep.expand(3), tokens)
         end = trainer.task._end(trainer.model, noisy, timestep.expand(3), tokens)
     assert_close(scheduler.step(predicted, timestep, noisy).denoised, end)
 

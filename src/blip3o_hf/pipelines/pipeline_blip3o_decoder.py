@@ -49,7 +49,7 @@ _UPCAST = threading.Lock()
 
 class PixelDenoiser(Denoiser):
     """
-    The UNet, as the noise in latents under image features.
+    The UNet, as what its scheduler steps along: the noise in latents under image features, or their velocity.
 
     Args:
         unet, vae_scale_factor: of the pipeline.

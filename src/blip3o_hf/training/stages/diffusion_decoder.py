@@ -7,12 +7,13 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 
 from ...checkpoints.decoder_files import has_decoder
 from ...checkpoints.published_names import PUBLISHED_DECODER
+from ...checks import check_name
 from ...models.target_encoder import TargetEncoder, feature_channels
 from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline
 from ..arguments import FROZEN_DTYPES
 from ..inputs import load_encoder
 from ..recipe_values import hints_of
-from ..tasks.diffusion_decoder import DiffusionDecoderTask
+from ..tasks.diffusion_decoder import PREDICTION_TYPES, DiffusionDecoderTask
 from .base import Stage
 
 # The training noise of the published decoder (Emu2's and SDXL's).
@@ -30,18 +31,20 @@ SCHEDULE = {
 class DiffusionDecoderStage(Stage):
     """
     The diffusion decoder (paper sections 3.1 and 5.1): that in `inputs.decoder`, which may be a published BLIP3-o, or
-    a new UNet on the VAE in `inputs.vae`. Leaves a decoder.
+    a new UNet on the VAE in `inputs.vae`, which predicts `model.prediction_type`. Leaves a decoder.
     """
 
     name = "diffusion_decoder"
     inputs = ("encoder",)
     optional_inputs = ("decoder", "vae")
-    model_keys = ("unet", "feature_dropout", "feature_size", "image_size", "frozen_dtype")
+    task_keys = ("feature_dropout", "image_size", "noise_shift")
+    model_keys = (*task_keys, "unet", "prediction_type", "feature_size", "frozen_dtype")
     types = {
         "model": {
             "unet": dict,
+            "prediction_type": str,
             "feature_size": int,
-            **hints_of(DiffusionDecoderTask.__init__, "feature_dropout", "image_size"),
+            **hints_of(DiffusionDecoderTask.__init__, *task_keys),
         },
         "model.unet": hints_of(UNet2DConditionModel.__init__),
     }
@@ -53,6 +56,13 @@ class DiffusionDecoderStage(Stage):
                 f"Stage '{self.name}' starts from a decoder or from a VAE. {self.recipe_name} names "
                 f"{'both' if 'vae' in recipe.inputs else 'neither'}. Put a diffusion decoder under 'inputs.decoder' "
                 f"to train it further, or a VAE under 'inputs.vae' and the UNet's sizes under 'model.unet'."
+            )
+        if "prediction_type" in recipe.model:
+            check_name("prediction type", recipe.model["prediction_type"], PREDICTION_TYPES)
+        if "vae" not in recipe.inputs and "prediction_type" in recipe.model:
+            raise ValueError(
+                f"What a trained UNet predicts is in its scheduler. {self.recipe_name} gives 'model.prediction_type' "
+                f"with 'inputs.decoder'. Leave it out."
             )
         if ("vae" in recipe.inputs) != ("unet" in recipe.model):
             raise ValueError(
@@ -73,7 +83,7 @@ class DiffusionDecoderStage(Stage):
         return unet, None
 
     def task(self):
-        return DiffusionDecoderTask(self.vae, self.scheduler, **self._given(("feature_dropout", "image_size")))
+        return DiffusionDecoderTask(self.vae, self.scheduler, **self._given(self.task_keys))
 
     def _load_parts(self):
         folder = self.folders["decoder"]
@@ -98,4 +108,5 @@ class DiffusionDecoderStage(Stage):
             addition_embed_type="text_time",
             projection_class_embeddings_input_dim=width + 6 * sizes["addition_time_embed_dim"],
         )
-        return unet, vae, EulerDiscreteScheduler(**SCHEDULE)
+        schedule = {**SCHEDULE, **self._given(("prediction_type",))}
+        return unet, vae, EulerDiscreteScheduler(**schedule)

@@ -6,35 +6,53 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, LCMScheduler, UNet2DConditionModel
 from torch import nn
 
+from ...checks import is_finite_number
 from ...data.records import targets
 from ...models.target_encoder import crop, extract_features, feature_channels, normalize, square_image_processor
+from ...objectives.noise_levels import shift_sigma
 from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, feature_tokens, image_conditions
 from .base import Task
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 class DiffusionDecoderTask(Task):
     """
     The diffusion decoder on frozen features (paper sections 3.1 and 5.1, after Emu2): the UNet predicts the noise in
-    the VAE's latents of the image whose features it attends to. Encoder and VAE are frozen.
+    the VAE's latents of the image whose features it attends to, or their velocity (arXiv 2202.00512), as its
+    scheduler's `prediction_type` says. Encoder and VAE are frozen.
 
     A share of the images has null features instead, the features of an image of zeros after normalisation, so that
     guidance works with these as `null_features`.
 
     Args:
         vae: frozen.
-        scheduler: of the decoder, whose `prediction_type` is `epsilon`.
+        scheduler: of the decoder, whose `prediction_type` is `epsilon` or `v_prediction`.
         feature_dropout: that share, in [0, 1].
         image_size: height and width in pixels of the images; by default the decoder's own.
+        noise_shift: positive. Above 1 more of the images are near pure noise, as
+            [`~objectives.noise_levels.shift_sigma`] moves levels. There features alone say where things are; at less
+            noise the latents show it, so that a new UNet does not learn to read it from features.
     """
 
     name = "diffusion_decoder"
     reads_prompts = False
 
-    def __init__(self, vae: AutoencoderKL, scheduler, feature_dropout: float = 0.1, image_size: int | None = None):
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        scheduler,
+        feature_dropout: float = 0.1,
+        image_size: int | None = None,
+        noise_shift: float = 1.0,
+    ):
+        if not is_finite_number(noise_shift, 0):
+            raise ValueError(f"`noise_shift` must be positive. Got {noise_shift!r:.40}. 1 draws all levels as often.")
         self.vae = vae.requires_grad_(False).eval()
         self.scheduler = scheduler
         self.feature_dropout = feature_dropout
         self.image_size = image_size
+        self.noise_shift = noise_shift
 
     def needs_encoder(self, arguments):
         return True
@@ -48,10 +66,10 @@ class DiffusionDecoderTask(Task):
                 "A decoder of few steps has forgotten the diffusion that it was made of. Got one that LCMScheduler "
                 "samples. Start from the decoder that it was made of."
             )
-        if self.scheduler.config.prediction_type != "epsilon":
+        if self.scheduler.config.prediction_type not in PREDICTION_TYPES:
             raise ValueError(
-                f"This stage trains decoders that predict noise. The scheduler of this one has "
-                f"prediction_type={self.scheduler.config.prediction_type!r}. Use one with 'epsilon'."
+                f"This stage trains decoders that predict noise or velocity. The scheduler of this one has "
+                f"prediction_type={self.scheduler.config.prediction_type!r}. Use one with 'epsilon' or 'v_prediction'."
             )
         size = self.image_size or decoder.image_size()[0]
         self.latent_size = size // decoder.vae_scale_factor
@@ -91,17 +109,25 @@ class DiffusionDecoderTask(Task):
             return torch.stack(drawn).to(latents.device)
 
         noise = draw(torch.randn, latents.shape[1:])
-        timesteps = draw(torch.randint, self.noise_schedule.config.num_train_timesteps, ())
+        timesteps = self.shifted(draw(torch.randint, self.noise_schedule.config.num_train_timesteps, ()))
         keep = draw(torch.rand, ()) >= self.feature_dropout
         tokens = torch.where(keep[:, None, None], features, null)
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
-        prediction = self.found_noise(model, noisy, timesteps, tokens)
-        return self.share("records") * torch.nn.functional.mse_loss(prediction, noise)
+        is_noise = self.scheduler.config.prediction_type == "epsilon"
+        target = noise if is_noise else self.noise_schedule.get_velocity(latents, noise, timesteps)
+        return self.share("records") * torch.nn.functional.mse_loss(
+            self.predict(model, noisy, timesteps, tokens), target
+        )
 
-    def found_noise(
+    def shifted(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Timesteps `[N]` moved by `noise_shift`; the last stays the last."""
+        last = self.noise_schedule.config.num_train_timesteps
+        return (shift_sigma((timesteps + 1) / last, self.noise_shift) * last).round().long() - 1
+
+    def predict(
         self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
-        """The noise that a UNet finds in latents at timesteps `[N]` of their own, given features, float32."""
+        """What a UNet predicts of latents at timesteps `[N]` of their own, given features, float32."""
         conditions = {
             "text_embeds": tokens.mean(dim=1),
             "time_ids": self.conditions.to(tokens).expand(len(tokens), -1),

@@ -26,7 +26,7 @@ class FewStepDecoderTask(FewStepsTask, DiffusionDecoderTask):
 
     Args:
         vae: frozen.
-        scheduler: of the decoder, whose `prediction_type` is `epsilon`.
+        scheduler: of the decoder, whose `prediction_type` is `epsilon` or `v_prediction`.
         teacher_steps: of the diffusion; a divisor of the number of timesteps that it was trained with. The UNet can
             then be sampled in any smaller number of steps, at levels of these paths.
         teacher_guidance_scale: of the diffusion; 1 is none.
@@ -126,9 +126,11 @@ class FewStepDecoderTask(FewStepsTask, DiffusionDecoderTask):
     def _end(self, unet: nn.Module, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         """Where paths end that are at these latents, as a UNet says."""
         dtype = next(unet.parameters()).dtype
-        noise = self.found_noise(unet, noisy.to(dtype), timesteps, tokens.to(dtype))
+        predicted = self.predict(unet, noisy.to(dtype), timesteps, tokens.to(dtype))
         kept = self.noise_schedule.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
-        return (noisy - (1 - kept).sqrt() * noise) / kept.sqrt()
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return kept.sqrt() * noisy - (1 - kept).sqrt() * predicted
+        return (noisy - (1 - kept).sqrt() * predicted) / kept.sqrt()
 
     def drawn(self, model, noise, steps, *given):
         scheduler, tokens = self.saved_scheduler, given[0]
