@@ -60,6 +60,7 @@ BASES = ("diffusers", "plain")
 RESULTS = Path(__file__).parent / "results" / "sampling.json"
 PLOT = Path(__file__).parents[1] / "docs" / "speed.png"
 SHEET = Path(__file__).parents[1] / "docs" / "speed_pictures.png"
+DECODER_SHEET = Path(__file__).parents[1] / "docs" / "speed_decoders.png"
 SEED, BATCH = 1, 32
 EXACT_STEPS, EXACT_PROMPTS = 200, 32
 """Euler's steps that stand for the exact equation, and how many prompts are followed so far."""
@@ -488,7 +489,10 @@ def score_decoders(arguments: argparse.Namespace) -> None:
     pixels = eye.pixel_values(pictures)
     found = torch.cat([eye.features(pixels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)])
     null = eye.features(torch.zeros_like(pixels[:1]))
-    rows = []
+    rows, first_of_family = [], slice(None, None, arguments.per_family)
+    shown = pictures[first_of_family]
+    columns = len(shown)
+    captions = ["true", *(prompt.text for prompt in prompts[first_of_family][1:])]
     for name, folder in (each.split("=", 1) for each in arguments.decoders):
         decoder = Blip3oDecoderPipeline.from_pretrained(folder)
         decoder.set_progress_bar_config(disable=True)
@@ -501,6 +505,9 @@ def score_decoders(arguments: argparse.Namespace) -> None:
                 images += [np.asarray(image) for image in decoder(batch, null, **draw).images]
             seconds = (time.process_time() - start) / len(found)
             rate = right(images, prompts)
+            shown += [Image.fromarray(image) for image in images[first_of_family]]
+            guided = f", guidance {guidance:g}" if guidance > 1 else ""
+            captions += [f"{name}, {steps} step{'s' if steps > 1 else ''}{guided}", *[""] * (columns - 1)]
             rows.append(
                 {
                     "decoder": name,
@@ -514,6 +521,9 @@ def score_decoders(arguments: argparse.Namespace) -> None:
                 }
             )
             print(rows[-1])
+    sheet = contact_sheet(shown, captions, columns=columns, size=96)
+    with written_whole(arguments.sheet) as temporary:
+        sheet.save(temporary, format="PNG")
     keep(arguments, "decoders", {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "rows": rows})
 
 
@@ -687,6 +697,7 @@ def main() -> None:
     decoders.add_argument("decoders", nargs="+", metavar="NAME=FOLDER", help="of the toy world")
     decoders.add_argument("--per-family", type=int, default=25, help="prompts of each family")
     decoders.add_argument("--threads", type=int, default=1)
+    decoders.add_argument("--sheet", type=Path, default=DECODER_SHEET, help="PNG file (default: %(default)s)")
     decoders.set_defaults(run=score_decoders)
     work = commands.add_parser("work", help="operations of a picture of the 8B, counted")
     work.set_defaults(run=count_work)
