@@ -1,6 +1,7 @@
 """A trained diffusion decoder learns to draw in a few steps: what it learns from, what is left, and with adapters."""
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -129,13 +130,17 @@ def test_the_unet_learns_where_its_paths_end_and_its_teacher_stays(start, parts)
     assert all(torch.equal(teacher[name], value) for name, value in trainer.task.teacher.state_dict().items())
 
 
-def test_what_is_left_is_sampled_by_the_scheduler_of_few_steps(start, tmp_path):
+def test_what_is_left_is_sampled_by_the_scheduler_of_few_steps(start, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     trainer = start()
     trainer.train()
     trainer.save_model(str(tmp_path / "result"))
+    caplog.clear()
     decoder = Blip3oDecoderPipeline.from_pretrained(tmp_path / "result")
+    assert not [record for record in caplog.records if "config attributes" in record.getMessage()]
     decoder.set_progress_bar_config(disable=True)
     assert isinstance(decoder.scheduler, LCMScheduler)
+    assert torch.equal(decoder.scheduler.alphas_cumprod, trainer.task.noise_schedule.alphas_cumprod)
     calls = []
     decoder.unet.register_forward_hook(lambda *args: calls.append(len(args[2].sample)))
     features = torch.randn(2, WIDTH, 8, 8)

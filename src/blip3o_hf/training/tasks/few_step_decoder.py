@@ -14,6 +14,17 @@ from .base import drawn_noise
 from .diffusion_decoder import DiffusionDecoderTask
 from .few_steps import FewStepsTask, check_holds_all, frozen_copy
 
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+"""What the sampler of a decoder of few steps takes over from that of its diffusion: the noise of each timestep."""
+
 
 class FewStepDecoderTask(FewStepsTask, DiffusionDecoderTask):
     """
@@ -156,11 +167,9 @@ class FewStepDecoderTask(FewStepsTask, DiffusionDecoderTask):
     @property
     def saved_scheduler(self) -> LCMScheduler:
         """What samples the UNet: on its own noise, at levels of the paths that it learned from."""
-        return LCMScheduler.from_config(
-            self.scheduler.config,
-            clip_sample=False,
-            set_alpha_to_one=True,
-            original_inference_steps=self.teacher_steps,
+        kept = {key: self.scheduler.config[key] for key in SCHEDULE_KEYS if key in self.scheduler.config}
+        return LCMScheduler(
+            **kept, clip_sample=False, set_alpha_to_one=True, original_inference_steps=self.teacher_steps
         )
 
 
