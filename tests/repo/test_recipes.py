@@ -22,7 +22,7 @@ from blip3o_hf.training.stages import GenerationStage
 
 ROOT = Path(__file__).parents[2]
 CHAIN = ROOT / "recipes" / "tiny" / "chain.yaml"
-STUDIES = [ROOT / "recipes" / "study" / f"{name}.yaml" for name in ("smoke", "laptop", "digits", "paper")]
+STUDIES = [ROOT / "recipes" / "study" / f"{name}.yaml" for name in ("smoke", "laptop", "tuning", "digits", "paper")]
 RECIPES = sorted(
     path
     for path in (ROOT / "recipes").rglob("*.yaml")
