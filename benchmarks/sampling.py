@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from blip3o_hf import Blip3oDecoderPipeline, Blip3oFlowScheduler, Blip3oPipeline
 from blip3o_hf.assets import resolve_model
+from blip3o_hf.cli.files import save_picture
 from blip3o_hf.evaluation.benchmark import seeded_batches
 from blip3o_hf.evaluation.sheets import contact_sheet
 from blip3o_hf.evaluation.statistics import Rate
@@ -424,9 +425,7 @@ def draw_sheet(arguments: argparse.Namespace) -> None:
             shown = [prompt.text if not images else "" for prompt in prompts[1:]]  # once, above all rows
             captions += [f"{name}, {steps} step{'s' if steps > 1 else ''}", *shown]
             images += [Image.fromarray(picture) for picture in found]
-    sheet = contact_sheet(images, captions, columns=len(prompts), size=96)
-    with written_whole(arguments.output) as temporary:
-        sheet.save(temporary, format="PNG")
+    save_picture(contact_sheet(images, captions, columns=len(prompts), size=96), arguments.output)
     print(arguments.output)
 
 
@@ -489,8 +488,8 @@ def score_decoders(arguments: argparse.Namespace) -> None:
     pixels = eye.pixel_values(pictures)
     found = torch.cat([eye.features(pixels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)])
     null = eye.features(torch.zeros_like(pixels[:1]))
-    rows, first_of_family = [], slice(None, None, arguments.per_family)
-    shown = pictures[first_of_family]
+    first_of_family = slice(None, None, arguments.per_family)
+    rows, shown = [], pictures[first_of_family]
     columns = len(shown)
     captions = ["true", *(prompt.text for prompt in prompts[first_of_family][1:])]
     for name, folder in (each.split("=", 1) for each in arguments.decoders):
@@ -521,9 +520,7 @@ def score_decoders(arguments: argparse.Namespace) -> None:
                 }
             )
             print(rows[-1])
-    sheet = contact_sheet(shown, captions, columns=columns, size=96)
-    with written_whole(arguments.sheet) as temporary:
-        sheet.save(temporary, format="PNG")
+    save_picture(contact_sheet(shown, captions, columns=columns, size=96), arguments.sheet)
     keep(arguments, "decoders", {"prompts": len(prompts), "seed": SEED, "threads": arguments.threads, "rows": rows})
 
 

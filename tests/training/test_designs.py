@@ -524,7 +524,7 @@ def test_a_decoder_that_predicts_something_else_is_refused(make_decoder_trainer,
         (
             "vae",
             {"unet": {}, "prediction_type": "v"},
-            "Unknown prediction type 'v'. Available: epsilon, ",
+            "Unknown prediction type 'v'. Available: epsilon, v_prediction.",
         ),
         ("decoder", {"prediction_type": "epsilon"}, "What a trained UNet predicts is in its scheduler. r.yaml gives"),
     ],

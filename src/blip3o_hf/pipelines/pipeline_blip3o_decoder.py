@@ -78,7 +78,7 @@ class PixelDenoiser(Denoiser):
         self.time_ids = image_conditions(*size).to(latents.device).repeat(len(latents), 1)
 
     def predict(self, latents: torch.Tensor, index: int) -> torch.Tensor:
-        return self._noise(latents, index, self.condition, self.time_ids)
+        return self._prediction(latents, index, self.condition, self.time_ids)
 
     def predict_both(self, latents: torch.Tensor, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self.null_condition is None:
@@ -89,14 +89,16 @@ class PixelDenoiser(Denoiser):
         if "guided" not in self.computed:
             both = torch.cat([self.condition, self.null_condition])
             self.computed["guided"] = both, self.time_ids.repeat(2, 1)
-        noise, null_noise = self._noise(torch.cat([latents, latents]), index, *self.computed["guided"]).chunk(2)
-        return noise, null_noise
+        both = self._prediction(torch.cat([latents, latents]), index, *self.computed["guided"])
+        prediction, null_prediction = both.chunk(2)
+        return prediction, null_prediction
 
-    def _noise(self, latents: torch.Tensor, index: int, tokens: torch.Tensor, time_ids: torch.Tensor) -> torch.Tensor:
+    def _prediction(
+        self, latents: torch.Tensor, index: int, tokens: torch.Tensor, time_ids: torch.Tensor
+    ) -> torch.Tensor:
         timestep = self.scheduler.timesteps[index]
         scaled = self.scheduler.scale_model_input(latents, timestep)
-        conditions = {"text_embeds": tokens.mean(dim=1), "time_ids": time_ids}
-        return self.unet(scaled, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+        return predict_from_features(self.unet, scaled, timestep, tokens, time_ids)
 
 
 class Blip3oDecoderPipeline(Blip3oSamplingRunsMixin, DiffusionPipeline):
@@ -472,6 +474,27 @@ def image_conditions(height: int, width: int) -> torch.Tensor:
     return torch.tensor([[*ORIGINAL_SIZE, *CROP, height, width]])
 
 
+def predict_from_features(
+    unet: torch.nn.Module,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    tokens: torch.Tensor,
+    time_ids: torch.Tensor,
+) -> torch.Tensor:
+    """
+    What the decoder's UNet predicts of latents: it attends to all feature tokens, and their mean and the image size
+    condition its blocks.
+
+    Args:
+        latents (`[N, latent channels, h, w]`): scaled as the UNet expects them.
+        timestep: one, or one for each of the latents.
+        tokens (`[N, L, C]`): features.
+        time_ids (`[N, 6]`): see `image_conditions`.
+    """
+    conditions = {"text_embeds": tokens.mean(dim=1), "time_ids": time_ids}
+    return unet(latents, timestep, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample
+
+
 def feature_tokens(features: torch.Tensor) -> torch.Tensor:
     """Features `[B, C, h, w]` as tokens `[B, h * w, C]`, row-major: index = w * row + column. Tokens stay tokens."""
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
@@ -570,4 +593,5 @@ __all__ = [
     "image_conditions",
     "load_scheduler",
     "part_settings",
+    "predict_from_features",
 ]

@@ -59,11 +59,11 @@ class DiffusionDecoderStage(Stage):
             )
         if "prediction_type" in recipe.model:
             check_name("prediction type", recipe.model["prediction_type"], PREDICTION_TYPES)
-        if "vae" not in recipe.inputs and "prediction_type" in recipe.model:
-            raise ValueError(
-                f"What a trained UNet predicts is in its scheduler. {self.recipe_name} gives 'model.prediction_type' "
-                f"with 'inputs.decoder'. Leave it out."
-            )
+            if "vae" not in recipe.inputs:
+                raise ValueError(
+                    f"What a trained UNet predicts is in its scheduler. {self.recipe_name} gives "
+                    f"'model.prediction_type' with 'inputs.decoder'. Leave it out."
+                )
         if ("vae" in recipe.inputs) != ("unet" in recipe.model):
             raise ValueError(
                 f"A new UNet needs its sizes, and a trained one keeps them. {self.recipe_name} has "

@@ -10,7 +10,12 @@ from ...checks import is_finite_number
 from ...data.records import targets
 from ...models.target_encoder import crop, extract_features, feature_channels, normalize, square_image_processor
 from ...objectives.noise_levels import shift_sigma
-from ...pipelines.pipeline_blip3o_decoder import Blip3oDecoderPipeline, feature_tokens, image_conditions
+from ...pipelines.pipeline_blip3o_decoder import (
+    Blip3oDecoderPipeline,
+    feature_tokens,
+    image_conditions,
+    predict_from_features,
+)
 from .base import Task
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -115,9 +120,8 @@ class DiffusionDecoderTask(Task):
         noisy = self.noise_schedule.add_noise(latents, noise, timesteps)
         is_noise = self.scheduler.config.prediction_type == "epsilon"
         target = noise if is_noise else self.noise_schedule.get_velocity(latents, noise, timesteps)
-        return self.share("records") * torch.nn.functional.mse_loss(
-            self.predict(model, noisy, timesteps, tokens), target
-        )
+        prediction = self.predict(model, noisy, timesteps, tokens)
+        return self.share("records") * torch.nn.functional.mse_loss(prediction, target)
 
     def shifted(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Timesteps `[N]` moved by `noise_shift`; the last stays the last."""
@@ -128,11 +132,8 @@ class DiffusionDecoderTask(Task):
         self, unet: nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
     ) -> torch.Tensor:
         """What a UNet predicts of latents at timesteps `[N]` of their own, given features, float32."""
-        conditions = {
-            "text_embeds": tokens.mean(dim=1),
-            "time_ids": self.conditions.to(tokens).expand(len(tokens), -1),
-        }
-        return unet(noisy, timesteps, encoder_hidden_states=tokens, added_cond_kwargs=conditions).sample.float()
+        sizes = self.conditions.to(tokens).expand(len(tokens), -1)
+        return predict_from_features(unet, noisy, timesteps, tokens, sizes).float()
 
     def _features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         assert self.target_encoder is not None  # see `needs_encoder`
